@@ -1,0 +1,44 @@
+"""Drop-in ``torch.optim`` optimizers whose learning rates can adapt: backbones times learning-rate policies."""
+
+from . import backends
+from .intervals import steps_per_epoch
+from .optimizer import AdaptiveOptimizer
+from .optimizers import (
+    SGD,
+    ActiveAdaBelief,
+    ActiveAdam,
+    ActiveAdamW,
+    ActiveBelief,
+    ActiveRAdam,
+    ActiveSGD,
+    AdaBelief,
+    Adam,
+    AdamW,
+    RAdam,
+)
+from .policies import ActiveLR, FixedLR, Hypergradient, Policy, TrainableLR
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SGD",
+    "ActiveAdaBelief",
+    "ActiveAdam",
+    "ActiveAdamW",
+    "ActiveBelief",
+    "ActiveLR",
+    "ActiveRAdam",
+    "ActiveSGD",
+    "AdaBelief",
+    "Adam",
+    "AdamW",
+    "AdaptiveOptimizer",
+    "FixedLR",
+    "Hypergradient",
+    "Policy",
+    "RAdam",
+    "TrainableLR",
+    "__version__",
+    "backends",
+    "steps_per_epoch",
+]

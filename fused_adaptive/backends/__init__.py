@@ -1,0 +1,84 @@
+"""The backends that can run a step, which one is chosen, and why another cannot be.
+
+A backend is a module with ``name``, ``why_not(devices) -> str``, ``step(…)`` and ``end_interval(…)``, as in
+:mod:`fused_adaptive.backends.reference`. It is imported when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from ..policies import Policy
+from ..slot import Slot
+
+#: All backends, in the order in which "auto" tries them.
+NAMES = ("reference",)
+
+#: Overrides ``backend="auto"``.
+ENVIRONMENT_VARIABLE = "FUSED_ADAPTIVE_BACKEND"
+
+
+class Backend(Protocol):
+    """What a backend module provides."""
+
+    name: str
+
+    def why_not(self, devices: Iterable[torch.device]) -> str: ...
+
+    def step(
+        self, slots: Sequence[Slot], policies: Mapping[Policy, Sequence[Slot]], found_inf: Tensor | None
+    ) -> None: ...
+
+    def end_interval(self, policies: Mapping[Policy, Sequence[Slot]]) -> None: ...
+
+
+def available(devices: Iterable[torch.device | str] | None = None) -> dict[str, str]:
+    """Every backend by name, with "" where it can run and the reason where it cannot.
+
+    Args:
+        devices: what it should run on; default all devices of this machine.
+    """
+    wanted = _devices() if devices is None else [torch.device(d) for d in devices]
+    return {name: _load(name).why_not(wanted) for name in NAMES}
+
+
+def select(requested: str, devices: Iterable[torch.device]) -> Backend:
+    """The backend for parameters on these devices.
+
+    Args:
+        requested: a backend's name, or "auto": the first that can run, or what the environment variable
+            ``FUSED_ADAPTIVE_BACKEND`` names.
+
+    Raises:
+        ValueError: for an unknown name.
+        RuntimeError: if the backend that was asked for cannot run here.
+    """
+    source = "backend"
+    if requested == "auto" and os.environ.get(ENVIRONMENT_VARIABLE, "auto") != "auto":
+        requested, source = os.environ[ENVIRONMENT_VARIABLE], ENVIRONMENT_VARIABLE
+    if requested != "auto" and requested not in NAMES:
+        raise ValueError(f"unknown {source} {requested!r}: choose 'auto' or one of {', '.join(map(repr, NAMES))}")
+    devices = list(devices)
+    reasons = {}
+    for name in NAMES if requested == "auto" else (requested,):
+        backend = _load(name)
+        reasons[name] = backend.why_not(devices)
+        if not reasons[name]:
+            return backend
+    raise RuntimeError("; ".join(f"backend {name!r} cannot run: {reason}" for name, reason in reasons.items()))
+
+
+def _load(name: str) -> Backend:
+    return cast(Backend, import_module(f".{name}", __name__))
+
+
+def _devices() -> list[torch.device]:
+    devices = [torch.device("cpu")]
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return devices if accelerator is None else [*devices, accelerator]

@@ -1,0 +1,82 @@
+"""The reference backend: every algorithm in plain PyTorch, on any device.
+
+It is written to be read. It documents what a step does, and it is the oracle of every kernel. It reads scalars on the
+host, so on a GPU it synchronises and cannot be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..policies import Policy, from_plain
+from ..slot import Slot, applied
+from ..state import state_dtype
+
+name = "reference"
+
+
+def why_not(devices: Iterable[torch.device]) -> str:
+    """Why this backend cannot run on these devices: it always can."""
+    return ""
+
+
+def step(slots: Sequence[Slot], policies: Mapping[Policy, Sequence[Slot]], found_inf: Tensor | None) -> None:
+    """One optimizer step, in place.
+
+    Args:
+        slots: all parameters that have state, in the order of the param groups.
+        policies: of every policy, its tensors: a part of ``slots``, those without a gradient included.
+        found_inf: nonzero if a gradient is not finite (AMP): then nothing changes.
+    """
+    if found_inf is not None and bool(found_inf):
+        return
+    ending = {policy: policy.ends(members) for policy, members in policies.items()}
+    for policy, members in policies.items():
+        policy.before_update(members, ending[policy])
+    for slot in applied(slots):
+        update(slot)
+    for policy, members in policies.items():
+        policy.after_update(members, ending[policy])
+
+
+def end_interval(policies: Mapping[Policy, Sequence[Slot]]) -> None:
+    """Ends the running interval of every policy, outside of a step."""
+    for policy, members in policies.items():
+        policy.end_interval(members)
+
+
+def update(slot: Slot) -> None:
+    """Moves one parameter: decay, then ``p ← p − α·u``."""
+    policies = from_plain(slot.group["policy"])
+    # bf16 and fp16 parameters are decayed and updated in float32 and rounded once.
+    p = slot.param.to(state_dtype(slot.param))
+    grad = slot.coupled_grad(p)
+
+    alpha, element_gain = slot.lr, None
+    for policy in policies:
+        if policy.elementwise:
+            element_gain = policy.gain(slot.state)
+        else:
+            alpha = alpha * policy.gain(slot.state)
+
+    weight_decay = float(slot.group["weight_decay"]) if slot.group["decoupled_weight_decay"] else 0.0
+    adapts = any(policy.adapts for policy in policies)
+    direction = slot.backbone.update(grad, slot.state, slot.group)
+    for policy in policies:
+        policy.observe(slot, direction)
+
+    if element_gain is None:
+        if weight_decay != 0:
+            kept = 1 - alpha * weight_decay
+            p.mul_(max(0.0, kept) if adapts else kept)
+        direction.descend_(p, alpha)
+    else:
+        alpha = element_gain * alpha
+        if weight_decay != 0:
+            p.mul_((1 - alpha * weight_decay).clamp_(min=0))
+        p.sub_(alpha * direction.tensor())
+    if p is not slot.param:
+        slot.param.copy_(p)

@@ -1,0 +1,132 @@
+"""Loading a ``state_dict``: checked as a whole before the optimizer changes, and never cast to the parameter's dtype.
+
+``torch.optim.Optimizer.load_state_dict`` casts floating-point state to the parameter's dtype, which would round the
+float32 state of bf16 parameters and turn int8 signs into floats; hence our own.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from copy import deepcopy
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backbones import Backbone
+from .checks import describe
+from .policies import from_plain, to_plain
+from .state import State, StateSpec
+
+Groups = list[dict[str, Any]]
+
+
+def specs(backbone: Backbone, group: Mapping[str, Any]) -> dict[str, StateSpec]:
+    """Every name that the state of a parameter of this group has."""
+    spec = backbone.state_spec(group)
+    for policy in from_plain(group["policy"]):
+        spec = spec | policy.state_spec(backbone, group)
+    return spec
+
+
+def restore(backbone: Backbone, groups: Groups, state_dict: Mapping[str, Any]) -> tuple[dict[Any, Any], Groups]:
+    """The state and the param groups that ``state_dict`` stands for. Changes nothing.
+
+    Args:
+        backbone: of the optimizer that loads.
+        groups: its param groups.
+        state_dict: of one of our optimizers, or of the ``torch.optim`` namesake; then policy state starts anew.
+
+    Raises:
+        ValueError: where groups do not match, or a state entry is missing or of the wrong shape.
+    """
+    saved_groups: Groups = state_dict["param_groups"]
+    _check_sizes(groups, saved_groups)
+    merged = [
+        _merge(backbone, ours, saved, i) for i, (ours, saved) in enumerate(zip(groups, saved_groups, strict=True))
+    ]
+    ids = list(chain.from_iterable(group["params"] for group in saved_groups))
+    names = list(chain.from_iterable(g.get("param_names", [None] * len(g["params"])) for g in merged))
+    owners = [
+        (param, group, "policy" in saved)
+        for group, saved in zip(merged, saved_groups, strict=True)
+        for param in group["params"]
+    ]
+    index_of = {key: index for index, key in enumerate(ids)}
+    state: dict[Any, Any] = defaultdict(dict)
+    for key, values in state_dict["state"].items():
+        if key not in index_of:
+            state[key] = values  # not a parameter's: kept as it is, as torch does
+        elif values:
+            index = index_of[key]
+            param, group, is_ours = owners[index]
+            which = describe(index, param, names[index])
+            state[param] = _restore_one(backbone, group, param, values, which, is_ours)
+    return state, merged
+
+
+def _check_sizes(groups: Groups, saved: Groups) -> None:
+    if len(groups) != len(saved):
+        raise ValueError(f"loaded state dict has {len(saved)} parameter groups, the optimizer has {len(groups)}")
+    for i, (ours, theirs) in enumerate(zip(groups, saved, strict=True)):
+        if len(ours["params"]) != len(theirs["params"]):
+            raise ValueError(
+                f"loaded state dict has {len(theirs['params'])} parameters in group {i}, "
+                f"the optimizer has {len(ours['params'])}: build the optimizer from the same model"
+            )
+
+
+def _merge(backbone: Backbone, ours: Mapping[str, Any], saved: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """The saved hyperparameters win; one that was not saved stays ours."""
+    merged = {**ours, **deepcopy({k: v for k, v in saved.items() if k != "params"}), "params": ours["params"]}
+    if "idle_calls" not in saved:
+        merged.pop("idle_calls", None)
+    if merged.get("differentiable"):
+        raise ValueError(f"group {index} of the loaded state dict has differentiable=True, which is not supported")
+    try:
+        merged["policy"] = to_plain(merged["policy"], backbone, merged)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the policy in group {index} of the loaded state dict is not usable: {error}") from error
+    return merged
+
+
+def _restore_one(
+    backbone: Backbone, group: Mapping[str, Any], param: Tensor, values: Mapping[str, Any], which: str, is_ours: bool
+) -> State:
+    expected = specs(backbone, group) if is_ours else backbone.state_spec(group)
+    for name, spec in expected.items():
+        if name not in values and not spec.optional:
+            raise ValueError(
+                f"the loaded state of {which} lacks {name!r}: it was saved by another optimizer or policy than "
+                f"{backbone.name} with {group['policy']}"
+            )
+    restored = {}
+    for name, value in values.items():
+        if name in expected:
+            if value is None:
+                continue  # torch's SGD before its first step
+            restored[name] = _restore_value(expected[name], name, value, param, group, which)
+        elif isinstance(value, Tensor):
+            restored[name] = value.to(param.device)
+        else:
+            restored[name] = deepcopy(value)
+    return restored
+
+
+def _restore_value(
+    spec: StateSpec, name: str, value: Any, param: Tensor, group: Mapping[str, Any], which: str
+) -> Tensor:
+    value = value if isinstance(value, Tensor) else torch.as_tensor(value)  # old checkpoints count steps in Python
+    if spec.scalar and value.numel() == 1:
+        # torch keeps the dtype of ``step``; ours are fixed by their declaration.
+        dtype = value.dtype if name == "step" and value.is_floating_point() else spec.dtype_for(param)
+        return value.reshape(()).to(spec.device_for(param, group), dtype)
+    if spec.scalar or value.shape != param.shape:
+        shape = () if spec.scalar else tuple(param.shape)
+        raise ValueError(
+            f"the loaded state {name!r} of {which} has shape {tuple(value.shape)} instead of {shape}: it belongs to "
+            "another model or another order of parameters"
+        )
+    return value.to(param.device, spec.dtype_for(param))

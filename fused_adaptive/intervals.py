@@ -1,0 +1,33 @@
+"""How many optimizer steps an epoch has, for ``interval=``."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sized
+
+
+def steps_per_epoch(loader: Sized, accumulate: int = 1) -> int:
+    """Optimizer steps in one pass over ``loader``.
+
+    Args:
+        loader: anything with a length in batches, such as a ``DataLoader``.
+        accumulate: batches whose gradients are accumulated into one step. A remainder at the end of the epoch counts
+            as a step, as it does in the common trainers; where your loop drops it, use ``len(loader) // accumulate``.
+
+    Raises:
+        TypeError: for a loader without a length (an ``IterableDataset``); then use ``interval=None`` and call
+            ``optimizer.end_interval()`` at the end of each epoch.
+        ValueError: for an empty loader, or ``accumulate`` below 1.
+    """
+    try:
+        batches = len(loader)
+    except TypeError as error:
+        raise TypeError(
+            f"{type(loader).__name__} has no length: use interval=None and call optimizer.end_interval() at the end "
+            "of each epoch"
+        ) from error
+    if operator.index(accumulate) < 1:
+        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+    if batches == 0:
+        raise ValueError("the loader is empty: an interval needs at least one step")
+    return -(-batches // accumulate)

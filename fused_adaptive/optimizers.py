@@ -1,0 +1,289 @@
+"""The public optimizer classes. Their arguments are those of the ``torch.optim`` namesakes, in the same order.
+
+Every class takes, besides:
+
+* ``decoupled_weight_decay``: whether decay acts on the parameter (``p ← p·(1 − α·wd)``) or joins the gradient;
+* ``policy``: what drives the learning rate, see :mod:`fused_adaptive.policies`; also per param group;
+* ``backend``: ``"auto"`` or a backend's name.
+
+``foreach`` and ``fused`` choose nothing, except that ``fused=True`` takes torch's fused AMP contract: GradScaler hands
+its scale and its overflow flag to the step. ``capturable=True`` keeps step counts on the device.
+``differentiable=True`` raises ValueError.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from . import backbones
+from .optimizer import AdaptiveOptimizer, Params
+from .policies import ActiveLR
+
+Betas = tuple[float | Tensor, float | Tensor]
+
+
+class SGD(AdaptiveOptimizer):
+    """Stochastic gradient descent with momentum; replaces ``torch.optim.SGD``.
+
+    ``b ← μ·b + (1 − dampening)·ĝ`` (the first ĝ itself), ``u = b``, with Nesterov ``u = ĝ + μ·b``. State:
+    ``momentum_buffer``, 4 bytes a parameter with momentum in float32, else none. Decay is coupled by default.
+    """
+
+    backbone = backbones.SGD()
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | Tensor = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        capturable: bool = False,
+        decoupled_weight_decay: bool = False,
+        policy: Any = None,
+        backend: str = "auto",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "fused": fused,
+            "capturable": capturable,
+            "decoupled_weight_decay": decoupled_weight_decay,
+        }
+        super().__init__(params, defaults, policy, backend)
+
+
+class Adam(AdaptiveOptimizer):
+    """Adam; replaces ``torch.optim.Adam``. Decay is coupled by default.
+
+    ``m ← β1·m + (1 − β1)·ĝ``, ``v ← β2·v + (1 − β2)·ĝ²``, ``u = (m/bc1) / (√v/√bc2 + ε)``; amsgrad: the running
+    maximum of ``v`` in the denominator. State: ``step``, ``exp_avg``, ``exp_avg_sq`` (``max_exp_avg_sq``), 8 (12)
+    bytes a parameter in float32.
+    """
+
+    backbone = backbones.AdamW()
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        policy: Any = None,
+        backend: str = "auto",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": _floats(betas),
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+            "decoupled_weight_decay": decoupled_weight_decay,
+        }
+        super().__init__(params, defaults, policy, backend)
+
+
+class AdamW(Adam):
+    """Adam with decoupled decay; replaces ``torch.optim.AdamW``. State and arguments as :class:`Adam`."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = True,
+        policy: Any = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=decoupled_weight_decay,
+            policy=policy,
+            backend=backend,
+        )
+
+
+class RAdam(AdaptiveOptimizer):
+    """Rectified Adam; replaces ``torch.optim.RAdam``. Decay is coupled by default.
+
+    Moments as :class:`Adam`; ``u = (m/bc1)·r·√bc2 / (√v + ε)`` where ``ρ > 5``, else ``u = m/bc1``. State: ``step``,
+    ``exp_avg``, ``exp_avg_sq``, 8 bytes a parameter in float32.
+    """
+
+    backbone = backbones.RAdam()
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        policy: Any = None,
+        backend: str = "auto",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": _floats(betas),
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        super().__init__(params, defaults, policy, backend)
+
+
+class AdaBelief(AdaptiveOptimizer):
+    """AdaBelief, with the defaults of the authors' package 0.2.1: rectified, decoupled decay, ``eps=1e-16``.
+
+    ``s ← β2·s + (1 − β2)·(ĝ − m)² + ε`` with the new ``m``; ``u = (m/bc1) / (√s/√bc2 + ε)``, rectified as
+    :class:`RAdam` from ``ρ >= 5``; amsgrad: the running maximum of ``s``, where not rectified. State: ``step``,
+    ``exp_avg``, ``exp_avg_var`` (``max_exp_avg_var``), 8 (12) bytes a parameter in float32.
+
+    Args:
+        rectify: whether to rectify as RAdam does. Default True.
+    """
+
+    backbone = backbones.AdaBelief()
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-16,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        decoupled_weight_decay: bool = True,
+        rectify: bool = True,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        policy: Any = None,
+        backend: str = "auto",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": _floats(betas),
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "rectify": rectify,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        super().__init__(params, defaults, policy, backend)
+
+
+class _Active(AdaptiveOptimizer):
+    """Adds the arguments of :class:`ActiveLR` to an optimizer, in place of ``policy``."""
+
+    def __init__(
+        self,
+        params: Params,
+        *args: Any,
+        interval: int | None,
+        high: float = 0.1,
+        low: float = 0.9,
+        first_interval: str = "hold",
+        gain_bounds: tuple[float, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if "policy" in kwargs:
+            name = type(self).__name__
+            raise TypeError(f"{name} brings its own policy: use {name.removeprefix('Active')}(policy=…) for another")
+        policy = ActiveLR(interval=interval, high=high, low=low, first_interval=first_interval, gain_bounds=gain_bounds)
+        super().__init__(params, *args, policy=policy, **kwargs)
+
+
+class ActiveSGD(_Active, SGD):
+    """``SGD(…, policy=ActiveLR(interval=…))``, the paper's ActiveSGD."""
+
+
+class ActiveAdam(_Active, Adam):
+    """``Adam(…, policy=ActiveLR(interval=…))``, the paper's ActiveAdam."""
+
+
+class ActiveAdamW(_Active, AdamW):
+    """``AdamW(…, policy=ActiveLR(interval=…))``, the paper's ActiveAdamW."""
+
+
+class ActiveRAdam(_Active, RAdam):
+    """``RAdam(…, policy=ActiveLR(interval=…))``, the paper's ActiveRAdam."""
+
+
+class ActiveAdaBelief(_Active, AdaBelief):
+    """``AdaBelief(…, policy=ActiveLR(interval=…))``, the paper's ActiveBelief."""
+
+
+ActiveBelief = ActiveAdaBelief
+
+
+def _floats(betas: Any) -> tuple[Any, ...]:
+    """A plain tuple, as torch keeps it, unless there is something in it that the checks will complain of."""
+    return tuple(beta.item() if isinstance(beta, Tensor) and beta.numel() == 1 else beta for beta in betas)

@@ -1,0 +1,67 @@
+"""Hypergradient descent: the rate follows the inner product of gradient and last direction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..backbones import Backbone, Direction, Group
+from ..slot import Slot, applied, inner_product
+from ..state import ELEMENTS, GAIN, StateSpec
+from .base import ScalarPolicy, ascend, check_granularity, check_number
+
+
+@dataclass(frozen=True)
+class Hypergradient(ScalarPolicy):
+    """Learning rates by gradient descent on themselves, every step.
+
+    Source: Baydin et al., "Online Learning Rate Adaptation with Hypergradient Descent", ICLR 2018. Before each step,
+    with ``u_prev`` the direction of the tensor's last one, decoupled decay excluded::
+
+        γ ← max(0, γ + hyper_lr · ⟨ĝ, u_prev⟩ / lr)
+
+    The inner products are complete before any tensor moves. Groups of different lr add ``⟨·,·⟩ / lr`` each.
+
+    Args:
+        hyper_lr: step size of the learning rate itself, >= 0. A required keyword or first argument.
+        granularity: ``"global"`` (default), one gain for all tensors, or ``"tensor"``, one for each.
+
+    State: no bytes a parameter where the backbone's state gives ``u_prev`` (SGD with momentum, AdamW, RAdam, AdaBelief;
+    with the group's present betas and eps), 4 where it does not (SGD without momentum, or with Nesterov's). The gain
+    stays where the inner product is not finite or lr is 0, and never goes below 0.
+
+    Raises:
+        ValueError: on any argument outside of the above.
+    """
+
+    hyper_lr: float
+    granularity: str = "global"
+
+    def __post_init__(self) -> None:
+        check_number("Hypergradient", "hyper_lr", self.hyper_lr, self.hyper_lr >= 0, "finite and >= 0")
+        check_granularity("Hypergradient", self.granularity)
+
+    def state_spec(self, backbone: Backbone, group: Group) -> dict[str, StateSpec]:
+        return {"gain": GAIN} if backbone.direction_in_state(group) else {"gain": GAIN, "direction_prev": ELEMENTS}
+
+    def before_update(self, slots: Sequence[Slot], ending: bool) -> None:
+        for unit in self.units(slots):
+            products = [
+                inner_product(slot.coupled_grad(), u_prev) / slot.lr
+                for slot in applied(unit)
+                if slot.lr != 0 and (u_prev := _previous_direction(slot)) is not None
+            ]
+            ascend(unit, self.hyper_lr * sum(products))
+
+    def observe(self, slot: Slot, direction: Direction) -> None:
+        if "direction_prev" in slot.state:
+            slot.state["direction_prev"].copy_(direction.tensor())
+
+
+def _previous_direction(slot: Slot) -> Tensor | None:
+    if not slot.backbone.direction_in_state(slot.group):
+        return slot.state["direction_prev"]  # zeros before the first step
+    direction = slot.backbone.direction(slot.state, slot.group)
+    return None if direction is None else direction.tensor()

@@ -1,0 +1,218 @@
+"""TrainableLR: a Newton step on the learning rate, from inner products of consecutive intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ..backbones import Backbone, Group
+from ..slot import Slot, applied, inner_product
+from ..state import COUNTER, ELEMENTS, GAIN, SUM, StateSpec
+from .base import REQUIRED, Policy, ScalarPolicy, ascend, check_granularity, check_interval, check_number
+
+#: The largest relative growth at one interval's end, Eq. 9's ``c``.
+MAX_GROWTH = 0.25
+SHRINK = 0.75
+
+
+@dataclass(frozen=True)
+class TrainableLR(ScalarPolicy):
+    """Learning rates that take a Newton step on the loss along the last interval's direction.
+
+    Source: "Trainable Learning Rate", ICLR 2022 submission, Algorithm 2, §4 and D.4. When an interval ends, with ``G``
+    its mean gradient and ``G_prev`` that of the one before (0 at first)::
+
+        num = ⟨G, G_prev⟩;   sq = ⟨G, G⟩;   den = max(4·(sq − num), num / c);   c = 1/4
+        γ ← γ · (1 + num / den)                          # Eq. 9; between 3/4 and 5/4
+
+    Args:
+        interval: optimizer steps in an interval, the paper's default is a third of an epoch; None: only
+            ``optimizer.end_interval()`` ends one.
+        granularity: ``"global"`` (default; the paper's sgd_tlr), one gain for all tensors of all groups that have an
+            equal policy, or ``"tensor"`` (sgd_tlr_pl), one for each.
+        source: where ``G`` comes from. ``"displacement"`` (default with SGD; Eq. 10): what the parameters moved by,
+            over ``γ·Σ lr``; it costs nothing between interval ends, 8 bytes a parameter in float32. ``"gradient"``
+            (default otherwise, and the only one together with ActiveLR): the mean of the gradients; 8 bytes.
+            ``"preconditioned"`` (ours): ``num = ⟨G, U_prev⟩, sq = ⟨G, U⟩`` with ``U`` the mean direction; 12 bytes.
+            With ``"gradient"`` the gain changes before the interval's last update, else after it.
+        eta: a fixed rate in place of the Newton step [D.4]: ``γ ← max(0, γ + eta·⟨ΣG, ΣG_prev⟩/lr)``.
+        naive: Algorithm 1, every step, with a second evaluation of the loss: ``step(closure)``,
+            ``γ ← max(0, γ + eta·⟨g', g⟩/lr)`` with ``g'`` at the trial point ``p − α g``. SGD without momentum and
+            decay, ``eta`` required, no ``interval``. The closure runs twice, so random numbers and BatchNorm
+            statistics advance twice. The parameters' gradients are left at ``g``.
+
+    Inner products that are not finite shrink the gain and restart ``G_prev`` at 0. At a tiny rate a displacement drowns
+    in the rounding of the parameters.
+
+    Raises:
+        TypeError, ValueError: on any argument outside of the above; at the optimizer's construction where the policy
+            cannot drive its backbone.
+    """
+
+    counter: ClassVar[str | None] = "tlr_step"
+
+    interval: int | None = field(default=REQUIRED, kw_only=True)
+    granularity: str = "global"
+    source: str | None = None
+    eta: float | None = None
+    naive: bool = False
+
+    def __post_init__(self) -> None:
+        if self.naive:
+            self._check_naive()
+            object.__setattr__(self, "interval", None)
+        object.__setattr__(self, "interval", check_interval("TrainableLR", self.interval))
+        check_granularity("TrainableLR", self.granularity)
+        if self.source not in (None, "displacement", "gradient", "preconditioned"):
+            raise ValueError(
+                "TrainableLR: source must be 'displacement', 'gradient', 'preconditioned' or None (the backbone's "
+                f"default), got {self.source!r}"
+            )
+        if self.eta is not None:
+            check_number("TrainableLR", "eta", self.eta, self.eta >= 0, "finite and >= 0, or None")
+            if self.source == "preconditioned":
+                raise ValueError("TrainableLR: eta goes with source 'displacement' or 'gradient', not 'preconditioned'")
+
+    def _check_naive(self) -> None:
+        if self.eta is None:
+            raise ValueError("TrainableLR(naive=True) needs eta=, the rate of the learning rate (Algorithm 1's η)")
+        if self.interval not in (REQUIRED, None):
+            raise ValueError("TrainableLR(naive=True) adapts at every step: leave interval= out")
+        if self.granularity != "global" or self.source is not None:
+            raise ValueError(
+                "TrainableLR(naive=True) is global and evaluates its own gradients: leave granularity= and source= out"
+            )
+
+    def resolve(self, backbone: Backbone) -> Policy:
+        if self.naive or self.source is not None:
+            return self
+        return self.with_source("gradient" if backbone.adaptive else "displacement")
+
+    def with_source(self, source: str) -> TrainableLR:
+        return TrainableLR(interval=self.interval, granularity=self.granularity, source=source, eta=self.eta)
+
+    def check(self, backbone: Backbone, group: Group) -> None:
+        if self.source == "displacement" and backbone.adaptive:
+            raise ValueError(
+                f"TrainableLR(source='displacement') cannot drive {backbone.name}: the directions of an adaptive "
+                "backbone stay aligned whatever the rate, so the gain would run away; use source='gradient' or "
+                "'preconditioned'"
+            )
+        if self.naive and (backbone.adaptive or group["momentum"] != 0 or float(group["weight_decay"]) != 0):
+            raise ValueError(
+                "TrainableLR(naive=True) is defined for SGD with momentum=0 and weight_decay=0 only; use "
+                "TrainableLR(interval=…) with this optimizer"
+            )
+
+    def state_spec(self, backbone: Backbone, group: Group) -> dict[str, StateSpec]:
+        spec = {"gain": GAIN}
+        if self.naive:
+            return spec
+        spec |= {"lr_sum": SUM, "tlr_step": COUNTER, "tlr_applied": COUNTER, "tlr_applied_prev": COUNTER}
+        if self.eta is not None:
+            spec |= {"lr_last": SUM}
+        if self.source != "gradient":
+            spec |= {"interval_start": StateSpec(fill="parameter"), "direction_prev": ELEMENTS}
+        if self.source != "displacement":
+            spec |= {"grad_mean_sum": ELEMENTS}
+        if self.source == "gradient":
+            spec |= {"grad_mean_prev": ELEMENTS}
+        return spec
+
+    def shared_names(self) -> tuple[str, ...]:
+        return ("gain",) if self.naive else super().shared_names()
+
+    def before_update(self, slots: Sequence[Slot], ending: bool) -> None:
+        for slot in applied(slots):
+            slot.state["tlr_applied"] += 1
+            if self.source != "displacement":
+                slot.state["grad_mean_sum"] += slot.grad()
+        if self.eta is not None:
+            for slot in slots:
+                slot.state["lr_last"].fill_(slot.lr)
+        if ending and self.source == "gradient":
+            self._adapt(slots)
+
+    def after_update(self, slots: Sequence[Slot], ending: bool) -> None:
+        super().after_update(slots, ending)
+        for slot in applied(slots):
+            slot.state["lr_sum"] += slot.lr
+        if ending:
+            if self.source != "gradient":
+                self._adapt(slots)
+            self._begin(slots)
+
+    def end_interval(self, slots: Sequence[Slot]) -> None:
+        self._adapt(slots)
+        self._begin(slots)
+
+    def _begin(self, slots: Sequence[Slot]) -> None:
+        for slot in slots:
+            for name in ("tlr_step", "tlr_applied", "lr_sum", "grad_mean_sum"):
+                if name in slot.state:
+                    slot.state[name].zero_()
+            if "interval_start" in slot.state:
+                slot.state["interval_start"].copy_(slot.param)
+
+    def _adapt(self, slots: Sequence[Slot]) -> None:
+        for unit in self.units(slots):
+            measured = [slot for slot in unit if self._is_measurable(slot)]
+            if not measured:
+                continue
+            if self.eta is not None:
+                ascend(unit, self.eta * sum(self._slope(slot) for slot in measured))
+                continue
+            products = [self._measure(slot) for slot in measured]
+            num, sq = sum(p[0] for p in products), sum(p[1] for p in products)
+            for slot in unit:
+                slot.state["gain"].mul_(newton_factor(num, sq))
+            if not math.isfinite(num + sq):
+                for slot in measured:
+                    self._previous(slot).zero_()
+
+    def _is_measurable(self, slot: Slot) -> bool:
+        state = slot.state
+        if state["tlr_applied"] == 0:
+            return False
+        return self.source == "gradient" or bool(state["lr_sum"] != 0 and state["gain"] != 0)
+
+    def _previous(self, slot: Slot):
+        return slot.state["grad_mean_prev" if self.source == "gradient" else "direction_prev"]
+
+    def _measure(self, slot: Slot) -> tuple[float, float]:
+        """``num`` and ``sq`` of one tensor, whose running interval becomes the previous one."""
+        state = slot.state
+        if self.source == "gradient":
+            mean = direction = state["grad_mean_sum"] / state["tlr_applied"].item()
+        else:
+            moved = state["interval_start"] - slot.param.to(state["interval_start"].dtype)
+            direction = moved / (state["gain"] * state["lr_sum"]).item()
+            mean = direction
+        if self.source == "preconditioned":
+            mean = state["grad_mean_sum"] / state["tlr_applied"].item()
+        num, sq = inner_product(mean, self._previous(slot)), inner_product(mean, direction)
+        self._previous(slot).copy_(direction)
+        return num, sq
+
+    def _slope(self, slot: Slot) -> float:
+        """``⟨ΣG, ΣG_prev⟩ / lr`` of one tensor [D.4]; 0 where lr is 0, since nothing there moves."""
+        state = slot.state
+        steps = state["tlr_applied"].item() * state["tlr_applied_prev"].item()
+        num, sq = self._measure(slot)
+        if not math.isfinite(num + sq):
+            self._previous(slot).zero_()
+        state["tlr_applied_prev"].copy_(state["tlr_applied"])
+        lr = state["lr_last"].item()
+        return num * steps / lr if lr != 0 else 0.0
+
+
+def newton_factor(num: float, sq: float) -> float:
+    """``1 + num/den`` of Eq. 9, within [3/4, 5/4]; 3/4 where they are not finite or the curvature is negative."""
+    if not math.isfinite(num + sq):
+        return SHRINK
+    if num == 0:
+        return 1.0
+    den = max(4 * (sq - num), num / MAX_GROWTH)
+    return SHRINK if den <= 0 else min(max(1 + num / den, SHRINK), 1 + MAX_GROWTH)

@@ -1,0 +1,72 @@
+"""What one step sees of one parameter: the unit of work that the base class hands to policies and backends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backbones import Backbone
+from .state import State, state_dtype
+
+#: Inner products are summed in float64 over chunks of this many elements, then over the chunks, in index order.
+CHUNK = 16384
+
+
+@dataclass(slots=True)
+class Slot:
+    """A parameter that has state, with its group and, where it has one in this step, its gradient.
+
+    Args:
+        param: any dense floating-point tensor.
+        state: ``optimizer.state[param]``, complete.
+        group: the param group; hyperparameters are read from it.
+        backbone: stateless.
+        applies: the parameter has a gradient in this step.
+        grad_scale: 0-dim tensor that gradients are divided by (AMP), or None.
+    """
+
+    param: Tensor
+    state: State
+    group: dict[str, Any]
+    backbone: Backbone
+    applies: bool = False
+    grad_scale: Tensor | None = None
+
+    @property
+    def lr(self) -> float:
+        return float(self.group["lr"])
+
+    def grad(self) -> Tensor:
+        """``g``: unscaled, negated when maximizing, in the state's dtype. May alias ``p.grad``: for reading only."""
+        grad = self.param.grad
+        assert grad is not None
+        grad = grad.to(state_dtype(self.param))
+        if self.grad_scale is not None:
+            grad = grad / self.grad_scale.to(grad.device)
+        return -grad if self.group["maximize"] else grad
+
+    def coupled_grad(self, param: Tensor | None = None) -> Tensor:
+        """``ĝ``: with weight decay added where it is coupled. ``param``: the parameter in the state's dtype."""
+        grad, weight_decay = self.grad(), float(self.group["weight_decay"])
+        if weight_decay == 0 or self.group["decoupled_weight_decay"]:
+            return grad
+        param = self.param if param is None else param
+        return grad.add(param.to(grad.dtype), alpha=weight_decay)
+
+
+def inner_product(a: Tensor, b: Tensor) -> float:
+    """``⟨a, b⟩`` in float64, in an order that does not depend on the number of threads."""
+    sums = a.to(torch.float64).mul(b).flatten()
+    while sums.numel() > 1:
+        padding = -sums.numel() % CHUNK if sums.numel() > CHUNK else 0
+        sums = torch.nn.functional.pad(sums, (0, padding)).view(-1, min(CHUNK, sums.numel() + padding)).sum(dim=1)
+    return sums.item() if sums.numel() else 0.0
+
+
+def applied(slots: Iterable[Slot]) -> list[Slot]:
+    """Those with a gradient in this step."""
+    return [slot for slot in slots if slot.applies]
