@@ -54,7 +54,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self._step_supports_amp_scaling = bool(defaults.get("fused"))
 
     @torch.compiler.disable
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Adds a group, at construction or in the middle of training; its tensors start fresh.
 
         Raises:
@@ -148,7 +148,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         return [group_rates(group, self.state, members, per_tensor) for group in self.param_groups]
 
     @torch.compiler.disable
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Loads a checkpoint of this class, or of its ``torch.optim`` namesake (policy state starts fresh).
 
         The checkpoint's hyperparameters win, its policy included. State keeps its own dtypes, whatever the
