@@ -69,14 +69,16 @@ def update(slot: Slot) -> None:
         policy.observe(slot, direction)
 
     if element_gain is None:
-        if weight_decay != 0:
-            kept = 1 - alpha * weight_decay
-            p.mul_(max(0.0, kept) if adapts else kept)
+        if weight_decay != 0 and not adapts:
+            p.mul_(1 - alpha * weight_decay)  # as torch, which has no clamp
+        elif weight_decay != 0:
+            # p · max(0, 1 − α·wd), with half an ulp less rounding than a float32 factor brings
+            p.sub_(p, alpha=min(1.0, alpha * weight_decay))
         direction.descend_(p, alpha)
     else:
         alpha = element_gain * alpha
         if weight_decay != 0:
-            p.mul_((1 - alpha * weight_decay).clamp_(min=0))
+            p.sub_(p * (alpha * weight_decay).clamp_(max=1))
         p.sub_(alpha * direction.tensor())
     if p is not slot.param:
         slot.param.copy_(p)

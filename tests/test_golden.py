@@ -1,0 +1,119 @@
+"""The reference against float64 trajectories that were computed independently of it, to 1e-12."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fused_adaptive as fa
+
+OPTIMIZERS = {"sgd": fa.SGD, "adamw": fa.AdamW, "radam": fa.RAdam, "adabelief": fa.AdaBelief}
+POLICIES = {"fixed": fa.FixedLR, "active": fa.ActiveLR, "tlr": fa.TrainableLR, "hypergradient": fa.Hypergradient}
+TOLERANCE = 1e-12
+
+NAMES = sorted(path.stem for path in (Path(__file__).parent / "golden").glob("*.json"))
+TRAJECTORIES = [name for name in NAMES if not name.startswith(("aalr", "aslr"))]
+
+
+def load(name: str) -> dict[str, Any]:
+    return json.loads((Path(__file__).parent / "golden" / f"{name}.json").read_text())
+
+
+def tensor(values: Any) -> torch.Tensor:
+    def floats(v: Any) -> Any:
+        return [floats(x) for x in v] if isinstance(v, list) else float(v)  # "NaN" and "Infinity" are strings
+
+    return torch.tensor(floats(values), dtype=torch.float64)
+
+
+def policy_of(golden: dict[str, Any]) -> Any:
+    names, arguments = golden["policy"], golden["policy_args"]
+    if isinstance(names, list):
+        return tuple(POLICIES[n](**a) for n, a in zip(names, arguments, strict=True))
+    return POLICIES[names](**arguments)
+
+
+def backbone_arguments(golden: dict[str, Any]) -> dict[str, Any]:
+    arguments = dict(golden["backbone_args"])
+    if "decoupled" in arguments:
+        arguments["decoupled_weight_decay"] = arguments.pop("decoupled")
+    return arguments
+
+
+def gains(optimizer: fa.AdaptiveOptimizer, params: list[torch.Tensor], lr: float) -> list[torch.Tensor]:
+    """One gain a tensor or an element, as the trajectories have them; a global gain holds before the first step too."""
+    found = []
+    scalar = (rates := optimizer.learning_rates(per_tensor=True))[0]["tensors"]
+    for p, rate in zip(params, scalar, strict=True):
+        state = optimizer.state.get(p, {})
+        if "element_gain" in state:
+            found.append(state["element_gain"] * state.get("gain", 1.0))
+        else:
+            found.append(torch.full_like(p, rate["mean"] / lr if lr else float(state.get("gain", 1.0))))
+    assert len(rates) == 1
+    return found
+
+
+def worst_deviation(golden: dict[str, Any], cls: Any, policy: Any, arguments: dict[str, Any]) -> float:
+    """The largest relative difference from the trajectory, in parameters and gains, over all steps."""
+    params = [tensor(p).requires_grad_() for p in golden["params0"]]
+    optimizer = cls(params, lr=1.0, policy=policy, **arguments)
+    worst = 0.0
+    for step, grads in enumerate(golden["grads"]):
+        lr = golden["lr"][step] if isinstance(golden["lr"], list) else golden["lr"]
+        optimizer.param_groups[0]["lr"] = lr
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = None if grad is None else tensor(grad)
+        optimizer.step()
+        pairs = list(zip(gains(optimizer, params, lr), golden["gain"][step], strict=True))
+        if golden.get("only") != "gain":
+            pairs += zip(params, golden["params"][step], strict=True)
+        for ours, expected in pairs:
+            difference = (ours.detach() - tensor(expected)).abs() / (1 + tensor(expected).abs())
+            worst = max(worst, difference.max().item()) if difference.isfinite().all() else math.inf
+    return worst
+
+
+@pytest.mark.parametrize("name", TRAJECTORIES)
+def test_trajectory(name):
+    golden = load(name)
+    deviation = worst_deviation(golden, OPTIMIZERS[golden["backbone"]], policy_of(golden), backbone_arguments(golden))
+    assert deviation < TOLERANCE
+
+
+def wrong_variants(golden: dict[str, Any]) -> dict[str, tuple[Any, Any, dict[str, Any]]]:
+    """The same trajectory's arguments with one thing changed: a backbone, a policy, the decay."""
+    cls, policy, arguments = OPTIMIZERS[golden["backbone"]], policy_of(golden), backbone_arguments(golden)
+    variants: dict[str, tuple[Any, Any, dict[str, Any]]] = {}
+    if golden.get("only") != "gain":
+        decay = {**arguments, "weight_decay": arguments.get("weight_decay", 0.0) + 0.05}
+        variants["decay"] = (cls, policy, decay)
+        if arguments.get("weight_decay"):
+            flipped = not arguments.get("decoupled_weight_decay", cls in (fa.AdamW, fa.AdaBelief))
+            variants["decoupling"] = (cls, policy, {**arguments, "decoupled_weight_decay": flipped})
+        other = fa.RAdam if cls is not fa.RAdam else fa.AdaBelief
+        kept = {k: v for k, v in arguments.items() if k in ("weight_decay", "decoupled_weight_decay")}
+        if getattr(policy, "source", None) != "displacement" and not (cls is fa.SGD and golden["policy"] == "tlr"):
+            variants["backbone"] = (other, policy, kept)
+    if golden["policy"] != "fixed":
+        variants["policy"] = (cls, fa.FixedLR(), arguments)
+    else:
+        variants["policy"] = (cls, fa.ActiveLR(interval=4), arguments)
+    return variants
+
+
+@pytest.mark.parametrize("name", TRAJECTORIES)
+def test_a_wrong_variant_leaves_the_trajectory(name):
+    golden = load(name)
+    for variant, (cls, policy, arguments) in wrong_variants(golden).items():
+        assert worst_deviation(golden, cls, policy, arguments) > 1e3 * TOLERANCE, variant
+
+
+def test_the_trajectories_cover_every_backbone_and_policy():
+    goldens = [load(name) for name in TRAJECTORIES]
+    assert {g["backbone"] for g in goldens} == set(OPTIMIZERS)
+    assert {g["policy"] for g in goldens if isinstance(g["policy"], str)} == set(POLICIES)
+    assert len(goldens) == 48
