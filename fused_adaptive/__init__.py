@@ -1,6 +1,7 @@
 """Drop-in ``torch.optim`` optimizers whose learning rates can adapt: backbones times learning-rate policies."""
 
 from . import backends
+from .controllers import AALR, ASLR, lr_range_test
 from .intervals import steps_per_epoch
 from .optimizer import AdaptiveOptimizer
 from .optimizers import (
@@ -21,6 +22,8 @@ from .policies import ActiveLR, FixedLR, Hypergradient, Policy, TrainableLR
 __version__ = "0.1.0"
 
 __all__ = [
+    "AALR",
+    "ASLR",
     "SGD",
     "ActiveAdaBelief",
     "ActiveAdam",
@@ -40,5 +43,6 @@ __all__ = [
     "TrainableLR",
     "__version__",
     "backends",
+    "lr_range_test",
     "steps_per_epoch",
 ]

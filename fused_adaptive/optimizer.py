@@ -7,8 +7,8 @@ that walks over param groups, and it never reads a tensor's value.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
-from typing import Any, ClassVar, overload
+from itertools import chain, count
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from .policies.naive import evaluate_trial, needs_trial
 from .rates import group_rates
 from .slot import Slot
 from .state import State
+
+if TYPE_CHECKING:
+    from .controllers.draws import RateDraw
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 Members = dict[Policy, list[Slot]]
@@ -44,6 +47,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     """
 
     backbone: ClassVar[Backbone]
+    #: Set by ASLR: what each tensor's rate is multiplied by. Not copied or saved with the optimizer.
+    _rate_draw: RateDraw | None = None
 
     def __init__(self, params: Params, defaults: dict[str, Any], policy: Any = None, backend: str = "auto") -> None:
         check_hyperparameters(defaults)
@@ -109,7 +114,12 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         slots, members = self._gather()
         if naive is not None and closure is not None and needs_trial(self.param_groups):
             evaluate_trial(naive, members[naive], closure)
-        self._backend.step(slots, members, getattr(self, "found_inf", None))
+        found_inf, draw = getattr(self, "found_inf", None), self._rate_draw
+        if draw is not None:
+            draw.assign(slots)
+        self._backend.step(slots, members, found_inf)
+        if draw is not None:
+            draw.count(found_inf)
         return loss
 
     @torch.no_grad()
@@ -203,12 +213,12 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     def _gather(self) -> tuple[list[Slot], Members]:
         """The tensors of this step, their state complete: those with a gradient, and those that have had one."""
-        slots, late = [], []
+        slots, late, positions = [], [], count()
         grad_scale = getattr(self, "grad_scale", None)
         for group in self.param_groups:
             spec = specs(self.backbone, group)
             required = [name for name, s in spec.items() if not s.optional]
-            for p in group["params"]:
+            for p, index in zip(group["params"], positions, strict=False):
                 applies = p.grad is not None
                 state = self.state.get(p, {})
                 complete = all(name in state for name in required)
@@ -216,7 +226,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                     continue
                 if spec:
                     state = self.state[p]
-                slots.append(Slot(p, state, group, self.backbone, applies, grad_scale))
+                slots.append(Slot(p, state, group, self.backbone, applies, grad_scale, index))
                 if not complete:
                     late.append((slots[-1], spec))
         self._join(slots, late)

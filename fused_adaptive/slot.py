@@ -27,6 +27,8 @@ class Slot:
         backbone: stateless.
         applies: the parameter has a gradient in this step.
         grad_scale: 0-dim tensor that gradients are divided by (AMP), or None.
+        index: the parameter's position over all param groups.
+        draw: ASLR's factor on ``γ`` in this step; 1 without ASLR.
     """
 
     param: Tensor
@@ -35,6 +37,8 @@ class Slot:
     backbone: Backbone
     applies: bool = False
     grad_scale: Tensor | None = None
+    index: int = 0
+    draw: float = 1.0
 
     @property
     def lr(self) -> float:

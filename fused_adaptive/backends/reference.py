@@ -55,7 +55,7 @@ def update(slot: Slot) -> None:
     p = slot.param.to(state_dtype(slot.param))
     grad = slot.coupled_grad(p)
 
-    alpha, element_gain = slot.lr, None
+    alpha, element_gain = slot.lr * slot.draw, None
     for policy in policies:
         if policy.elementwise:
             element_gain = policy.gain(slot.state)

@@ -138,7 +138,7 @@ class TrainableLR(ScalarPolicy):
     def after_update(self, slots: Sequence[Slot], ending: bool) -> None:
         super().after_update(slots, ending)
         for slot in applied(slots):
-            slot.state["lr_sum"] += slot.lr
+            slot.state["lr_sum"] += slot.lr * slot.draw
         if ending:
             if self.source != "gradient":
                 self._adapt(slots)
