@@ -1,0 +1,1 @@
+"""Measurements: the demo (``python -m bench.demo``) and the benchmarks."""
