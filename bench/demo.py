@@ -205,6 +205,8 @@ def _circumstances(args: argparse.Namespace, jobs: list[Job], digits: Digits, wo
             "batch": demo_runs.BATCH,
             "epochs": jobs[0].epochs,
             "steps_per_epoch": steps,
+            "active_interval": steps,
+            "trainable_interval": demo_runs.third(steps),
             "adamw": demo_runs.ADAMW,
             "sgd": demo_runs.SGD,
             "lrs": sorted({job.lr for job in jobs}),

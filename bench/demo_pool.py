@@ -43,7 +43,7 @@ class Bars:
             return
         job = self.jobs[index]
         if index not in self.rows:
-            self.rows[index] = self.progress.add_task(describe(job), total=job.epochs, detail="")
+            self.rows[index] = self.progress.add_task(f"{describe(job):<42}", total=job.epochs, detail="")
         detail = f"epoch {epoch:>2}/{job.epochs}  loss {loss:<8.4g}  accuracy {accuracy:5.1f} %"
         self.progress.update(self.rows[index], completed=epoch, detail=detail)
         self._count()

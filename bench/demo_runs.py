@@ -35,7 +35,8 @@ class Method:
     baseline: str | None = None
 
 
-def _third(k: int) -> int:
+def third(k: int) -> int:
+    """The interval of TrainableLR that its paper uses: a third of an epoch."""
     return max(1, k // 3)
 
 
@@ -53,14 +54,14 @@ METHODS = {
         Method(
             "trainable-adamw",
             "fa.AdamW + TrainableLR",
-            lambda p, lr, k: fa.AdamW(p, lr, **ADAMW, policy=fa.TrainableLR(interval=_third(k))),
+            lambda p, lr, k: fa.AdamW(p, lr, **ADAMW, policy=fa.TrainableLR(interval=third(k))),
             "torch-adamw",
         ),
         Method(
             "both-adamw",
             "fa.AdamW + TrainableLR + ActiveLR",
             lambda p, lr, k: fa.AdamW(
-                p, lr, **ADAMW, policy=(fa.TrainableLR(interval=_third(k)), fa.ActiveLR(interval=k))
+                p, lr, **ADAMW, policy=(fa.TrainableLR(interval=third(k)), fa.ActiveLR(interval=k))
             ),
             "torch-adamw",
         ),
@@ -68,13 +69,13 @@ METHODS = {
         Method(
             "trainable-sgd",
             "fa.SGD + TrainableLR",
-            lambda p, lr, k: fa.SGD(p, lr, **SGD, policy=fa.TrainableLR(interval=_third(k))),
+            lambda p, lr, k: fa.SGD(p, lr, **SGD, policy=fa.TrainableLR(interval=third(k))),
             "torch-sgd",
         ),
         Method(
             "trainable-sgd-tensor",
             "fa.SGD + TrainableLR per tensor",
-            lambda p, lr, k: fa.SGD(p, lr, **SGD, policy=fa.TrainableLR(interval=_third(k), granularity="tensor")),
+            lambda p, lr, k: fa.SGD(p, lr, **SGD, policy=fa.TrainableLR(interval=third(k), granularity="tensor")),
             "torch-sgd",
         ),
     )
