@@ -63,6 +63,7 @@ class TrainableLR(ScalarPolicy):
         if self.naive:
             self._check_naive()
             object.__setattr__(self, "interval", None)
+            object.__setattr__(self, "counter", None)  # it has no intervals: its trial evaluation is in naive.py
         object.__setattr__(self, "interval", check_interval("TrainableLR", self.interval))
         check_granularity("TrainableLR", self.granularity)
         if self.source not in (None, "displacement", "gradient", "preconditioned"):
@@ -121,10 +122,9 @@ class TrainableLR(ScalarPolicy):
             spec |= {"grad_mean_prev": ELEMENTS}
         return spec
 
-    def shared_names(self) -> tuple[str, ...]:
-        return ("gain",) if self.naive else super().shared_names()
-
     def before_update(self, slots: Sequence[Slot], ending: bool) -> None:
+        if self.naive:
+            return
         for slot in applied(slots):
             slot.state["tlr_applied"] += 1
             if self.source != "displacement":
@@ -136,6 +136,8 @@ class TrainableLR(ScalarPolicy):
             self._adapt(slots)
 
     def after_update(self, slots: Sequence[Slot], ending: bool) -> None:
+        if self.naive:
+            return
         super().after_update(slots, ending)
         for slot in applied(slots):
             slot.state["lr_sum"] += slot.lr * slot.draw
@@ -145,8 +147,9 @@ class TrainableLR(ScalarPolicy):
             self._begin(slots)
 
     def end_interval(self, slots: Sequence[Slot]) -> None:
-        self._adapt(slots)
-        self._begin(slots)
+        if not self.naive:
+            self._adapt(slots)
+            self._begin(slots)
 
     def _begin(self, slots: Sequence[Slot]) -> None:
         for slot in slots:
