@@ -1,0 +1,227 @@
+"""Trains ResNet-20 on Fashion-MNIST with AALR, ASLR and the usual ways to set a learning rate, none of them tuned.
+
+Every finished run is kept in build/controllers at once, so an interrupted call goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import fused_adaptive as fa
+
+from . import controllers_data, controllers_fetch, controllers_report
+from .controllers_data import Splits
+from .controllers_runs import METHODS, Job, Run, train
+
+ROOT = Path(__file__).resolve().parent.parent
+#: A first rate at which training with SGD cannot survive.
+DIVERGENT_LR = 10.0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is trained.
+
+    Args:
+        images: training images; None: all.
+        test: test images; None: all.
+        patience: of AALR, in epochs; its default, 10, is meant for the 200 epochs of the paper.
+        other_batch_sizes: of the methods other than AALR.
+    """
+
+    images: int | None
+    test: int | None
+    epochs: int
+    seeds: int
+    channels: int = 16
+    patience: int = 10
+    batch_sizes: tuple[int, ...] = (32, 128, 512)
+    other_batch_sizes: tuple[int, ...] = (128,)
+
+
+SCALES = {
+    "smoke": Scale(images=256, test=200, epochs=2, seeds=1, channels=4, patience=1, batch_sizes=(128,)),
+    "cpu": Scale(images=10_000, test=None, epochs=10, seeds=2, patience=3),
+    "gpu": Scale(images=None, test=None, epochs=200, seeds=3, other_batch_sizes=(32, 128, 512)),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        results = json.loads(args.report.read_text(encoding="utf-8")) if args.report else _measure(args)
+        controllers_report.show(results, Console())
+        if results["runs"]:
+            controllers_report.plot(results, args.output.with_suffix(".png"))
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished runs are kept; the same command goes on", file=sys.stderr)
+        return 130
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        print(f"bench.controllers: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.controllers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--scale", choices=SCALES, default="smoke", help="default smoke: seconds; cpu: hours; gpu: all data")
+    add("--data", choices=controllers_data.NAMES, default=controllers_data.NAMES[0])
+    add("--data-directory", type=Path, metavar="DIR", help="of Fashion-MNIST; default build/data/fashion-mnist")
+    add("--images", type=int, metavar="N", help="training images, in place of the scale's")
+    add("--epochs", type=int, metavar="N", help="in place of the scale's")
+    add("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD", help=", ".join(METHODS))
+    add("--workers", type=int, metavar="N", help="processes of one thread each; default the cores, 1 with a GPU")
+    add("--device", help="default cpu; cuda for --scale gpu")
+    output = ROOT / "build" / "controllers" / "controllers.json"
+    add("--output", type=Path, default=output, help="JSON; the plot goes beside it. Default build/controllers/")
+    add("--report", type=Path, metavar="JSON", help="table and plot of earlier results, no training")
+    return parser
+
+
+def jobs_of(scale: Scale, data: str, images: int, methods: Sequence[str]) -> list[Job]:
+    """All runs, those of the first seed first."""
+
+    def job(method: str, size: int, seed: int, lr: float) -> Job:
+        return Job(method, size, seed, lr, scale.epochs, images, data, scale.channels, scale.patience)
+
+    jobs = []
+    for seed in range(scale.seeds):
+        for method in methods:
+            sizes = scale.batch_sizes if method == "aalr" else scale.other_batch_sizes
+            jobs += [job(method, size, seed, METHODS[method].lr) for size in sizes]
+        if "aalr" in methods:
+            jobs.append(job("aalr", 128, seed, DIVERGENT_LR))
+    return jobs
+
+
+def _measure(args: argparse.Namespace) -> dict[str, Any]:
+    given = {name: value for name in ("images", "epochs") if (value := getattr(args, name)) is not None}
+    scale = replace(SCALES[args.scale], **given)
+    device = args.device or ("cuda" if args.scale == "gpu" else "cpu")
+    if args.data == "fashion-mnist" and args.data_directory is None:
+        controllers_fetch.fetch()
+    splits = controllers_data.load(args.data, scale.images, scale.test, device, args.data_directory)
+    jobs = jobs_of(scale, args.data, len(splits.train), args.methods)
+    kept = ROOT / "build" / "controllers" / "runs"
+    kept.mkdir(parents=True, exist_ok=True)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    workers = args.workers or (1 if device != "cpu" else os.cpu_count() or 1)
+    results = {
+        "schema": 1,
+        "config": {"scale": args.scale, "data": args.data, "device": device, "workers": workers, **asdict(scale)},
+        "paper_scale": _departures(scale),
+        "machine": _machine(device),
+        "runs": [],
+    }
+    for run in _run_all(jobs, splits, kept, device, workers):
+        results["runs"].append(run)
+        results["runs"].sort(key=lambda r: (r["seed"], list(METHODS).index(r["method"]), r["lr"], r["batch_size"]))
+        controllers_report.save(results, args.output)
+    return results
+
+
+def _departures(scale: Scale) -> str:
+    """In words, what keeps these results from being the paper's."""
+    images = scale.images or "all"
+    return (
+        f"{images} training images and {scale.epochs} epochs with AALR's patience {scale.patience}, "
+        "without augmentation; the paper trains on all 60000 for over 200 epochs with patience 10"
+    )
+
+
+def _machine(device: str) -> dict[str, Any]:
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "fused_adaptive": fa.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _run_all(jobs: Sequence[Job], splits: Splits, kept: Path, device: str, workers: int):
+    """Yields every run, those of earlier calls first."""
+    paths = {
+        job: kept / f"{job.data}-{job.images}x{job.epochs}-c{job.channels}-p{job.patience}-{job.key}.json"
+        for job in jobs
+    }
+    missing = [job for job in jobs if not paths[job].exists()]
+    for job in jobs:
+        if job not in missing:
+            yield json.loads(paths[job].read_text(encoding="utf-8"))
+    if not missing:
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    context = get_context("spawn")  # a forked torch can hang in its thread pools
+    with (
+        Progress(*columns) as progress,
+        ProcessPoolExecutor(workers, context, initializer=_start, initargs=(splits, device)) as pool,
+    ):
+        task = progress.add_task("runs", total=len(jobs), completed=len(jobs) - len(missing))
+        futures: dict[Future[Run], Job] = {pool.submit(_run, job): job for job in missing}
+        try:
+            for future in as_completed(futures):
+                job, run = futures[future], future.result()
+                _write_atomically(paths[job], json.dumps(run, allow_nan=False))
+                accuracy = f"{run['test_accuracy']:.2f} %" if not run["diverged"] else "diverged"
+                progress.console.print(f"{job.key:<28}{accuracy:>10}{run['seconds']:>9.1f} s")
+                progress.advance(task)
+                yield run
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+# ---- in the workers ----
+
+_splits: Splits
+
+
+def _start(splits: Splits, device: str) -> None:
+    global _splits
+    if device == "cpu":
+        torch.set_num_threads(1)
+    _splits = splits
+
+
+def _run(job: Job) -> Run:
+    return train(job, _splits)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""What the controllers' runs show: a table, plots of rates and accuracy, the JSON."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .controllers_runs import METHODS
+
+Results = dict[str, Any]
+
+
+def save(results: Results, path: Path) -> None:
+    """Writes one line a run, so that a change of one run is a change of one line."""
+    head = json.dumps({key: value for key, value in results.items() if key != "runs"}, indent=1, allow_nan=False)
+    runs = ",\n  ".join(json.dumps(run, allow_nan=False) for run in results["runs"])
+    path.write_text(f'{head[:-2]},\n "runs": [\n  {runs}\n ]\n}}\n', encoding="utf-8")
+
+
+def settings(results: Results) -> dict[str, list[dict[str, Any]]]:
+    """The runs by method, batch size and first rate, all seeds of one together, by a name for people."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run in results["runs"]:
+        method = METHODS[run["method"]]
+        start = "" if run["lr"] == method.lr else f", from lr {run['lr']:g}"
+        found.setdefault(f"{method.label}, batch {run['batch_size']}{start}", []).append(run)
+    return found
+
+
+HEADER = ("method", "test accuracy %", "seeds", "train loss at end", "rate at end", "s an epoch")
+
+
+def rows(results: Results) -> list[tuple[str, ...]]:
+    """Of each setting: accuracy as mean (min to max over the seeds), loss and rate of the last epoch."""
+    return [(name, *_row(runs)) for name, runs in settings(results).items()]
+
+
+def _row(runs: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    accuracies = [run["test_accuracy"] for run in runs]
+    losses = [run["train_loss"][-1] for run in runs]
+    rates = sorted({float(f"{run['rates'][-1][1]:.2g}") for run in runs})
+    seconds = statistics.mean(run["seconds"] / len(run["train_loss"]) for run in runs)
+    lost = sum(run["diverged"] for run in runs)
+    return (
+        f"{statistics.mean(accuracies):.2f} ({min(accuracies):.2f} to {max(accuracies):.2f})"
+        + (f", {lost} diverged" if lost else ""),
+        str(len(runs)),
+        "not finite" if None in losses else f"{statistics.mean(losses):.3f}",
+        " / ".join(f"{rate:g}" for rate in rates),
+        f"{seconds:.1f}",
+    )
+
+
+def show(results: Results, console: Console) -> None:
+    config = results["config"]
+    table = Table(
+        *HEADER, title=f"ResNet-20 ({config['channels']} channels) on {config['data']}, {config['epochs']} epochs"
+    )
+    for row in rows(results):
+        table.add_row(*row)
+    console.print(table)
+    console.print(results["paper_scale"])
+
+
+def markdown(results: Results) -> str:
+    """The table for the documentation."""
+    lines = [HEADER, ("---",) * len(HEADER), *rows(results)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def plot(results: Results, path: Path) -> None:
+    """Rates and validation accuracy over epochs; a line a seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    every = settings(results)
+    usual = {name: runs for name, runs in every.items() if runs[0]["method"] != "aalr"}
+    plain = {name: runs for name, runs in every.items() if name not in usual and "from lr" not in name}
+    other = {name: runs for name, runs in every.items() if name not in usual and name not in plain}
+    middle = {name: runs for name, runs in plain.items() if runs[0]["batch_size"] == 128}
+    columns = {"AALR": {**plain, **other}, "The other methods, and AALR at the same batch size": {**middle, **usual}}
+    figure, axes = plt.subplots(2, 2, figsize=(13, 8), sharex=True, layout="constrained")
+    for i, (title, settings_of) in enumerate(columns.items()):
+        for j, (name, runs) in enumerate(settings_of.items()):
+            for seed, run in enumerate(runs):
+                style = {"color": f"C{j}", "label": name if seed == 0 else None, "alpha": 1 - 0.4 * (seed > 0)}
+                axes[0, i].plot(*zip(*run["rates"], strict=True), drawstyle="steps-post", **style)
+                accuracy = [a if a is not None else float("nan") for a in run["accuracy"]]
+                axes[1, i].plot(range(1, len(accuracy) + 1), accuracy, marker=".", **style)
+        axes[0, i].set(title=title, yscale="log", ylabel="learning rate")
+        axes[1, i].set(xlabel="epochs", ylabel="validation accuracy %")
+        axes[1, i].legend(fontsize="small")
+    config = results["config"]
+    figure.suptitle(f"ResNet-20, {config['data']}, {config['images'] or 'all'} images, {len(results['runs'])} runs")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
