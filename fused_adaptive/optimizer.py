@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, count
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -23,8 +23,18 @@ from .rates import group_rates
 from .slot import Slot
 from .state import State
 
+_F = TypeVar("_F", bound=Callable[..., Any])
+
 if TYPE_CHECKING:
     from .controllers.draws import RateDraw
+
+if TYPE_CHECKING:
+
+    def _eager(function: _F) -> _F: ...
+
+else:
+    # torch.compile does not trace what runs once; its own annotation would hide the method's signature.
+    _eager = torch.compiler.disable
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 Members = dict[Policy, list[Slot]]
@@ -58,8 +68,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         # Asks GradScaler to hand over grad_scale and found_inf instead of unscaling and skipping itself.
         self._step_supports_amp_scaling = bool(defaults.get("fused"))
 
-    @torch.compiler.disable
-    def add_param_group(self, param_group: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    @_eager
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, at construction or in the middle of training; its tensors start fresh.
 
         Raises:
@@ -83,7 +93,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None: ...
 
     @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], Any]) -> Any: ...
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -157,8 +167,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         members = self._members()
         return [group_rates(group, self.state, members, per_tensor) for group in self.param_groups]
 
-    @torch.compiler.disable
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    @_eager
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a checkpoint of this class, or of its ``torch.optim`` namesake (policy state starts fresh).
 
         The checkpoint's hyperparameters win, its policy included. State keeps its own dtypes, whatever the

@@ -100,7 +100,11 @@ def test_policy_arguments(build, error, message):
 NAIVE = fa.TrainableLR(naive=True, eta=0.1)
 GRADIENT = fa.TrainableLR(interval=2, source="gradient")
 BAD_COMBINATIONS: list[tuple[type, dict[str, Any], str]] = [
-    (fa.AdamW, {"policy": fa.TrainableLR(interval=2, source="displacement")}, "gain would run away; use source='gradient'"),
+    (
+        fa.AdamW,
+        {"policy": fa.TrainableLR(interval=2, source="displacement")},
+        "gain would run away; use source='gradient'",
+    ),
     (fa.RAdam, {"policy": fa.TrainableLR(interval=2, source="displacement")}, "cannot drive RAdam"),
     (fa.AdaBelief, {"policy": fa.TrainableLR(interval=2, source="displacement")}, "cannot drive AdaBelief"),
     (fa.AdamW, {"policy": NAIVE}, "SGD with momentum=0 and weight_decay=0 only"),
@@ -224,7 +228,9 @@ def test_gradient_on_another_device():
     stand_in = SimpleNamespace(
         grad=torch.zeros(3, device="meta"), dtype=torch.float32, shape=(3,), device=torch.device("cpu")
     )
-    with pytest.raises(RuntimeError, match=r"parameter 4 of shape \(3,\) is on meta and the parameter on cpu: move the"):
+    with pytest.raises(
+        RuntimeError, match=r"parameter 4 of shape \(3,\) is on meta and the parameter on cpu: move the"
+    ):
         check_gradient(4, cast(torch.Tensor, stand_in))
 
 
@@ -290,7 +296,16 @@ def spoiled(name: str) -> tuple[dict[str, Any], str]:
     return saved, "differentiable=True"
 
 
-SPOILED = ["missing policy state", "missing backbone state", "wrong shape", "scalar of wrong shape", "groups", "sizes", "policy", "differentiable"]  # fmt: skip
+SPOILED = [
+    "missing policy state",
+    "missing backbone state",
+    "wrong shape",
+    "scalar of wrong shape",
+    "groups",
+    "sizes",
+    "policy",
+    "differentiable",
+]
 
 
 @pytest.mark.parametrize("name", SPOILED)

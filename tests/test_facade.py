@@ -34,9 +34,23 @@ def test_every_argument_of_the_namesake_with_its_default_and_position(ours, thei
 
 def test_adabelief_has_the_defaults_and_order_of_the_authors_package():
     signature = inspect.signature(fa.AdaBelief).parameters
-    assert [n for n, p in signature.items() if p.kind in KINDS] == ["params", "lr", "betas", "eps", "weight_decay", "amsgrad"]
+    assert [n for n, p in signature.items() if p.kind in KINDS] == [
+        "params",
+        "lr",
+        "betas",
+        "eps",
+        "weight_decay",
+        "amsgrad",
+    ]
     defaults = {n: signature[n].default for n in ("lr", "betas", "eps", "weight_decay", "amsgrad", "rectify")}
-    assert defaults == {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-16, "weight_decay": 0, "amsgrad": False, "rectify": True}
+    assert defaults == {
+        "lr": 1e-3,
+        "betas": (0.9, 0.999),
+        "eps": 1e-16,
+        "weight_decay": 0,
+        "amsgrad": False,
+        "rectify": True,
+    }
     assert signature["decoupled_weight_decay"].default is True
 
 
@@ -103,7 +117,7 @@ def test_maximize_is_minimizing_the_negative(policy):
     ascending = fa.SGD(parameters(), lr=0.1, momentum=0.5, maximize=True, policy=policy)
     descending = fa.SGD(parameters(), lr=0.1, momentum=0.5, policy=policy)
     for step in range(7):
-        up, down = ([p for p in o.param_groups[0]["params"]] for o in (ascending, descending))
+        up, down = (list(o.param_groups[0]["params"]) for o in (ascending, descending))
         Gradients().set(up, step)
         for p, q in zip(up, down, strict=True):
             assert p.grad is not None
@@ -224,7 +238,9 @@ def test_scheduler_and_adapting_policy_resume_together(name):
 
 def test_onecycle_cycles_momentum_and_betas_while_adapting():
     for cls, key in ((fa.SGD, "momentum"), (fa.AdamW, "betas")):
-        optimizer = cls(parameters(), lr=0.1, policy=fa.Hypergradient(1e-4), **({"momentum": 0.9} if cls is fa.SGD else {}))
+        optimizer = cls(
+            parameters(), lr=0.1, policy=fa.Hypergradient(1e-4), **({"momentum": 0.9} if cls is fa.SGD else {})
+        )
         before, scheduler = optimizer.param_groups[0][key], lrs.OneCycleLR(optimizer, 0.1, total_steps=12)
         drive(optimizer, scheduler, 0, 10)
         assert optimizer.param_groups[0][key] != before
@@ -242,7 +258,9 @@ def stream(obj: Any) -> Any:
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o)), stream])
-@pytest.mark.parametrize("policy", ["fixed", "active", "tlr-preconditioned-global", "tlr-times-active", "hypergradient-tensor"])
+@pytest.mark.parametrize(
+    "policy", ["fixed", "active", "tlr-preconditioned-global", "tlr-times-active", "hypergradient-tensor"]
+)
 def test_a_copy_goes_on_by_itself(copier, policy):
     optimizer = fa.AdamW(parameters(), lr=0.01, policy=POLICIES[policy], fused=True, backend="reference")
     train(optimizer, 4)
@@ -267,7 +285,9 @@ def test_repr_shows_policy_and_hyperparameters():
 def test_learning_rates_are_lr_times_gain():
     params = parameters()
     policy = (fa.TrainableLR(interval=2, source="gradient"), fa.ActiveLR(interval=3))
-    optimizer = fa.AdamW([{"params": params[:2], "lr": 0.5}, {"params": params[2:], "policy": None}], lr=0.1, policy=policy)
+    optimizer = fa.AdamW(
+        [{"params": params[:2], "lr": 0.5}, {"params": params[2:], "policy": None}], lr=0.1, policy=policy
+    )
     assert optimizer.learning_rates() == [dict.fromkeys(("min", "mean", "max"), lr) for lr in (0.5, 0.1)]
     train(optimizer, 12)
     first, second = optimizer.learning_rates(per_tensor=True)

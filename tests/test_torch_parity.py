@@ -1,4 +1,4 @@
-"""With a fixed rate, ours is ``torch.equal`` to torch's single-tensor path, whatever the shapes, groups and schedule."""
+"""With a fixed rate, ours is ``torch.equal`` to torch's single-tensor path: any shapes, groups and schedule."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_an_adapting_policy_with_gains_of_one_agrees_within_rounding(name):
 @pytest.mark.parametrize("name", NAMESAKES)
 @pytest.mark.parametrize("lr_dtype", [torch.float64, torch.float32])
 def test_a_tensor_lr_is_read_as_a_double(name, lr_dtype):
-    """As torch with the tensor's value as a float; torch itself rounds ``1 − lr·wd`` to a float32 tensor lr's precision."""
+    """As torch with the value as a float; torch itself rounds ``1 − lr·wd`` to a float32 tensor lr's precision."""
     ours_cls, torch_cls = NAMESAKES[name]
     lr = torch.tensor(0.1, dtype=lr_dtype)
     ours, expected = FIXED_RUN.parameters(torch.float32), FIXED_RUN.parameters(torch.float32)
