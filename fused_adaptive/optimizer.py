@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     def _eager(function: _F) -> _F: ...
 
 else:
-    # torch.compile does not trace what runs once; its own annotation would hide the method's signature.
-    _eager = torch.compiler.disable
+    # torch.compile does not trace what runs once. torch.compiler.disable would import all of dynamo here, 2 s.
+    _eager = torch._disable_dynamo
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 Members = dict[Policy, list[Slot]]

@@ -161,7 +161,10 @@ def test_restart_interval_keeps_gains_and_forgets_the_rest(name):
 
 def test_groups_with_equal_policies_share_a_global_gain_and_others_do_not():
     params = parameters(shapes=[(4,), (3,), (5,)])
-    shared, other = fa.TrainableLR(interval=2, source="gradient"), fa.TrainableLR(interval=2, source="gradient", eta=0.1)
+    shared, other = (
+        fa.TrainableLR(interval=2, source="gradient"),
+        fa.TrainableLR(interval=2, source="gradient", eta=0.1),
+    )
     groups = [{"params": [p], "policy": policy} for p, policy in zip(params, (shared, shared, other), strict=True)]
     optimizer = fa.SGD(groups, lr=0.1)
     train(optimizer, 8)
@@ -297,74 +300,15 @@ def test_eta_uses_the_lr_of_the_last_step_also_when_a_scheduler_has_moved_on():
 def test_eta_with_groups_of_different_rates_adds_each_over_its_own():
     a, b = one_parameter(), one_parameter()
     policy = fa.TrainableLR(interval=1, source="gradient", eta=0.01)
-    optimizer = fa.SGD([{"params": [a], "lr": 0.1}, {"params": [b], "lr": 0.5}, {"params": [one_parameter()], "lr": 0.0}], policy=policy)
+    optimizer = fa.SGD(
+        [{"params": [a], "lr": 0.1}, {"params": [b], "lr": 0.5}, {"params": [one_parameter()], "lr": 0.0}],
+        policy=policy,
+    )
     for _ in range(2):
         for group in optimizer.param_groups:
             group["params"][0].grad = torch.ones(2, dtype=torch.float64)
         optimizer.step()
     assert gain(optimizer) == pytest.approx(1 + 0.01 * (2 / 0.1 + 2 / 0.5))
-
-
-def test_naive_two_pass_variant_on_a_quadratic():
-    """L = ½ Σ a·p²: g = a·p, g' = a·(p − αg), so the gain is known in closed form."""
-    a = torch.tensor([1.0, 4.0], dtype=torch.float64)
-    p = one_parameter((2.0, -1.0))
-    optimizer = fa.SGD([p], lr=0.1, policy=fa.TrainableLR(naive=True, eta=0.01))
-    losses = []
-
-    def closure():
-        optimizer.zero_grad()
-        loss = 0.5 * (a * p * p).sum()
-        loss.backward()
-        losses.append(loss.item())
-        return loss
-
-    expected, alpha = p.detach().clone(), 0.1
-    for _ in range(4):
-        g = a * expected
-        trial = a * (expected - alpha * g)
-        alpha = max(0.0, alpha + 0.01 * (trial * g).sum().item())
-        expected = expected - alpha * g
-        loss = optimizer.step(closure)
-        torch.testing.assert_close(p.detach(), expected, rtol=1e-12, atol=1e-12)
-        assert gain(optimizer) * 0.1 == pytest.approx(alpha, rel=1e-12)
-        assert torch.equal(p.grad, g) or torch.allclose(p.grad, g, rtol=1e-12)
-        assert loss.item() == losses[-2]  # of the first evaluation
-    assert len(losses) == 8
-
-
-def test_naive_variant_restores_the_parameters_when_the_closure_fails():
-    p = one_parameter()
-    optimizer, calls = fa.SGD([p], lr=0.1, policy=fa.TrainableLR(naive=True, eta=0.1)), []
-
-    def closure():
-        calls.append(1)
-        if len(calls) == 2:
-            raise RuntimeError("out of memory")
-        optimizer.zero_grad()
-        (p**2).sum().backward()
-
-    with pytest.raises(RuntimeError, match="out of memory"):
-        optimizer.step(closure)
-    assert p.tolist() == [1.0, 1.0]
-    assert p.grad.tolist() == [2.0, 2.0]
-    assert gain(optimizer) == 1.0
-
-
-def test_naive_variant_without_closure_only_creates_state():
-    p = one_parameter()
-    optimizer = fa.SGD([p], lr=0.1, policy=fa.TrainableLR(naive=True, eta=0.1))
-    p.grad = torch.ones(2, dtype=torch.float64)
-    with pytest.raises(RuntimeError, match="closure"):
-        optimizer.step()
-    assert not optimizer.state
-    optimizer.param_groups[0]["lr"] = 0.0
-    optimizer.step()
-    assert optimizer.state[p]["gain"] == 1.0
-    optimizer.param_groups[0]["lr"] = 0.1
-    p.grad = torch.zeros(2, dtype=torch.float64)
-    optimizer.step()
-    assert p.tolist() == [1.0, 1.0]
 
 
 # ---- Hypergradient ----

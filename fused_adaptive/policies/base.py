@@ -36,6 +36,7 @@ class Policy:
         """Raises ValueError where the policy cannot drive this backbone with these hyperparameters."""
 
     def state_spec(self, backbone: Backbone, group: Group) -> dict[str, StateSpec]:
+        """The state that a tensor of this policy needs besides its backbone's, by name."""
         return {}
 
     def shared_names(self) -> tuple[str, ...]:
@@ -81,6 +82,7 @@ class Policy:
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> Policy:
+        """The policy that :meth:`arguments` describes, without its name."""
         return cls(**arguments)
 
 

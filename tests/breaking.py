@@ -1,0 +1,64 @@
+"""Tools of the pitfall tests: breaking the library on purpose, and watching what a step allocates and reads."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+@contextmanager
+def broken(target: Any, name: str, replacement: Any) -> Iterator[None]:
+    """The library with one piece replaced by what others got wrong."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(target, name, replacement)
+        yield
+
+
+def fails(check: Callable[[], bool]) -> bool:
+    """Whether a check notices: it returns False or raises."""
+    try:
+        return not check()
+    except Exception:
+        return True
+
+
+class PeakMemory(TorchDispatchMode):
+    """Bytes of tensors that were allocated under this mode, at their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        inputs = {a.untyped_storage()._cdata for a in args if isinstance(a, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for out in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(out, torch.Tensor) and out.untyped_storage()._cdata not in inputs | self.seen:
+                self._count(out.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        size, key = storage.nbytes(), storage._cdata
+        self.seen.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._free, size, key)
+
+    def _free(self, size: int, key: int) -> None:
+        self.live -= size
+        self.seen.discard(key)
+
+
+class NoSynchronisation(TorchDispatchMode):
+    """Fails where a tensor's value is read on the host."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a tensor's value was read"
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,83 @@
+"""What the documentation says is checked: snippets run, tables come from results, links lead somewhere."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import fused_adaptive as fa
+from bench.demo_report import markdown_table
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")] + sorted(
+    (ROOT / "docs").glob("*")
+)
+SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_readme_snippets_run_one_after_the_other(tmp_path, capsys):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    data = torch.utils.data.TensorDataset(torch.randn(40, 4), torch.randint(3, (40,)))
+    names = {
+        "torch": torch,
+        "fa": fa,
+        "model": model,
+        "loader": torch.utils.data.DataLoader(data, batch_size=8),
+        "loss_fn": torch.nn.functional.cross_entropy,
+        "path": tmp_path / "checkpoint.pt",
+    }
+    snippets = SNIPPET.findall(README)
+    assert len(snippets) >= 5
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), names)
+    assert "'mean'" in capsys.readouterr().out
+    assert names["path"].exists()
+
+
+def test_readme_table_is_that_of_the_committed_results():
+    results = json.loads((ROOT / "bench" / "results" / "demo.json").read_text())
+    block = README.split("<!-- demo:begin -->")[1].split("<!-- demo:end -->")[0]
+    assert block.strip() == markdown_table(results).strip()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+def test_links_lead_to_files(document):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")):
+        assert target.startswith("http") or (document.parent / target).exists(), target
+
+
+def test_every_pitfall_has_the_test_that_the_list_names():
+    tests = "".join(p.read_text() for p in (ROOT / "tests").glob("test_pitfalls*.py"))
+    named = set(re.findall(r"`test_(\d\d)_", (ROOT / "docs" / "pitfalls.md").read_text(encoding="utf-8")))
+    assert named == set(re.findall(r"def test_(\d\d)_", tests))
+    assert len(named) >= 12
+
+
+@pytest.mark.parametrize(("name", "thing"), [(n, getattr(fa, n)) for n in fa.__all__ if callable(getattr(fa, n))])
+def test_everything_public_is_documented(name, thing):
+    assert thing.__doc__, name
+    for attribute, value in vars(thing).items() if isinstance(thing, type) else ():
+        if callable(value) and not attribute.startswith("_"):
+            inherited = getattr(super(thing, thing), attribute, None)
+            assert value.__doc__ or (inherited and inherited.__doc__), f"{name}.{attribute}"
+
+
+SOURCES = [p for folder in ("fused_adaptive", "tests", "bench") for p in sorted((ROOT / folder).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_are_short_and_say_what_they_are(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") < 400
+    assert not text.strip() or ast.get_docstring(ast.parse(text)), "module docstring"
+
+
+def test_triton_is_not_imported_by_the_package():
+    code = [p.read_text(encoding="utf-8") for p in (ROOT / "fused_adaptive").glob("*.py")]
+    assert not any(re.search(r"^\s*(import|from) triton", text, re.MULTILINE) for text in code)
