@@ -97,3 +97,13 @@ def test_environment_report():
     for expected in (fa.__version__, torch.__version__, "backends", "reference", "can run", '"auto" takes'):
         assert expected in out
     assert ("cuda            none" in out) == (not torch.cuda.is_available())
+
+
+def test_the_reference_refuses_to_be_captured(monkeypatch):
+    optimizer = fa.SGD(parameters(), lr=0.1, backend="reference")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    before = [p.detach().clone() for p in optimizer.param_groups[0]["params"]]
+    with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"):
+        train(optimizer, 1)
+    assert all_equal(before, optimizer.param_groups[0]["params"])

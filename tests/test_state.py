@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+import torch.distributed.checkpoint.state_dict as dcp_state
 
 import fused_adaptive as fa
 
@@ -243,6 +245,26 @@ def test_capturable_and_fused_keep_counts_on_the_parameters_device():
         spec = fa.AdamW.backbone.state_spec({"amsgrad": False})["step"]
         assert spec.device_for(meta, {flag: True}).type == "meta"
         assert spec.device_for(meta, {}).type == "cpu"
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")  # one process is what is wanted
+@pytest.mark.parametrize("policy", ["fixed", "active", "tlr-preconditioned-global", "tlr-times-active"])
+@pytest.mark.parametrize("named", [False, True])
+def test_torch_distributed_checkpoint_round_trip_in_one_process(policy, named, tmp_path):
+    """It materialises state by a step with zero gradients and lr 0, and drops what it does not know."""
+    model, other = (torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2)) for _ in range(2))
+    other.load_state_dict(model.state_dict())
+    case = Case("AdamW", policy, True)
+    first, second = (case.build(m.named_parameters() if named else m.parameters()) for m in (model, other))
+    train(first, 4)
+    other.load_state_dict(copy.deepcopy(model.state_dict()))
+    checkpoint = {"optimizer": dcp_state.get_optimizer_state_dict(model, first)}
+    dcp.save(checkpoint, checkpoint_id=tmp_path, no_dist=True)
+    loaded = {"optimizer": dcp_state.get_optimizer_state_dict(other, second)}
+    dcp.load(loaded, checkpoint_id=tmp_path, no_dist=True)
+    dcp_state.set_optimizer_state_dict(other, second, loaded["optimizer"])
+    assert second.param_groups[0]["policy"] == first.param_groups[0]["policy"]
+    assert all_equal(train(second, 5, start=4), train(first, 5, start=4))
 
 
 @pytest.mark.gpu

@@ -30,7 +30,15 @@ def step(slots: Sequence[Slot], policies: Mapping[Policy, Sequence[Slot]], found
         slots: all parameters that have state, in the order of the param groups.
         policies: of every policy, its tensors: a part of ``slots``, those without a gradient included.
         found_inf: nonzero if a gradient is not finite (AMP): then nothing changes.
+
+    Raises:
+        RuntimeError: while a CUDA graph is being captured; nothing has changed.
     """
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "the reference backend reads scalars on the host and cannot be captured in a CUDA graph: call step() outside "
+            "of the capture, or choose another backend"
+        )
     if found_inf is not None and bool(found_inf):
         return
     ending = {policy: policy.ends(members) for policy, members in policies.items()}

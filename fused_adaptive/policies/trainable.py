@@ -92,6 +92,7 @@ class TrainableLR(ScalarPolicy):
         return self.with_source("gradient" if backbone.adaptive else "displacement")
 
     def with_source(self, source: str) -> TrainableLR:
+        """The same policy with another ``source``."""
         return TrainableLR(interval=self.interval, granularity=self.granularity, source=source, eta=self.eta)
 
     def check(self, backbone: Backbone, group: Group) -> None:
