@@ -40,6 +40,7 @@ class Scale:
     Args:
         images: training images; None: all.
         test: test images; None: all.
+        side: of the images, in pixels; those of the data sets have 28.
         patience: of AALR, in epochs; its default, 10, is meant for the 200 epochs of the paper.
         other_batch_sizes: of the methods other than AALR.
     """
@@ -48,6 +49,7 @@ class Scale:
     test: int | None
     epochs: int
     seeds: int
+    side: int = 28
     channels: int = 16
     patience: int = 10
     batch_sizes: tuple[int, ...] = (32, 128, 512)
@@ -55,8 +57,8 @@ class Scale:
 
 
 SCALES = {
-    "smoke": Scale(images=256, test=200, epochs=2, seeds=1, channels=4, patience=1, batch_sizes=(128,)),
-    "cpu": Scale(images=10_000, test=None, epochs=10, seeds=2, patience=3),
+    "smoke": Scale(images=256, test=200, epochs=2, seeds=1, side=14, channels=4, patience=1, batch_sizes=(128,)),
+    "cpu": Scale(images=10_000, test=None, epochs=10, seeds=2, side=14, patience=3),
     "gpu": Scale(images=None, test=None, epochs=200, seeds=3, other_batch_sizes=(32, 128, 512)),
 }
 
@@ -100,7 +102,7 @@ def jobs_of(scale: Scale, data: str, images: int, methods: Sequence[str]) -> lis
     """All runs, those of the first seed first."""
 
     def job(method: str, size: int, seed: int, lr: float) -> Job:
-        return Job(method, size, seed, lr, scale.epochs, images, data, scale.channels, scale.patience)
+        return Job(method, size, seed, lr, scale.epochs, images, data, scale.side, scale.channels, scale.patience)
 
     jobs = []
     for seed in range(scale.seeds):
@@ -118,7 +120,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     device = args.device or ("cuda" if args.scale == "gpu" else "cpu")
     if args.data == "fashion-mnist" and args.data_directory is None:
         controllers_fetch.fetch()
-    splits = controllers_data.load(args.data, scale.images, scale.test, device, args.data_directory)
+    splits = controllers_data.load(args.data, scale.images, scale.test, scale.side, device, args.data_directory)
     jobs = jobs_of(scale, args.data, len(splits.train), args.methods)
     kept = ROOT / "build" / "controllers" / "runs"
     kept.mkdir(parents=True, exist_ok=True)
@@ -142,8 +144,8 @@ def _departures(scale: Scale) -> str:
     """In words, what keeps these results from being the paper's."""
     images = scale.images or "all"
     return (
-        f"{images} training images and {scale.epochs} epochs with AALR's patience {scale.patience}, "
-        "without augmentation; the paper trains on all 60000 for over 200 epochs with patience 10"
+        f"{images} training images of {scale.side}×{scale.side} pixels and {scale.epochs} epochs with AALR's patience "
+        f"{scale.patience}; the paper trains on all 60000 of 28×28 for over 200 epochs with patience 10"
     )
 
 
@@ -170,10 +172,7 @@ def _processor() -> str:
 
 def _run_all(jobs: Sequence[Job], splits: Splits, kept: Path, device: str, workers: int):
     """Yields every run, those of earlier calls first."""
-    paths = {
-        job: kept / f"{job.data}-{job.images}x{job.epochs}-c{job.channels}-p{job.patience}-{job.key}.json"
-        for job in jobs
-    }
+    paths = {job: kept / f"{job.key}.json" for job in jobs}
     missing = [job for job in jobs if not paths[job].exists()]
     for job in jobs:
         if job not in missing:
@@ -193,7 +192,7 @@ def _run_all(jobs: Sequence[Job], splits: Splits, kept: Path, device: str, worke
                 job, run = futures[future], future.result()
                 _write_atomically(paths[job], json.dumps(run, allow_nan=False))
                 accuracy = f"{run['test_accuracy']:.2f} %" if not run["diverged"] else "diverged"
-                progress.console.print(f"{job.key:<28}{accuracy:>10}{run['seconds']:>9.1f} s")
+                progress.console.print(f"{job.label:<28}{accuracy:>10}{run['seconds']:>9.1f} s")
                 progress.advance(task)
                 yield run
         except BaseException:

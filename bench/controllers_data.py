@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from . import controllers_fetch
 
@@ -17,7 +18,7 @@ VALIDATION = 1000
 
 @dataclass(frozen=True)
 class Part:
-    """Normalised images ``[N, 1, 28, 28]`` and their classes."""
+    """Normalised images ``[N, 1, side, side]`` and their classes."""
 
     images: Tensor
     labels: Tensor
@@ -35,13 +36,16 @@ class Splits:
     test: Part
 
 
-def load(name: str, train: int | None, test: int | None, device: str, directory: Path | None = None) -> Splits:
+def load(
+    name: str, train: int | None, test: int | None, side: int, device: str, directory: Path | None = None
+) -> Splits:
     """The data set's parts on ``device``.
 
     Args:
         name: one of :data:`NAMES`.
         train: training images; None: all but the validation ones. The choice depends on nothing else.
         test: test images, None: all.
+        side: 28, or a divisor of it: pixels are averaged down to ``side × side``.
         directory: of Fashion-MNIST; default where ``controllers_fetch`` puts it.
 
     Raises:
@@ -57,7 +61,8 @@ def load(name: str, train: int | None, test: int | None, device: str, directory:
 
     def part(images: numpy.ndarray, labels: numpy.ndarray) -> Part:
         scaled = (torch.from_numpy(images).float() / 255 - mean) / std
-        return Part(scaled.unsqueeze(1).float().to(device), torch.from_numpy(labels).long().to(device))
+        pixels = functional.avg_pool2d(scaled.unsqueeze(1), 28 // side).float()
+        return Part(pixels.to(device), torch.from_numpy(labels).long().to(device))
 
     kept = rest[:train]
     return Splits(

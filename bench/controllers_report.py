@@ -33,7 +33,15 @@ def settings(results: Results) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-HEADER = ("method", "test accuracy %", "seeds", "train loss at end", "rate at end", "s an epoch")
+HEADER = (
+    "method",
+    "test accuracy %",
+    "of AALR's checkpoint %",
+    "seeds",
+    "train loss at end",
+    "rate at end",
+    "s an epoch",
+)
 
 
 def rows(results: Results) -> list[tuple[str, ...]]:
@@ -42,19 +50,23 @@ def rows(results: Results) -> list[tuple[str, ...]]:
 
 
 def _row(runs: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-    accuracies = [run["test_accuracy"] for run in runs]
+    kept = [run["checkpoint_accuracy"] for run in runs if run["checkpoint_accuracy"] is not None]
     losses = [run["train_loss"][-1] for run in runs]
     rates = sorted({float(f"{run['rates'][-1][1]:.2g}") for run in runs})
     seconds = statistics.mean(run["seconds"] / len(run["train_loss"]) for run in runs)
     lost = sum(run["diverged"] for run in runs)
     return (
-        f"{statistics.mean(accuracies):.2f} ({min(accuracies):.2f} to {max(accuracies):.2f})"
-        + (f", {lost} diverged" if lost else ""),
+        _spread([run["test_accuracy"] for run in runs]) + (f", {lost} diverged" if lost else ""),
+        _spread(kept) if kept else "",
         str(len(runs)),
         "not finite" if None in losses else f"{statistics.mean(losses):.3f}",
         " / ".join(f"{rate:g}" for rate in rates),
         f"{seconds:.1f}",
     )
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
 def show(results: Results, console: Console) -> None:

@@ -34,6 +34,7 @@ class Job:
     Args:
         method: a key of :data:`METHODS`.
         lr: of the first group at the start.
+        side: of the images, in pixels.
         patience: AALR's, in epochs.
     """
 
@@ -44,11 +45,19 @@ class Job:
     epochs: int
     images: int
     data: str
+    side: int
     channels: int
     patience: int
 
     @property
     def key(self) -> str:
+        """Names the run; no two jobs share it."""
+        amount = f"{self.data}-{self.images}x{self.epochs}-{self.side}px-c{self.channels}-p{self.patience}"
+        return f"{amount}-{self.label}"
+
+    @property
+    def label(self) -> str:
+        """Names it among those of one scale."""
         return f"{self.method}-lr{self.lr:g}-b{self.batch_size}-s{self.seed}"
 
 
@@ -81,6 +90,10 @@ class Driver:
         """What it did to the model at the last epoch's end."""
         return ""
 
+    def restore_best(self) -> bool:
+        """Puts the model that it has kept back; False where it keeps none."""
+        return False
+
 
 class PerStep(Driver):
     def __init__(self, scheduler: Any) -> None:
@@ -98,6 +111,12 @@ class Aalr(Driver):
 
     def note(self) -> str:
         return self.controller.action
+
+    def restore_best(self) -> bool:
+        if self.controller.progress.phase == 1:
+            return False
+        self.controller.restore_best()
+        return True
 
 
 class Aslr(Driver):
@@ -184,6 +203,7 @@ def train(job: Job, splits: Splits, report: Callable[[int, float, float], None] 
         "test_accuracy": test_accuracy,
         "test_loss": test_loss if math.isfinite(test_loss) else None,
         "diverged": not math.isfinite(test_loss),
+        "checkpoint_accuracy": evaluate(model, splits.test)[1] if driver.restore_best() else None,
         "seconds": round(seconds, 1),
     }
 

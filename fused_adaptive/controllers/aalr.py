@@ -149,6 +149,22 @@ class AALR(Controller):
         self._snapshot = snapshots.make(snapshot, self._tensors())
         self._set_lr(lr)
 
+    def restore_best(self) -> None:
+        """Puts the last checkpoint back, and the optimizer as new.
+
+        For the end of training: the last epoch may have tried too high a rate.
+
+        Raises:
+            RuntimeError: in phase 1, which has no checkpoint.
+        """
+        if self.progress.phase == 1:
+            raise RuntimeError("AALR is in phase 1 and has no checkpoint yet: the model is the best one there is")
+        self._restore()
+
+    def _restore(self) -> None:
+        snapshots.restore_(self._tensors(), self._snapshot.load())
+        reset(self.optimizer)
+
     def _remedy(self) -> str:
         return (
             "A warm-up before it has no meaning: phase 1 starts from the untrained model at a rate of its own; build "
@@ -165,8 +181,7 @@ class AALR(Controller):
         if action == SAVE:
             self._snapshot.save(self._tensors())
         elif action:
-            snapshots.restore_(self._tensors(), self._snapshot.load())
-            reset(self.optimizer)
+            self._restore()
         if exhausted:
             raise RuntimeError(
                 f"AALR: at lr = {self.progress.lr:g}, after {_HALVINGS} halvings, the loss is {metric} and still no "

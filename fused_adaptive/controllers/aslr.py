@@ -161,11 +161,10 @@ class ASLR(Controller):
             self._group_draws = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_group_draws": None}
+        return {**super().__getstate__(), "_group_draws": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._claim()
+        super().__setstate__(state)
         self._attach()
 
 

@@ -75,7 +75,11 @@ class Controller:
         return list(self._last_lr)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on bit for bit: numbers, strings, lists and tensors."""
+        """All that is needed to go on bit for bit: numbers, strings, lists, dicts and tensors.
+
+        It loads with ``weights_only=True``. Tensors are shared, not copied, as in ``torch.optim``: save it, or
+        deep-copy it, before training goes on.
+        """
         return {"last_epoch": self.last_epoch, "ratios": list(self._ratios), **self._state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -110,6 +114,15 @@ class Controller:
     def _load(self, state_dict: dict[str, Any]) -> float:
         """Takes over the subclass's part; returns the first group's rate."""
         raise NotImplementedError
+
+    # A copy drives its own copy of the optimizer, whose copies know of no controller.
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._claim()
 
     # ---- rates ----
 
