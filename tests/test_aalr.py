@@ -171,13 +171,12 @@ def test_reset_is_as_new(build):
 def test_a_divergent_start_ends_trained(lr):
     model = Net()
     optimizer = fa.SGD(model.parameters(), lr=1.0, momentum=0.9)
-    with torch.no_grad():
-        x = torch.randn(64, 4)
-        initial_loss = (model(x) - x.sum(1, keepdim=True)).square().mean().item()
+    frozen = torch.optim.SGD(model.parameters(), lr=0.0)
+    initial_loss = epoch(model, frozen, 0, steps=10)
     controller = fa.AALR(optimizer, model, initial_loss=initial_loss, lr=lr, patience=5)
     losses = []
-    for seed in range(40):
-        losses.append(epoch(model, optimizer, seed, steps=10))
+    for _ in range(40):
+        losses.append(epoch(model, optimizer, 0, steps=10))
         controller.step(losses[-1])
     assert not losses[0] < initial_loss, "the start does diverge"
     assert controller.progress.phase == 2
@@ -404,7 +403,7 @@ def test_bad_models():
         fa.AALR(optimizer, nn.ReLU(), initial_loss=1.0)
     with pytest.raises(ValueError, match=r"shape \(8, 4\) in param group 0 is not the model's"):
         fa.AALR(optimizer, Net(), initial_loss=1.0)
-    with pytest.raises(TypeError, match="must be a torch.nn.Module"):
+    with pytest.raises(TypeError, match="must be a torch"):
         fa.AALR(optimizer, model.parameters(), initial_loss=1.0)  # type: ignore[arg-type]
     assert optimizer.param_groups[0]["lr"] == 0.3
     fa.AALR(optimizer, model, initial_loss=1.0)  # what failed holds no claim on it
