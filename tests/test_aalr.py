@@ -405,8 +405,11 @@ def test_bad_models():
         fa.AALR(optimizer, Net(), initial_loss=1.0)
     with pytest.raises(TypeError, match="must be a torch"):
         fa.AALR(optimizer, model.parameters(), initial_loss=1.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="initial_loss must be finite") as caught:
+        fa.AALR(optimizer, model, initial_loss=math.inf)
     assert optimizer.param_groups[0]["lr"] == 0.3
     fa.AALR(optimizer, model, initial_loss=1.0)  # what failed holds no claim on it
+    assert caught.tb is not None, "although its frames are still there"
 
 
 @pytest.mark.parametrize("loss", [2.0, math.nan])

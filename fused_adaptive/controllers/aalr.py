@@ -12,7 +12,7 @@ from torch.nn import Module
 from torch.optim import Adagrad, Optimizer
 
 from . import snapshots
-from .base import Controller
+from .base import Controller, check_optimizer
 
 #: Halvings below the first rate after which AALR gives up: nothing can learn there, in any precision.
 _HALVINGS = 40
@@ -133,6 +133,7 @@ class AALR(Controller):
         snapshot: str | os.PathLike[str] = "device",
         process_group: Any = None,
     ) -> None:
+        check_optimizer(optimizer)
         _check(lr, patience, check_offset)
         _check_model(model, optimizer)
         super().__init__(optimizer, process_group)
@@ -147,6 +148,7 @@ class AALR(Controller):
         self.progress = Progress(lr=lr, best=loss)
         self.action = ""
         self._snapshot = snapshots.make(snapshot, self._tensors())
+        self._claim()
         self._set_lr(lr)
 
     def restore_best(self) -> None:

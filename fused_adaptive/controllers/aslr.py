@@ -71,6 +71,7 @@ class ASLR(Controller):
         self._direction, self._range, self._moves = 1, 1, 0
         self._draw = RateDraw(seed, 0.0) if jitter else None
         self._group_draws: GroupDraws | None = None
+        self._claim()
         self._attach()
         self._set_center()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -32,13 +32,13 @@ class Controller:
     """
 
     def __init__(self, optimizer: Optimizer, process_group: Any = None, takes_over: bool = False) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        check_optimizer(optimizer)
         self.optimizer = optimizer
         self.last_epoch = 0
         self._process_group = process_group
         self._takes_over = takes_over
         self._check_scheduler()
+        self._check_free()
         lrs = read_lrs(optimizer.param_groups)
         if not (lrs[0] > 0 and math.isfinite(lrs[0])):
             raise ValueError(
@@ -46,7 +46,6 @@ class Controller:
             )
         self._ratios = [lr / lrs[0] for lr in lrs]
         self._last_lr = lrs
-        self._claim()
 
     @property
     def _name(self) -> str:
@@ -140,10 +139,7 @@ class Controller:
 
     def _number(self, metric: Any, what: str = "metric") -> float:
         if metric is _MISSING or metric is None:
-            raise TypeError(
-                f"{self._name}.step needs the epoch's loss: step(loss). SequentialLR and ChainedScheduler pass none, "
-                "so they cannot drive it"
-            )
+            self._refuse()
         if isinstance(metric, Tensor):
             if metric.requires_grad:
                 raise TypeError(
@@ -159,6 +155,14 @@ class Controller:
         except (TypeError, ValueError):
             raise TypeError(f"the {what} must be a number, got {metric!r}") from None
 
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise TypeError(
+            f"{self._name}.step needs the epoch's loss: step(loss). SequentialLR and ChainedScheduler pass none, so they "
+            "cannot drive it; let a warm-up end first, and build ASLR with takes_over=True"
+        )
+
+    _update_lr = _initial_step = _refuse  # what SequentialLR calls in place of step()
+
     def _agree(self, value: float) -> float:
         """The mean over the ranks: NaN on one is NaN on all, so that all take the same branch."""
         group = self._process_group
@@ -172,14 +176,16 @@ class Controller:
 
     # ---- who owns the learning rate ----
 
-    def _claim(self) -> None:
-        reference = getattr(self.optimizer, "_lr_owner", None)
-        owner = None if reference is None else reference()
-        if owner is not None and owner is not self:
+    def _check_free(self) -> None:
+        owner = owner_of(self.optimizer)
+        if owner is not None:
             raise RuntimeError(
                 f"this optimizer is driven by {type(owner).__name__} already: call its remove() first, or build the "
                 "optimizer anew"
             )
+
+    def _claim(self) -> None:
+        """Last in the constructors: what fails before holds no claim."""
         self.optimizer.__dict__["_lr_owner"] = weakref.ref(self)
 
     def _check_scheduler(self) -> None:
@@ -202,6 +208,17 @@ class Controller:
                     "(another scheduler, or a checkpoint loaded without this controller's). Leave lr to "
                     f"{self._name}, or load its state_dict too"
                 )
+
+
+def check_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+
+
+def owner_of(optimizer: Optimizer) -> Controller | None:
+    """The controller that drives the optimizer."""
+    reference = getattr(optimizer, "_lr_owner", None)
+    return None if reference is None else reference()
 
 
 def is_scheduled(optimizer: Optimizer) -> bool:

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from . import snapshots
 from .aalr import reset
+from .base import owner_of
 from .lr import read_lrs, write_lrs
 
 #: The test ends when the smoothed loss is this many times its lowest value.
@@ -117,8 +118,7 @@ def lr_range_test(
             "lr_range_test needs 0 < min_lr < max_lr, steps >= 2 and scale 'linear' or 'exponential', got "
             f"min_lr={min_lr}, max_lr={max_lr}, steps={steps}, scale={scale!r}"
         )
-    reference = getattr(optimizer, "_lr_owner", None)
-    if reference is not None and reference() is not None:
+    if owner_of(optimizer) is not None:
         raise RuntimeError("a controller drives this optimizer: run lr_range_test before you build it, or remove() it")
     test = RangeTest(scale=scale)
     with _untouched(model, optimizer):
