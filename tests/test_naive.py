@@ -70,3 +70,39 @@ def test_naive_variant_without_closure_only_creates_state():
     p.grad = torch.zeros(2, dtype=torch.float64)
     optimizer.step()
     assert p.tolist() == [1.0, 1.0]
+
+
+def test_naive_variant_takes_back_gradients_that_only_the_trial_gave():
+    p, sometimes = one_parameter(), one_parameter()
+    optimizer, calls = fa.SGD([p, sometimes], lr=0.1, policy=fa.TrainableLR(naive=True, eta=0.1)), []
+
+    def closure():
+        calls.append(1)
+        optimizer.zero_grad()
+        (p * (sometimes if len(calls) % 2 == 0 else 1.0)).sum().backward()
+
+    optimizer.step(closure)
+    assert len(calls) == 2
+    assert sometimes.grad is None
+    assert sometimes.tolist() == [1.0, 1.0]
+
+
+def test_naive_variant_checks_gradients_first():
+    p = torch.nn.Parameter(torch.zeros(3, 2))
+    optimizer = fa.SGD([p], policy=fa.TrainableLR(naive=True, eta=0.1))
+    p.grad = torch.zeros(3, 2).to_sparse()
+    with pytest.raises(RuntimeError, match="sparse"):
+        optimizer.step()
+
+
+def test_naive_variant_in_a_checkpoint_is_of_all_groups_or_none():
+    groups = [{"params": [one_parameter()]}, {"params": [one_parameter()]}]
+    optimizer = fa.SGD(groups)
+    saved = optimizer.state_dict()
+    saved["param_groups"][1] = {
+        **saved["param_groups"][1],
+        "policy": fa.TrainableLR(naive=True, eta=0.1).arguments(),
+    }
+    with pytest.raises(ValueError, match="all param groups must have that same policy"):
+        optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[1]["policy"] == {"name": "FixedLR"}

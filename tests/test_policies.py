@@ -100,6 +100,39 @@ def test_calls_without_a_gradient_count():
     assert element_gain(optimizer) == [1.0, 0.9 * 0.9]
 
 
+def test_calls_before_the_first_gradient_count_for_the_policy_wherever_that_comes():
+    policy, params = fa.ActiveLR(interval=2, first_interval="shrink"), parameters(shapes=[(2,), (3,)])
+    optimizer = fa.SGD(params[:1], policy=policy)
+    optimizer.step()
+    optimizer.add_param_group({"params": params[1:]})
+    params[1].grad = torch.ones_like(params[1])
+    optimizer.step()
+    assert (optimizer.state[params[1]]["element_gain"] == 0.9).all()
+
+
+def test_a_step_that_amp_skips_is_no_idle_call():
+    params = parameters(shapes=[(2,), (3,)])
+    groups = [{"params": [p], "policy": fa.ActiveLR(interval=3 + i)} for i, p in enumerate(params)]
+    optimizer = fa.SGD(groups, fused=True)
+    for found, expected in ((1.0, 0), (0.0, 1), (1.0, 1)):
+        params[0].grad = torch.ones_like(params[0])
+        optimizer.found_inf = torch.full((1,), found)
+        optimizer.step()
+        assert optimizer.param_groups[1]["idle_calls"] == expected
+        assert optimizer.state[params[0]]["active_step"] == expected
+
+
+def test_a_flag_that_is_set_later_completes_the_state_and_keeps_the_count():
+    params = parameters(shapes=[(2,), (3,)])
+    optimizer = fa.AdamW(params, policy=fa.ActiveLR(interval=5))
+    train(optimizer, 1)
+    optimizer.param_groups[0]["amsgrad"] = True
+    params[0].grad = None
+    optimizer.step()
+    assert [optimizer.state[p]["active_step"].item() for p in params] == [2, 2]
+    assert all("max_exp_avg_sq" in optimizer.state[p] for p in params)
+
+
 def test_an_interval_without_gradients_keeps_gain_and_sign():
     optimizer = fa.SGD([one_parameter()], policy=fa.ActiveLR(interval=2))
     feed(optimizer, [1.0, -1.0], [1.0, -1.0], None, None, None, None, [1.0, 1.0], [1.0, 1.0])
@@ -345,6 +378,17 @@ def test_hypergradient_stays_at_lr_zero_and_on_non_finite_products():
     optimizer.param_groups[0]["lr"] = 0.1
     feed(optimizer, [math.nan, 1.0])
     assert gain(optimizer) == 1.0
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_a_newcomers_first_gradient_does_not_freeze_a_global_gain(momentum):
+    """At its first step a tensor has no last direction: nothing, and not 0 times a gradient that may be NaN."""
+    params = parameters(shapes=[(2,), (3,)])
+    optimizer = fa.SGD(params, lr=0.1, momentum=momentum, policy=fa.Hypergradient(0.01))
+    for first in (None, torch.full((3,), math.nan, dtype=torch.float64)):
+        params[0].grad, params[1].grad = torch.ones_like(params[0]), first
+        optimizer.step()
+    assert gain(optimizer) == pytest.approx(1.2)
 
 
 # ---- inner products ----

@@ -157,8 +157,8 @@ class Controller:
 
     def _refuse(self, *_: Any) -> NoReturn:
         raise TypeError(
-            f"{self._name}.step needs the epoch's loss: step(loss). SequentialLR and ChainedScheduler pass none, so they "
-            "cannot drive it; let a warm-up end first, and build ASLR with takes_over=True"
+            f"{self._name}.step needs the epoch's loss: step(loss). SequentialLR and ChainedScheduler pass none, so "
+            "they cannot drive it; let a warm-up end first, and build ASLR with takes_over=True"
         )
 
     _update_lr = _initial_step = _refuse  # what SequentialLR calls in place of step()
