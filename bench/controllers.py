@@ -43,6 +43,8 @@ class Scale:
         side: of the images, in pixels; those of the data sets have 28.
         patience: of AALR, in epochs; its default, 10, is meant for the 200 epochs of the paper.
         other_batch_sizes: of the methods other than AALR.
+        divergent: epochs and AALR's patience of the run that starts at a rate that diverges; finding a better one costs
+            epochs, so it gets more of them.
     """
 
     images: int | None
@@ -54,12 +56,15 @@ class Scale:
     patience: int = 10
     batch_sizes: tuple[int, ...] = (32, 128, 512)
     other_batch_sizes: tuple[int, ...] = (128,)
+    divergent: tuple[int, int] = (30, 10)
 
 
 SCALES = {
-    "smoke": Scale(images=256, test=200, epochs=2, seeds=1, side=14, channels=4, patience=1, batch_sizes=(128,)),
+    "smoke": Scale(
+        images=256, test=200, epochs=2, seeds=1, side=14, channels=4, patience=1, batch_sizes=(128,), divergent=(2, 1)
+    ),
     "cpu": Scale(images=10_000, test=None, epochs=10, seeds=2, side=14, patience=3),
-    "gpu": Scale(images=None, test=None, epochs=200, seeds=3, other_batch_sizes=(32, 128, 512)),
+    "gpu": Scale(images=None, test=None, epochs=200, seeds=3, other_batch_sizes=(32, 128, 512), divergent=(200, 10)),
 }
 
 
@@ -108,12 +113,14 @@ def jobs_of(scale: Scale, data: str, images: int, methods: Sequence[str]) -> lis
         return Job(method, size, seed, lr, scale.epochs, images, data, scale.side, scale.channels, scale.patience)
 
     jobs = []
+    if "aalr" in methods:
+        epochs, patience = scale.divergent
+        short = job("aalr", 128, 0, DIVERGENT_LR)
+        jobs += dict.fromkeys([replace(short, epochs=epochs, patience=patience), short])
     for seed in range(scale.seeds):
         for method in methods:
             sizes = scale.batch_sizes if method == "aalr" else scale.other_batch_sizes
             jobs += [job(method, size, seed, METHODS[method].lr) for size in sizes]
-        if "aalr" in methods:
-            jobs.append(job("aalr", 128, seed, DIVERGENT_LR))
     return jobs
 
 

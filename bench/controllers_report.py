@@ -28,8 +28,10 @@ def settings(results: Results) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for run in results["runs"]:
         method = METHODS[run["method"]]
-        start = "" if run["lr"] == method.lr else f", from lr {run['lr']:g}"
-        found.setdefault(f"{method.label}, batch {run['batch_size']}{start}", []).append(run)
+        name = f"{method.label}, batch {run['batch_size']}"
+        if run["lr"] != method.lr:
+            name += f", from lr {run['lr']:g}, {run['epochs']} epochs, patience {run['patience']}"
+        found.setdefault(name, []).append(run)
     return found
 
 

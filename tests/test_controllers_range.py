@@ -6,6 +6,7 @@ import copy
 import math
 
 import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from torch import nn
@@ -88,7 +89,7 @@ def test_draws_a_plot():
     assert axes.get_xlabel() == "learning rate"
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert any(label.startswith("suggestion") for label in labels)
-    matplotlib.pyplot.close(axes.figure)
+    plt.close(axes.figure)
 
 
 def test_a_loss_that_never_falls_has_no_suggestion():
