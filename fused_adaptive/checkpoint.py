@@ -7,7 +7,7 @@ float32 state of bf16 parameters and turn int8 signs into floats; hence our own.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from itertools import chain
 from typing import Any
@@ -31,13 +31,16 @@ def specs(backbone: Backbone, group: Mapping[str, Any]) -> dict[str, StateSpec]:
     return spec
 
 
-def restore(backbone: Backbone, groups: Groups, state_dict: Mapping[str, Any]) -> tuple[dict[Any, Any], Groups]:
+def restore(
+    backbone: Backbone, groups: Groups, state_dict: Mapping[str, Any], own_flags: Sequence[str] = ()
+) -> tuple[dict[Any, Any], Groups]:
     """The state and the param groups that ``state_dict`` stands for. Changes nothing.
 
     Args:
         backbone: of the optimizer that loads.
         groups: its param groups.
         state_dict: of one of our optimizers, or of the ``torch.optim`` namesake; then policy state starts anew.
+        own_flags: hyperparameters that a checkpoint of ``torch.optim`` does not decide.
 
     Raises:
         ValueError: where groups do not match, or a state entry is missing or of the wrong shape.
@@ -45,7 +48,8 @@ def restore(backbone: Backbone, groups: Groups, state_dict: Mapping[str, Any]) -
     saved_groups: Groups = state_dict["param_groups"]
     _check_sizes(groups, saved_groups)
     merged = [
-        _merge(backbone, ours, saved, i) for i, (ours, saved) in enumerate(zip(groups, saved_groups, strict=True))
+        _merge(backbone, ours, saved, i, own_flags)
+        for i, (ours, saved) in enumerate(zip(groups, saved_groups, strict=True))
     ]
     ids = list(chain.from_iterable(group["params"] for group in saved_groups))
     names = list(chain.from_iterable(g.get("param_names", [None] * len(g["params"])) for g in merged))
@@ -78,9 +82,12 @@ def _check_sizes(groups: Groups, saved: Groups) -> None:
             )
 
 
-def _merge(backbone: Backbone, ours: Mapping[str, Any], saved: Mapping[str, Any], index: int) -> dict[str, Any]:
+def _merge(
+    backbone: Backbone, ours: Mapping[str, Any], saved: Mapping[str, Any], index: int, own_flags: Sequence[str]
+) -> dict[str, Any]:
     """The saved hyperparameters win; one that was not saved stays ours."""
-    merged = {**ours, **deepcopy({k: v for k, v in saved.items() if k != "params"}), "params": ours["params"]}
+    kept = {"params", *(own_flags if "policy" not in saved else ())}
+    merged = {**ours, **deepcopy({k: v for k, v in saved.items() if k not in kept})}
     if "idle_calls" not in saved:
         merged.pop("idle_calls", None)
     if merged.get("differentiable"):
@@ -118,7 +125,12 @@ def _restore_one(
 def _restore_value(
     spec: StateSpec, name: str, value: Any, param: Tensor, group: Mapping[str, Any], which: str
 ) -> Tensor:
-    value = value if isinstance(value, Tensor) else torch.as_tensor(value)  # old checkpoints count steps in Python
+    if not isinstance(value, Tensor):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(
+                f"the loaded state {name!r} of {which} is no tensor but {value!r}: the checkpoint is damaged"
+            )
+        value = torch.as_tensor(value)  # old checkpoints count steps in Python
     if spec.scalar and value.numel() == 1:
         # torch keeps the dtype of ``step``; ours are fixed by their declaration.
         dtype = value.dtype if name == "step" and value.is_floating_point() else spec.dtype_for(param)

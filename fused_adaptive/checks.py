@@ -28,8 +28,8 @@ def check_hyperparameters(group: Mapping[str, Any]) -> None:
         _check_nonnegative("eps", group["eps"])
     if "betas" in group:
         betas = group["betas"]
-        if len(betas) != 2:
-            raise ValueError(f"betas must be a pair, got {betas!r}")
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ValueError(f"betas must be a pair of numbers, got {betas!r}")
         for i, beta in enumerate(betas):
             if not 0.0 <= _number(f"betas[{i}]", beta) < 1.0:
                 raise ValueError(f"betas[{i}] must be in [0, 1), got {beta}")
@@ -62,6 +62,8 @@ def check_gradient(index: int, param: Tensor, name: str | None = None) -> None:
     grad = param.grad
     if grad is None:
         return
+    if _is_usable(param, grad):
+        return
     which = describe(index, param, name)
     if grad.layout != torch.strided:
         raise RuntimeError(
@@ -84,6 +86,16 @@ def check_gradient(index: int, param: Tensor, name: str | None = None) -> None:
             f"the gradient of {which} is on {grad.device} and the parameter on {param.device}: move the model before "
             "the forward pass, then backward again"
         )
+
+
+def _is_usable(param: Tensor, grad: Tensor) -> bool:
+    return (
+        grad.layout == torch.strided
+        and grad.dtype in FLOATS
+        and param.dtype in FLOATS
+        and grad.shape == param.shape
+        and grad.device == param.device
+    )
 
 
 def _check_nonnegative(name: str, value: Any) -> None:

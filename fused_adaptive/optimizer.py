@@ -1,13 +1,13 @@
 """The base class of the optimizers: a ``torch.optim.Optimizer`` that gathers parameters and hands them to a backend.
 
-The path of a step: ``step()`` → policies and backbone of each group → ``backend.step`` → kernel. This is the only place
-that walks over param groups, and it never reads a tensor's value.
+The path of a step: ``step()`` → policies and backbone of each group → ``backend.step`` → kernel. Nothing here reads a
+tensor's value in a step, but for the naive TrainableLR.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, count
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 import torch
@@ -15,20 +15,17 @@ from torch import Tensor
 
 from . import backends
 from .backbones import Backbone
-from .checkpoint import restore, specs
+from .checkpoint import restore
 from .checks import check_gradient, check_hyperparameters, check_parameters
+from .gather import Members, by_policy, count_idle_calls, forget_idle_calls, gather, policies_of, with_state
 from .policies import Policy, TrainableLR, from_plain, to_plain
 from .policies.naive import evaluate_trial, needs_trial
 from .rates import group_rates
-from .slot import Slot
-from .state import State
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 if TYPE_CHECKING:
     from .controllers.draws import RateDraw
-
-if TYPE_CHECKING:
 
     def _eager(function: _F) -> _F: ...
 
@@ -37,7 +34,6 @@ else:
     _eager = torch._disable_dynamo
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
-Members = dict[Policy, list[Slot]]
 
 
 class AdaptiveOptimizer(torch.optim.Optimizer):
@@ -57,6 +53,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     """
 
     backbone: ClassVar[Backbone]
+    #: Flags that a checkpoint of ``torch.optim`` does not decide: torch's class has them fixed.
+    _own_flags: ClassVar[tuple[str, ...]] = ()
     #: Set by ASLR: what each tensor's rate is multiplied by. Not copied or saved with the optimizer.
     _rate_draw: RateDraw | None = None
 
@@ -110,26 +108,26 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             RuntimeError: for a gradient that is sparse, not floating-point, or of another shape or device than its
                 parameter. Then no parameter and no state has changed.
         """
-        naive = self._naive_policy()
-        if naive is not None and closure is None and needs_trial(self.param_groups):
-            raise RuntimeError(
-                "TrainableLR(naive=True) evaluates the loss twice: pass step(closure) a function that clears the "
-                "gradients, evaluates the loss, calls backward() and returns the loss"
-            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         self._check_gradients()
-        slots, members = self._gather()
-        if naive is not None and closure is not None and needs_trial(self.param_groups):
-            evaluate_trial(naive, members[naive], closure)
-        found_inf, draw = getattr(self, "found_inf", None), self._rate_draw
-        if draw is not None:
-            draw.assign(slots)
-        self._backend.step(slots, members, found_inf)
-        if draw is not None:
-            draw.count(found_inf)
+        naive = self._naive_policy()
+        if naive is not None and not needs_trial(self.param_groups):
+            naive = None  # nothing can move: the step only creates state
+        if naive is not None and closure is None:
+            raise RuntimeError(
+                "TrainableLR(naive=True) evaluates the loss twice: pass step(closure) a function that clears the "
+                "gradients, evaluates the loss, calls backward() and returns the loss"
+            )
+        found_inf = getattr(self, "found_inf", None)
+        slots = gather(self.backbone, self.param_groups, self.state, getattr(self, "grad_scale", None))
+        members = by_policy(slots)
+        count_idle_calls(self.param_groups, slots, found_inf)
+        if naive is not None and closure is not None:
+            evaluate_trial(naive, members[naive], [p for _, p in self._parameters()], closure)
+        self._backend.step(slots, members, found_inf, self._rate_draw)
         return loss
 
     @torch.no_grad()
@@ -140,7 +138,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         they have.
         """
         self._backend.end_interval(self._members())
-        self._count_idle_calls(None)
+        forget_idle_calls(self.param_groups)
 
     @torch.no_grad()
     def restart_interval(self) -> None:
@@ -151,7 +149,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         """
         for policy, slots in self._members().items():
             policy.restart_interval(slots)
-        self._count_idle_calls(None)
+        forget_idle_calls(self.param_groups)
 
     @torch.no_grad()
     def learning_rates(self, per_tensor: bool = False) -> list[dict[str, Any]]:
@@ -171,7 +169,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a checkpoint of this class, or of its ``torch.optim`` namesake (policy state starts fresh).
 
-        The checkpoint's hyperparameters win, its policy included. State keeps its own dtypes, whatever the
+        The checkpoint's hyperparameters win, its policy included: to go on with another one, set ``group["policy"]``
+        after loading. State keeps its own dtypes, whatever the
         parameters'. As in torch, tensors that need no conversion are shared with ``state_dict``.
 
         Raises:
@@ -181,7 +180,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             replaced = pre_hook(self, state_dict)
             state_dict = state_dict if replaced is None else replaced
-        state, param_groups = restore(self.backbone, self.param_groups, state_dict)
+        state, param_groups = restore(self.backbone, self.param_groups, state_dict, self._own_flags)
+        self._check_naive([from_plain(group["policy"]) for group in param_groups])
         self.__setstate__({"state": state, "param_groups": param_groups})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
@@ -211,7 +211,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             check_gradient(index, p, name)
 
     def _naive_policy(self) -> TrainableLR | None:
-        policy = from_plain(self.param_groups[0]["policy"])[0]
+        policy = policies_of(self.param_groups[0], self.backbone)[0]
         return policy if isinstance(policy, TrainableLR) and policy.naive else None
 
     def _check_naive(self, policies: list[tuple[Policy, ...]]) -> None:
@@ -221,78 +221,12 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 "have that same policy"
             )
 
-    def _gather(self) -> tuple[list[Slot], Members]:
-        """The tensors of this step, their state complete: those with a gradient, and those that have had one."""
-        slots, late, positions = [], [], count()
-        grad_scale = getattr(self, "grad_scale", None)
-        for group in self.param_groups:
-            spec = specs(self.backbone, group)
-            required = [name for name, s in spec.items() if not s.optional]
-            for p, index in zip(group["params"], positions, strict=False):
-                applies = p.grad is not None
-                state = self.state.get(p, {})
-                complete = all(name in state for name in required)
-                if not applies and not (complete and state):
-                    continue
-                if spec:
-                    state = self.state[p]
-                slots.append(Slot(p, state, group, self.backbone, applies, grad_scale, index))
-                if not complete:
-                    late.append((slots[-1], spec))
-        self._join(slots, late)
-        return slots, _by_policy(slots)
-
-    def _join(self, slots: list[Slot], late: list[tuple[Slot, dict[str, Any]]]) -> None:
-        """Gives newcomers their state; what a policy's tensors share, they take from those that were there before."""
-        newcomers = {id(slot) for slot, _ in late}
-        peers = {policy: old[0] for policy, old in _by_policy(s for s in slots if id(s) not in newcomers).items()}
-        for slot, spec in late:
-            missing = [name for name, s in spec.items() if name not in slot.state and not s.optional]
-            for name in missing:
-                slot.state[name] = spec[name].create(slot.param, slot.group)
-            for policy in from_plain(slot.group["policy"]):
-                peer = peers.setdefault(policy, slot)
-                for name in policy.shared_names():
-                    if peer is not slot and name in missing:
-                        slot.state[name].copy_(peer.state[name])
-                    elif name == policy.counter and name in missing:
-                        idle = slot.group.get("idle_calls", 0)
-                        slot.state[name].fill_(idle % policy.interval if policy.interval else idle)
-        self._count_idle_calls({id(slot.group) for slot in slots})
-
-    def _count_idle_calls(self, active: set[int] | None) -> None:
-        """Calls that found no state to count in: before the first gradient of a group, the group itself counts.
-
-        Args:
-            active: ids of the groups that have state; None: an interval has ended for all.
-        """
-        for group in self.param_groups:
-            if active is None or id(group) in active:
-                group.pop("idle_calls", None)
-            elif any(policy.counter for policy in from_plain(group["policy"])):
-                group["idle_calls"] = group.get("idle_calls", 0) + 1
-
     def _members(self) -> Members:
         """Of every policy, the tensors that have state, outside of a step."""
-        slots = []
-        for group in self.param_groups:
-            required = [name for name, s in specs(self.backbone, group).items() if not s.optional]
-            for p in group["params"]:
-                state: State = self.state.get(p, {})
-                if state and all(name in state for name in required):
-                    slots.append(Slot(p, state, group, self.backbone))
-        return _by_policy(slots)
+        return by_policy(with_state(self.backbone, self.param_groups, self.state))
 
 
 def devices_of(params: Iterable[Any]) -> set[torch.device]:
     """The devices of parameters, named parameters or a single tensor."""
     tensors = [params] if isinstance(params, Tensor) else (p[1] if isinstance(p, tuple) else p for p in params)
     return {p.device for p in tensors if isinstance(p, Tensor)}
-
-
-def _by_policy(slots: Iterable[Slot]) -> Members:
-    members: Members = {}
-    for slot in slots:
-        for policy in from_plain(slot.group["policy"]):
-            members.setdefault(policy, []).append(slot)
-    return members

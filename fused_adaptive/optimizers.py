@@ -13,6 +13,7 @@ its scale and its overflow flag to the step. ``capturable=True`` keeps step coun
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch import Tensor
 from . import backbones
 from .optimizer import AdaptiveOptimizer, Params
 from .policies import ActiveLR
+from .policies.base import REQUIRED
 
 Betas = tuple[float | Tensor, float | Tensor]
 
@@ -113,6 +115,8 @@ class Adam(AdaptiveOptimizer):
 
 class AdamW(Adam):
     """Adam with decoupled decay; replaces ``torch.optim.AdamW``. State and arguments as :class:`Adam`."""
+
+    _own_flags = ("decoupled_weight_decay",)
 
     def __init__(
         self,
@@ -243,11 +247,20 @@ class AdaBelief(AdaptiveOptimizer):
 class _Active(AdaptiveOptimizer):
     """Adds the arguments of :class:`ActiveLR` to an optimizer, in place of ``policy``."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # What inspect, editors and trainers see: the arguments of the plain optimizer with ActiveLR's for its policy.
+        plain = inspect.signature(cls.__mro__[2].__init__).parameters
+        added = inspect.signature(ActiveLR).parameters
+        arguments = [p for name, p in plain.items() if name not in ("self", "policy")]
+        arguments += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in added.values()]
+        cls.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
+
     def __init__(
         self,
         params: Params,
         *args: Any,
-        interval: int | None,
+        interval: int | None = REQUIRED,
         high: float = 0.1,
         low: float = 0.9,
         first_interval: str = "hold",
@@ -284,6 +297,8 @@ class ActiveAdaBelief(_Active, AdaBelief):
 ActiveBelief = ActiveAdaBelief
 
 
-def _floats(betas: Any) -> tuple[Any, ...]:
+def _floats(betas: Any) -> Any:
     """A plain tuple, as torch keeps it, unless there is something in it that the checks will complain of."""
+    if not isinstance(betas, (tuple, list)):
+        return betas
     return tuple(beta.item() if isinstance(beta, Tensor) and beta.numel() == 1 else beta for beta in betas)

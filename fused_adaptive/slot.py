@@ -25,9 +25,10 @@ class Slot:
         state: ``optimizer.state[param]``, complete.
         group: the param group; hyperparameters are read from it.
         backbone: stateless.
+        policies: of the group.
+        index: the parameter's position over all param groups.
         applies: the parameter has a gradient in this step.
         grad_scale: 0-dim tensor that gradients are divided by (AMP), or None.
-        index: the parameter's position over all param groups.
         draw: ASLR's factor on ``γ`` in this step; 1 without ASLR.
     """
 
@@ -35,9 +36,10 @@ class Slot:
     state: State
     group: dict[str, Any]
     backbone: Backbone
+    policies: tuple[Any, ...] = ()
+    index: int = 0
     applies: bool = False
     grad_scale: Tensor | None = None
-    index: int = 0
     draw: float = 1.0
 
     @property

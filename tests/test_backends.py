@@ -64,7 +64,7 @@ def test_a_backend_gets_every_step_and_every_end(fake):
     """The interface that kernels plug into: tensors with state, and of every policy its tensors."""
     calls = []
     fake.why_not = lambda devices: ""
-    fake.step = lambda slots, policies, found_inf, draw=None: calls.append((len(slots), list(policies)))
+    fake.step = lambda slots, policies, found_inf, draw: calls.append((len(slots), list(policies)))
     fake.end_interval = lambda policies: calls.append(list(policies))
     policy = fa.ActiveLR(interval=2)
     optimizer = fa.AdamW(parameters(), policy=policy, backend="fake")

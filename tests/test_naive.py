@@ -7,7 +7,7 @@ import torch
 
 import fused_adaptive as fa
 
-from .test_policies import gain, one_parameter
+from .single import gain, one_parameter
 
 
 def test_naive_two_pass_variant_on_a_quadratic():

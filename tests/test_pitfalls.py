@@ -16,6 +16,7 @@ from fused_adaptive import backends, state
 from fused_adaptive.backends import reference
 from fused_adaptive.policies import hypergradient
 from fused_adaptive.policies.base import ScalarPolicy
+from fused_adaptive.slot import Slot
 
 from .breaking import broken, fails
 from .cases import CASES, Case, Gradients, all_equal, every_case, parameters, state_of, train
@@ -135,13 +136,13 @@ def test_09_strides_of_parameters_and_gradients_may_differ(policy, of_param, of_
     case = Case("AdamW", policy, True)
     assert strides_do_not_matter(case, of_param, of_grad)
     if of_grad != of_param:
-        grad = fa.optimizer.Slot.grad
+        grad = Slot.grad
 
         def as_flat_storage(self):  # what a kernel does that walks over storage without looking at strides
             g = grad(self)
             return torch.as_strided(g, g.shape, torch.empty(g.shape).stride()).clone()
 
-        with broken(fa.optimizer.Slot, "grad", as_flat_storage):
+        with broken(Slot, "grad", as_flat_storage):
             assert of_grad == "misaligned" or fails(lambda: strides_do_not_matter(case, of_param, of_grad))
 
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import fused_adaptive as fa
+from fused_adaptive import optimizer as optimizer_module
 from fused_adaptive.backends import reference
+from fused_adaptive.gather import gather
 
 from .breaking import NoSynchronisation, PeakMemory, broken, fails
 from .cases import POLICIES, Case, Gradients, all_equal, parameters, state_of, train
@@ -54,7 +56,7 @@ def test_11_amp_overflow_changes_nothing_and_ends_no_interval(optimizer, policy,
     assert overflow_changes_nothing(case, fused)
     if fused:
         step = reference.step
-        with broken(reference, "step", lambda slots, policies, found_inf, *rest: step(slots, policies, None, *rest)):
+        with broken(reference, "step", lambda slots, policies, found_inf, draw: step(slots, policies, None, draw)):
             assert fails(lambda: overflow_changes_nothing(case, fused))
 
 
@@ -110,9 +112,9 @@ def test_14_a_step_allocates_a_few_tensors_and_not_a_copy_of_all(policy, dtype):
     assert extra_bytes_of_a_step(case, dtype) <= 10 * 8 * 1000
     step = reference.step
 
-    def step_with_copies(slots, *rest):
+    def step_with_copies(slots, policies, found_inf, draw):
         copies = [slot.grad() * 1 for slot in slots]
-        step(slots, *rest)
+        step(slots, policies, found_inf, draw)
         assert copies
 
     with broken(reference, "step", step_with_copies):
@@ -125,7 +127,7 @@ def test_14_a_step_allocates_a_few_tensors_and_not_a_copy_of_all(policy, dtype):
 def base_class_never_reads_a_value(case: Case) -> bool:
     optimizer = case.build(parameters(torch.float32), lr=torch.tensor(0.1), fused=True)
     optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.zeros(())  # type: ignore[attr-defined]
-    nothing = type("Nothing", (), {"name": "nothing", "step": staticmethod(lambda *_, **__: None)})
+    nothing = type("Nothing", (), {"name": "nothing", "step": staticmethod(lambda *_: None)})
     optimizer._backend = nothing  # type: ignore[assignment]
     params = optimizer.param_groups[0]["params"]
     for step in range(4):
@@ -139,11 +141,10 @@ def base_class_never_reads_a_value(case: Case) -> bool:
 def test_15_the_base_class_does_not_synchronise(policy):
     case = Case("SGD", policy, True)
     assert base_class_never_reads_a_value(case)
-    gather = fa.AdaptiveOptimizer._gather
 
-    def gather_by_value(self):
-        assert float(self.param_groups[0]["lr"]) >= 0
-        return gather(self)
+    def gather_by_value(backbone, groups, *rest):
+        assert float(groups[0]["lr"]) >= 0
+        return gather(backbone, groups, *rest)
 
-    with broken(fa.AdaptiveOptimizer, "_gather", gather_by_value):
+    with broken(optimizer_module, "gather", gather_by_value):
         assert fails(lambda: base_class_never_reads_a_value(case))

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 import torch.distributed.checkpoint.state_dict as dcp_state
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 import fused_adaptive as fa
 
@@ -297,9 +298,9 @@ def test_torch_distributed_checkpoint_round_trip_in_one_process(policy, named, t
     train(first, 4)
     other.load_state_dict(copy.deepcopy(model.state_dict()))
     checkpoint = {"optimizer": dcp_state.get_optimizer_state_dict(model, first)}
-    dcp.save(checkpoint, checkpoint_id=tmp_path, no_dist=True)
+    save(checkpoint, checkpoint_id=tmp_path, no_dist=True)
     loaded = {"optimizer": dcp_state.get_optimizer_state_dict(other, second)}
-    dcp.load(loaded, checkpoint_id=tmp_path, no_dist=True)
+    load(loaded, checkpoint_id=tmp_path, no_dist=True)
     dcp_state.set_optimizer_state_dict(other, second, loaded["optimizer"])
     assert second.param_groups[0]["policy"] == first.param_groups[0]["policy"]
     assert all_equal(train(second, 5, start=4), train(first, 5, start=4))

@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from ..policies import Policy
 from ..slot import Slot
+
+if TYPE_CHECKING:
+    from ..controllers.draws import RateDraw
 
 #: All backends, in the order in which "auto" tries them.
 NAMES = ("reference",)
@@ -32,7 +35,11 @@ class Backend(Protocol):
     def why_not(self, devices: Iterable[torch.device]) -> str: ...
 
     def step(
-        self, slots: Sequence[Slot], policies: Mapping[Policy, Sequence[Slot]], found_inf: Tensor | None
+        self,
+        slots: Sequence[Slot],
+        policies: Mapping[Policy, Sequence[Slot]],
+        found_inf: Tensor | None,
+        draw: RateDraw | None,
     ) -> None: ...
 
     def end_interval(self, policies: Mapping[Policy, Sequence[Slot]]) -> None: ...

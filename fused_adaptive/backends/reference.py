@@ -7,13 +7,17 @@ host, so on a GPU it synchronises and cannot be captured in a CUDA graph.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..policies import Policy, from_plain
+from ..policies import Policy
 from ..slot import Slot, applied
 from ..state import state_dtype
+
+if TYPE_CHECKING:
+    from ..controllers.draws import RateDraw
 
 name = "reference"
 
@@ -23,24 +27,33 @@ def why_not(devices: Iterable[torch.device]) -> str:
     return ""
 
 
-def step(slots: Sequence[Slot], policies: Mapping[Policy, Sequence[Slot]], found_inf: Tensor | None) -> None:
+def step(
+    slots: Sequence[Slot],
+    policies: Mapping[Policy, Sequence[Slot]],
+    found_inf: Tensor | None,
+    draw: RateDraw | None,
+) -> None:
     """One optimizer step, in place.
 
     Args:
         slots: all parameters that have state, in the order of the param groups.
         policies: of every policy, its tensors: a part of ``slots``, those without a gradient included.
         found_inf: nonzero if a gradient is not finite (AMP): then nothing changes.
+        draw: ASLR's random factors on the rates of this step, or None.
 
     Raises:
         RuntimeError: while a CUDA graph is being captured; nothing has changed.
     """
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            "the reference backend reads scalars on the host and cannot be captured in a CUDA graph: call step() outside "
-            "of the capture, or choose another backend"
+            "the reference backend reads scalars on the host and cannot be captured in a CUDA graph: call step() "
+            "outside of the capture, or choose another backend"
         )
     if found_inf is not None and bool(found_inf):
         return
+    if draw is not None:
+        draw.assign(slots)
+        draw.count(None)
     ending = {policy: policy.ends(members) for policy, members in policies.items()}
     for policy, members in policies.items():
         policy.before_update(members, ending[policy])
@@ -58,22 +71,21 @@ def end_interval(policies: Mapping[Policy, Sequence[Slot]]) -> None:
 
 def update(slot: Slot) -> None:
     """Moves one parameter: decay, then ``p ← p − α·u``."""
-    policies = from_plain(slot.group["policy"])
     # bf16 and fp16 parameters are decayed and updated in float32 and rounded once.
     p = slot.param.to(state_dtype(slot.param))
     grad = slot.coupled_grad(p)
 
     alpha, element_gain = slot.lr * slot.draw, None
-    for policy in policies:
+    for policy in slot.policies:
         if policy.elementwise:
             element_gain = policy.gain(slot.state)
         else:
             alpha = alpha * policy.gain(slot.state)
 
     weight_decay = float(slot.group["weight_decay"]) if slot.group["decoupled_weight_decay"] else 0.0
-    adapts = any(policy.adapts for policy in policies)
+    adapts = any(policy.adapts for policy in slot.policies)
     direction = slot.backbone.update(grad, slot.state, slot.group)
-    for policy in policies:
+    for policy in slot.policies:
         policy.observe(slot, direction)
 
     if element_gain is None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..backbones import Backbone, Group
 from ..slot import Slot, applied
 from ..state import COUNTER, ELEMENTS, State, StateSpec
-from .base import REQUIRED, Policy, check_interval, check_number
+from .base import REQUIRED, Policy, check_interval, check_number, set_field
 
 #: ``grad_sign_prev`` of an element that has seen no whole interval; not sign 0, which is a sign that shrinks.
 NONE_YET = 2
@@ -52,16 +52,15 @@ class ActiveLR(Policy):
     gain_bounds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "interval", check_interval("ActiveLR", self.interval))
-        check_number("ActiveLR", "high", self.high, self.high >= 0, "finite and >= 0 (it is added to a gain)")
-        check_number("ActiveLR", "low", self.low, 0 < self.low <= 1, "in (0, 1] (a gain is multiplied by it)")
+        high = check_number("ActiveLR", "high", self.high, lambda x: x >= 0, "finite and >= 0 (it is added to a gain)")
+        low = check_number("ActiveLR", "low", self.low, lambda x: 0 < x <= 1, "in (0, 1] (a gain is multiplied by it)")
+        set_field(self, "interval", check_interval("ActiveLR", self.interval))
+        set_field(self, "high", high)
+        set_field(self, "low", low)
         if self.first_interval not in ("hold", "shrink"):
             raise ValueError(f"ActiveLR: first_interval must be 'hold' or 'shrink', got {self.first_interval!r}")
         if self.gain_bounds is not None:
-            lo, hi = map(float, self.gain_bounds)
-            if not 0 <= lo <= 1 <= hi:
-                raise ValueError(f"ActiveLR: gain_bounds must be (lo, hi) with 0 <= lo <= 1 <= hi, got {(lo, hi)}")
-            object.__setattr__(self, "gain_bounds", (lo, hi))
+            set_field(self, "gain_bounds", _check_bounds(self.gain_bounds))
 
     def arguments(self) -> dict[str, Any]:
         arguments = super().arguments()
@@ -117,3 +116,13 @@ class ActiveLR(Policy):
         gain.copy_(adjusted)
         sign_prev.copy_(sign)
         total.zero_()
+
+
+def _check_bounds(bounds: Any) -> tuple[float, float]:
+    try:
+        lo, hi = map(float, bounds)
+    except (TypeError, ValueError):
+        raise TypeError(f"ActiveLR: gain_bounds must be a pair (lo, hi) or None, got {bounds!r}") from None
+    if not 0 <= lo <= 1 <= hi:
+        raise ValueError(f"ActiveLR: gain_bounds must be (lo, hi) with 0 <= lo <= 1 <= hi, got {(lo, hi)}")
+    return lo, hi

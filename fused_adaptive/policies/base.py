@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, ClassVar
 
 from ..backbones import Backbone, Direction, Group
@@ -154,7 +155,16 @@ def check_granularity(policy: str, granularity: Any) -> None:
         raise ValueError(f"{policy}: granularity must be 'global' or 'tensor', got {granularity!r}")
 
 
-def check_number(policy: str, name: str, value: Any, valid: bool, condition: str) -> None:
-    """Raises ValueError unless ``value`` is a finite number and ``valid``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not valid:
+def check_number(policy: str, name: str, value: Any, valid: Callable[[float], bool], condition: str) -> float:
+    """The value as a plain float, which goes on disk. Raises TypeError or ValueError that says what it must be."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{policy}: {name} must be a number, got {value!r}")
+    number = float(value)
+    if not math.isfinite(number) or not valid(number):
         raise ValueError(f"{policy}: {name} must be {condition}, got {value!r}")
+    return number
+
+
+def set_field(policy: Policy, name: str, value: Any) -> None:
+    """Normalises a field of a frozen dataclass while it is being made."""
+    object.__setattr__(policy, name, value)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
 
 from ..backbones import Backbone, Direction, Group
 from ..slot import Slot, applied, inner_product
 from ..state import ELEMENTS, GAIN, StateSpec
-from .base import ScalarPolicy, ascend, check_granularity, check_number
+from .base import ScalarPolicy, ascend, check_granularity, check_number, set_field
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Hypergradient(ScalarPolicy):
     granularity: str = "global"
 
     def __post_init__(self) -> None:
-        check_number("Hypergradient", "hyper_lr", self.hyper_lr, self.hyper_lr >= 0, "finite and >= 0")
+        hyper_lr = check_number("Hypergradient", "hyper_lr", self.hyper_lr, lambda x: x >= 0, "finite and >= 0")
+        set_field(self, "hyper_lr", hyper_lr)
         check_granularity("Hypergradient", self.granularity)
 
     def state_spec(self, backbone: Backbone, group: Group) -> dict[str, StateSpec]:
@@ -48,20 +49,19 @@ class Hypergradient(ScalarPolicy):
 
     def before_update(self, slots: Sequence[Slot], ending: bool) -> None:
         for unit in self.units(slots):
-            products = [
-                inner_product(slot.coupled_grad(), u_prev) / slot.lr
-                for slot in applied(unit)
-                if slot.lr != 0 and (u_prev := _previous_direction(slot)) is not None
-            ]
-            ascend(unit, self.hyper_lr * sum(products))
+            ascend(unit, self.hyper_lr * sum(_slope(slot) for slot in applied(unit) if slot.lr != 0))
 
     def observe(self, slot: Slot, direction: Direction) -> None:
         if "direction_prev" in slot.state:
             slot.state["direction_prev"].copy_(direction.tensor())
 
 
-def _previous_direction(slot: Slot) -> Tensor | None:
-    if not slot.backbone.direction_in_state(slot.group):
-        return slot.state["direction_prev"]  # zeros before the first step
-    direction = slot.backbone.direction(slot.state, slot.group)
-    return None if direction is None else direction.tensor()
+def _slope(slot: Slot) -> float:
+    """``⟨ĝ, u_prev⟩ / lr`` of one tensor; 0 at its first step."""
+    grad = slot.coupled_grad()
+    if slot.backbone.direction_in_state(slot.group):
+        direction = slot.backbone.direction(slot.state, slot.group)
+        return 0.0 if direction is None else inner_product(grad, direction.tensor()) / slot.lr
+    # A stored direction is all zeros before the first step: 0 times a gradient that is not finite is nothing.
+    u_prev = slot.state["direction_prev"]
+    return inner_product(torch.where(u_prev == 0, 0, grad), u_prev) / slot.lr

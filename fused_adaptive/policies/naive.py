@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..slot import Slot, applied, inner_product
 from .base import ascend
@@ -20,26 +21,37 @@ def needs_trial(param_groups: Sequence[dict[str, Any]]) -> bool:
     )
 
 
-def evaluate_trial(policy: TrainableLR, slots: Sequence[Slot], closure: Callable[[], Any]) -> None:
+def evaluate_trial(
+    policy: TrainableLR, slots: Sequence[Slot], params: Iterable[Tensor], closure: Callable[[], Any]
+) -> None:
     """``γ ← max(0, γ + η·Σ ⟨g', g⟩/lr)`` with ``g'`` the gradients at ``p − α g``.
 
     Parameters and gradients are afterwards what they were, bit for bit, also when the closure raises.
+
+    Args:
+        policy: of all tensors.
+        slots: the tensors that have state.
+        params: all parameters of the optimizer: the trial may give gradients to some that had none.
+        closure: evaluates the loss and its gradients.
     """
     moving = applied(slots)
-    before = [(slot.param.clone(), slot.param.grad, slot.grad()) for slot in moving]
+    values, grads = [slot.param.clone() for slot in moving], [slot.grad() for slot in moving]
+    kept = [(p, p.grad) for p in params]
     slopes = []
     try:
-        for slot, (_, _, grad) in zip(moving, before, strict=True):
+        for slot, grad in zip(moving, grads, strict=True):
             slot.param.add_(grad, alpha=-slot.lr * policy.gain(slot.state))
-            slot.param.grad = None
+        for p, _ in kept:
+            p.grad = None
         with torch.enable_grad():
             closure()
-        for slot, (_, _, grad) in zip(moving, before, strict=True):
+        for slot, grad in zip(moving, grads, strict=True):
             if slot.param.grad is not None and slot.lr != 0:
                 slopes.append(inner_product(slot.grad(), grad) / slot.lr)
     finally:
-        for slot, (param, grad, _) in zip(moving, before, strict=True):
-            slot.param.copy_(param)
-            slot.param.grad = grad
+        for slot, value in zip(moving, values, strict=True):
+            slot.param.copy_(value)
+        for p, grad in kept:
+            p.grad = grad
     assert policy.eta is not None
     ascend(slots, policy.eta * sum(slopes))

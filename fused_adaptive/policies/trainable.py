@@ -10,7 +10,7 @@ from typing import ClassVar
 from ..backbones import Backbone, Group
 from ..slot import Slot, applied, inner_product
 from ..state import COUNTER, ELEMENTS, GAIN, SUM, StateSpec
-from .base import REQUIRED, Policy, ScalarPolicy, ascend, check_granularity, check_interval, check_number
+from .base import REQUIRED, Policy, ScalarPolicy, ascend, check_granularity, check_interval, check_number, set_field
 
 #: The largest relative growth at one interval's end, Eq. 9's ``c``.
 MAX_GROWTH = 0.25
@@ -62,9 +62,9 @@ class TrainableLR(ScalarPolicy):
     def __post_init__(self) -> None:
         if self.naive:
             self._check_naive()
-            object.__setattr__(self, "interval", None)
-            object.__setattr__(self, "counter", None)  # it has no intervals: its trial evaluation is in naive.py
-        object.__setattr__(self, "interval", check_interval("TrainableLR", self.interval))
+            set_field(self, "interval", None)
+            set_field(self, "counter", None)  # it has no intervals: its trial evaluation is in naive.py
+        set_field(self, "interval", check_interval("TrainableLR", self.interval))
         check_granularity("TrainableLR", self.granularity)
         if self.source not in (None, "displacement", "gradient", "preconditioned"):
             raise ValueError(
@@ -72,7 +72,8 @@ class TrainableLR(ScalarPolicy):
                 f"default), got {self.source!r}"
             )
         if self.eta is not None:
-            check_number("TrainableLR", "eta", self.eta, self.eta >= 0, "finite and >= 0, or None")
+            eta = check_number("TrainableLR", "eta", self.eta, lambda x: x >= 0, "finite and >= 0, or None")
+            set_field(self, "eta", eta)
             if self.source == "preconditioned":
                 raise ValueError("TrainableLR: eta goes with source 'displacement' or 'gradient', not 'preconditioned'")
 
@@ -172,7 +173,7 @@ class TrainableLR(ScalarPolicy):
             num, sq = sum(p[0] for p in products), sum(p[1] for p in products)
             for slot in unit:
                 slot.state["gain"].mul_(newton_factor(num, sq))
-            if not math.isfinite(num + sq):
+            if not (math.isfinite(num) and math.isfinite(sq)):
                 for slot in measured:
                     self._previous(slot).zero_()
 
@@ -205,7 +206,7 @@ class TrainableLR(ScalarPolicy):
         state = slot.state
         steps = state["tlr_applied"].item() * state["tlr_applied_prev"].item()
         num, sq = self._measure(slot)
-        if not math.isfinite(num + sq):
+        if not (math.isfinite(num) and math.isfinite(sq)):
             self._previous(slot).zero_()
         state["tlr_applied_prev"].copy_(state["tlr_applied"])
         lr = state["lr_last"].item()
@@ -214,7 +215,7 @@ class TrainableLR(ScalarPolicy):
 
 def newton_factor(num: float, sq: float) -> float:
     """``1 + num/den`` of Eq. 9, within [3/4, 5/4]; 3/4 where they are not finite or the curvature is negative."""
-    if not math.isfinite(num + sq):
+    if not (math.isfinite(num) and math.isfinite(sq)):
         return SHRINK
     if num == 0:
         return 1.0
