@@ -113,7 +113,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._check_gradients()
-        naive = self._naive_policy()
+        policies = [policies_of(group, self.backbone) for group in self.param_groups]
+        self._check_naive(policies)
+        naive = next((p for p in policies[0] if isinstance(p, TrainableLR) and p.naive), None)
         if naive is not None and not needs_trial(self.param_groups):
             naive = None  # nothing can move: the step only creates state
         if naive is not None and closure is None:
@@ -170,8 +172,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         """Loads a checkpoint of this class, or of its ``torch.optim`` namesake (policy state starts fresh).
 
         The checkpoint's hyperparameters win, its policy included: to go on with another one, set ``group["policy"]``
-        after loading. State keeps its own dtypes, whatever the
-        parameters'. As in torch, tensors that need no conversion are shared with ``state_dict``.
+        after loading. State keeps its own dtypes, whatever the parameters'. As in torch, tensors that need no
+        conversion are shared with ``state_dict``.
 
         Raises:
             ValueError: if groups do not match, or state is missing or of the wrong shape. Then nothing has changed.
@@ -209,10 +211,6 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         names = chain.from_iterable(g.get("param_names", [None] * len(g["params"])) for g in self.param_groups)
         for index, ((_, p), name) in enumerate(zip(self._parameters(), names, strict=True)):
             check_gradient(index, p, name)
-
-    def _naive_policy(self) -> TrainableLR | None:
-        policy = policies_of(self.param_groups[0], self.backbone)[0]
-        return policy if isinstance(policy, TrainableLR) and policy.naive else None
 
     def _check_naive(self, policies: list[tuple[Policy, ...]]) -> None:
         if any(p.naive for group in policies for p in group) and len(set(policies)) > 1:

@@ -245,6 +245,15 @@ def test_another_policy_may_be_set_after_loading():
         optimizer.step()
 
 
+def test_a_bad_policy_on_a_later_group_leaves_no_trace():
+    params = parameters()
+    optimizer = fa.SGD([{"params": params[:2]}, {"params": params[2:]}], momentum=0.9)
+    optimizer.param_groups[1]["policy"] = fa.TrainableLR(naive=True, eta=0.1)
+    with pytest.raises(ValueError, match="naive=True"):
+        train(optimizer, 1)
+    assert not optimizer.state
+
+
 def test_numbers_of_numpy_are_plain_on_disk():
     high = np.float32(0.25)
     optimizer = fa.SGD(parameters(), policy=fa.ActiveLR(interval=np.int64(2), high=high, low=np.float64(0.5)))
