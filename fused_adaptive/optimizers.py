@@ -7,8 +7,8 @@ Every class takes, besides:
 * ``backend``: ``"auto"`` or a backend's name.
 
 ``foreach`` and ``fused`` choose nothing, except that ``fused=True`` takes torch's fused AMP contract: GradScaler hands
-its scale and its overflow flag to the step, which unscales as it reads (``p.grad`` stays as it is). ``capturable=True`` keeps step counts on the device.
-``differentiable=True`` raises ValueError.
+its scale and its overflow flag to the step, which unscales as it reads (``p.grad`` stays as it is).
+``capturable=True`` keeps step counts on the device. ``differentiable=True`` raises ValueError.
 """
 
 from __future__ import annotations
