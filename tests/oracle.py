@@ -1,0 +1,399 @@
+"""An independent float64 oracle of every backbone with every policy, written from the definitions of the algorithms.
+
+It shares no arithmetic with the package: of it, only the policies appear, as plain values whose arguments are read.
+It works on nothing in place, and counts one interval a policy where the package spreads counts over tensors.
+Left out: ``TrainableLR(naive=True)``, which needs a loss and not only gradients, and ASLR's draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fused_adaptive as fa
+
+
+@dataclass
+class Group:
+    """A param group: the tensors' first values, the hyperparameters, and ``options``, those of the backbone."""
+
+    values: Sequence[Tensor]
+    lr: float
+    weight_decay: float
+    decoupled: bool
+    maximize: bool
+    policies: tuple[fa.Policy, ...]
+    options: dict[str, Any]
+
+
+@dataclass(eq=False)
+class Parameter:
+    """A tensor under way; ``gradient`` is that of this step (None: missing), ``direction`` the last one."""
+
+    value: Tensor
+    group: Group
+    rules: list[Rule]
+    gradient: Any = None
+    direction: Tensor | None = None
+    steps: int = 0
+    moments: dict[str, Tensor] = field(default_factory=dict)
+
+    def coupled_gradient(self) -> Tensor:
+        """``ĝ = g + wd·p`` with coupled decay, else ``g``."""
+        coupled = self.group.weight_decay != 0 and not self.group.decoupled
+        return self.gradient + self.group.weight_decay * self.value if coupled else self.gradient
+
+    def average(self, name: str, sample: Tensor, beta: float) -> Tensor:
+        """Moves an exponential average that starts at 0."""
+        self.moments[name] = beta * self.moments.get(name, torch.zeros_like(sample)) + (1 - beta) * sample
+        return self.moments[name]
+
+    def maximum(self, sample: Tensor) -> Tensor:
+        """The largest sample so far."""
+        self.moments["maximum"] = torch.maximum(self.moments.get("maximum", sample), sample)
+        return self.moments["maximum"]
+
+
+# ---- backbones: from ĝ to the direction u ----
+
+
+def sgd(parameter: Parameter, gradient: Tensor) -> Tensor:
+    """SGD with momentum, dampening and Nesterov; the first gradient is the first buffer."""
+    options, buffer = parameter.group.options, parameter.moments.get("buffer")
+    if options["momentum"] == 0:
+        return gradient
+    buffer = gradient if buffer is None else options["momentum"] * buffer + (1 - options["dampening"]) * gradient
+    parameter.moments["buffer"] = buffer
+    return gradient + options["momentum"] * buffer if options["nesterov"] else buffer
+
+
+def adamw(parameter: Parameter, gradient: Tensor) -> Tensor:
+    """``(m/bc1) / (√v/√bc2 + ε)``."""
+    options, (beta1, beta2) = parameter.group.options, parameter.group.options["betas"]
+    mean = parameter.average("m", gradient, beta1) / (1 - beta1**parameter.steps)
+    square = parameter.average("v", gradient**2, beta2)
+    if options["amsgrad"]:
+        square = parameter.maximum(square)
+    return mean / ((square / (1 - beta2**parameter.steps)).sqrt() + options["eps"])
+
+
+def radam(parameter: Parameter, gradient: Tensor) -> Tensor:
+    """``(m/bc1)·r·√bc2 / (√v + ε)`` where ``ρ > 5``, else ``m/bc1``."""
+    options, (beta1, beta2) = parameter.group.options, parameter.group.options["betas"]
+    mean = parameter.average("m", gradient, beta1) / (1 - beta1**parameter.steps)
+    square = parameter.average("v", gradient**2, beta2)
+    length, factor = rectification(beta2, parameter.steps)
+    if length <= 5:
+        return mean
+    return mean * factor * math.sqrt(1 - beta2**parameter.steps) / (square.sqrt() + options["eps"])
+
+
+def adabelief(parameter: Parameter, gradient: Tensor) -> Tensor:
+    """As AdamW, or rectified as RAdam but from ``ρ ≥ 5``, with ``s`` around the new mean and ``ε`` inside as well."""
+    options, (beta1, beta2) = parameter.group.options, parameter.group.options["betas"]
+    moving = parameter.average("m", gradient, beta1)
+    variance = parameter.average("s", (gradient - moving) ** 2, beta2) + options["eps"]
+    parameter.moments["s"] = variance
+    mean, correction = moving / (1 - beta1**parameter.steps), math.sqrt(1 - beta2**parameter.steps)
+    if options["rectify"]:
+        length, factor = rectification(beta2, parameter.steps)
+        return mean if length < 5 else mean * factor * correction / (variance.sqrt() + options["eps"])
+    if options["amsgrad"]:
+        variance = parameter.maximum(variance)
+    return mean / (variance.sqrt() / correction + options["eps"])
+
+
+def rectification(beta2: float, step: int) -> tuple[float, float]:
+    """``ρ`` and, where that is above 4, ``r``."""
+    limit = 2 / (1 - beta2) - 1
+    length = limit - 2 * step * beta2**step / (1 - beta2**step)
+    square = (length - 4) * (length - 2) * limit / ((limit - 4) * (limit - 2) * length)
+    return length, math.sqrt(square) if length > 4 else math.nan
+
+
+DIRECTIONS = {"SGD": sgd, "AdamW": adamw, "RAdam": radam, "AdaBelief": adabelief}
+
+
+# ---- policies: from gradients, directions and movements to the gain γ ----
+
+
+class Rule:
+    """A policy at work: its gains, and what it remembers of tensors that have had a gradient. FixedLR: ``γ = 1``."""
+
+    #: What the package calls this gain in ``optimizer.state[p]``.
+    gain_name = "gain"
+
+    def __init__(self, policy: Any) -> None:
+        self.policy = policy
+        self.calls = 0
+        self.memory: dict[Parameter, Any] = {}
+        self.gains: dict[Parameter | None, Any] = {}
+
+    def fresh(self, parameter: Parameter) -> Any:
+        """What is remembered of a tensor that has only now had a gradient, or whose interval starts anew."""
+
+    def owner(self, parameter: Parameter) -> Parameter | None:
+        """Whose gain drives this tensor; None: the one for all."""
+        return None if getattr(self.policy, "granularity", "") == "global" else parameter
+
+    def gain(self, parameter: Parameter) -> Any:
+        """``γ``: a number, or for ActiveLR one an element."""
+        return self.gains.get(self.owner(parameter), 1.0)
+
+    def units(self) -> list[list[Parameter]]:
+        """The tensors, parted by gain."""
+        owners = {self.owner(parameter) for parameter in self.memory}
+        return [[parameter for parameter in self.memory if self.owner(parameter) is owner] for owner in owners]
+
+    def ascend(self, unit: Sequence[Parameter], amount: float) -> None:
+        """``γ ← max(0, γ + amount)``; what is not finite changes nothing."""
+        if math.isfinite(amount):
+            self.gains[self.owner(unit[0])] = max(0.0, self.gain(unit[0]) + amount)
+
+    def moving(self) -> list[tuple[Any, Parameter]]:
+        """The tensors with a gradient in this step, with what is remembered of them."""
+        return [(memory, parameter) for parameter, memory in self.memory.items() if parameter.gradient is not None]
+
+    def count_call(self) -> bool:
+        """Counts this call of ``step()``, whether or not there is any gradient; True where that ends the interval."""
+        self.calls += 1
+        ending = self.policy.interval is not None and self.calls >= self.policy.interval
+        self.calls = 0 if ending else self.calls
+        return ending
+
+    def before_moves(self, ending: bool) -> None:
+        """All gradients are there and no tensor has moved."""
+
+    def after_moves(self, ending: bool) -> None:
+        """All tensors have moved."""
+
+    def end_interval(self) -> None:
+        """The user ends the interval."""
+
+    def restart_interval(self) -> None:
+        """Keeps the gains, forgets the rest."""
+        self.memory = {parameter: self.fresh(parameter) for parameter in self.memory}
+
+
+class ActiveRule(Rule):
+    """ActiveLR: gains grow where the sum of the raw gradients keeps its sign from one interval to the next."""
+
+    gain_name = "element_gain"
+
+    def fresh(self, parameter: Parameter) -> Any:
+        self.gains.setdefault(parameter, torch.ones_like(parameter.value))
+        return SimpleNamespace(total=torch.zeros_like(parameter.value), sign_prev=None, applied=0)
+
+    def after_moves(self, ending: bool) -> None:
+        for memory, parameter in self.moving():
+            memory.total = memory.total + parameter.gradient
+            memory.applied += 1
+        if ending:
+            self.end_interval()
+
+    def end_interval(self) -> None:
+        for parameter, memory in self.memory.items():
+            if memory.applied > 0:
+                self.gains[parameter] = self.adjusted(memory, self.gains[parameter])
+
+    def adjusted(self, memory: Any, gain: Tensor) -> Tensor:
+        """One tensor's gains at the end of its interval. What is not finite shrinks and counts as sign 0."""
+        first, finite = memory.sign_prev is None, memory.total.isfinite()
+        sign = torch.where(finite, memory.total.sign(), 0.0)
+        keeps_sign = torch.zeros_like(finite) if first else sign * memory.sign_prev > 0
+        memory.total, memory.sign_prev, memory.applied = torch.zeros_like(sign), sign, 0
+        adjusted = torch.where(keeps_sign, self.grown(gain), gain * self.policy.low)
+        if self.policy.gain_bounds is not None:
+            adjusted = adjusted.clamp(*self.policy.gain_bounds)
+        return torch.where(finite, gain, adjusted) if first and self.policy.first_interval == "hold" else adjusted
+
+    def grown(self, gain: Tensor) -> Tensor:
+        """Gains of elements that kept their signs."""
+        return gain + self.policy.high
+
+
+class TrainableRule(Rule):
+    """TrainableLR: a Newton step on the gain, or with ``eta`` a gradient step, from two intervals' gradients."""
+
+    def fresh(self, parameter: Parameter) -> Any:
+        zeros, interval = torch.zeros_like(parameter.value), {"applied": 0, "lr_sum": 0.0, "last_lr": 0.0}
+        return SimpleNamespace(previous=zeros, applied_prev=0, start=parameter.value, gradient_sum=zeros, **interval)
+
+    def adapts_before_the_last_move(self) -> bool:
+        """Gradients are complete before the last update, which takes the new gain; movements are not."""
+        return self.policy.source == "gradient"
+
+    def before_moves(self, ending: bool) -> None:
+        for parameter, memory in self.memory.items():
+            memory.last_lr = parameter.group.lr
+        for memory, parameter in self.moving():
+            memory.gradient_sum = memory.gradient_sum + parameter.gradient
+            memory.applied += 1
+        if ending and self.adapts_before_the_last_move():
+            self.adapt()
+
+    def after_moves(self, ending: bool) -> None:
+        for memory, parameter in self.moving():
+            memory.lr_sum += parameter.group.lr
+        if ending:
+            self.end_interval(adapted=self.adapts_before_the_last_move())
+
+    def end_interval(self, adapted: bool = False) -> None:
+        if not adapted:
+            self.adapt()
+        for parameter, ended in self.memory.items():
+            self.memory[parameter] = self.fresh(parameter)
+            self.memory[parameter].previous, self.memory[parameter].applied_prev = ended.previous, ended.applied_prev
+
+    def adapt(self) -> None:
+        for unit in self.units():
+            measured = [parameter for parameter in unit if self.is_measurable(parameter)]
+            products = [self.measure(parameter) for parameter in measured]
+            if measured and self.policy.eta is not None:
+                slopes = [self.slope(p, *product) for p, product in zip(measured, products, strict=True)]
+                self.ascend(unit, self.policy.eta * sum(slopes))
+            elif measured:
+                inner, square = sum(p[0] for p in products), sum(p[1] for p in products)
+                self.gains[self.owner(unit[0])] = self.gain(unit[0]) * newton_factor(inner, square)
+                self.forget_nonfinite(measured, inner, square)
+
+    def is_measurable(self, parameter: Parameter) -> bool:
+        """Whether there was a step in the interval and, where movements are measured, whether it could move."""
+        memory = self.memory[parameter]
+        could_move = memory.lr_sum != 0 and self.gain(parameter) != 0
+        return memory.applied > 0 and (could_move or self.policy.source == "gradient")
+
+    def measure(self, parameter: Parameter) -> tuple[float, float]:
+        """``num`` and ``sq`` of one tensor; what the next interval is compared with is remembered."""
+        memory = self.memory[parameter]
+        mean = direction = memory.gradient_sum / memory.applied
+        if self.policy.source != "gradient":
+            direction = (memory.start - parameter.value) / (self.gain(parameter) * memory.lr_sum)
+        products = inner_products(self.policy.source, mean, direction, memory.previous)
+        memory.previous = direction
+        return products
+
+    def forget_nonfinite(self, measured: Sequence[Parameter], inner: float, square: float) -> None:
+        """``G_prev ← 0`` where an inner product is not finite."""
+        if not (math.isfinite(inner) and math.isfinite(square)):
+            for parameter in measured:
+                self.memory[parameter].previous = torch.zeros_like(parameter.value)
+
+    def slope(self, parameter: Parameter, inner: float, square: float) -> float:
+        """``⟨ΣG, ΣG_prev⟩/lr``; nothing where lr is 0."""
+        memory = self.memory[parameter]
+        self.forget_nonfinite([parameter], inner, square)
+        steps, memory.applied_prev = memory.applied * memory.applied_prev, memory.applied
+        return inner * steps / memory.last_lr if memory.last_lr else 0.0
+
+
+def inner_products(source: str, mean: Tensor, direction: Tensor, previous: Tensor) -> tuple[float, float]:
+    """``⟨G, previous⟩`` and ``⟨G, direction⟩``; ``G`` is the mean gradient, or the direction for displacements."""
+    left = direction if source == "displacement" else mean
+    return (left * previous).sum().item(), (left * direction).sum().item()
+
+
+def newton_factor(inner: float, square: float) -> float:
+    """Eq. 9. Only a preconditioned metric can leave the bounds, or have no positive curvature."""
+    if not (math.isfinite(inner) and math.isfinite(square)):
+        return 3 / 4
+    if inner == 0:
+        return 1.0
+    curvature = max(4 * (square - inner), inner / (1 / 4))
+    return 3 / 4 if curvature <= 0 else min(5 / 4, max(3 / 4, 1 + inner / curvature))
+
+
+class HypergradientRule(Rule):
+    """Hypergradient: the gain climbs along ``⟨ĝ, u_prev⟩``, complete over all tensors before any of them moves."""
+
+    def before_moves(self, ending: bool) -> None:
+        for unit in self.units():
+            slopes = [self.slope(p) for p in unit if p.gradient is not None and p.group.lr != 0]
+            self.ascend(unit, self.policy.hyper_lr * sum(slopes))
+
+    def slope(self, parameter: Parameter) -> float:
+        """``⟨ĝ, u_prev⟩/lr``; 0 where there is no earlier direction, whatever the gradient."""
+        if parameter.direction is None:
+            return 0.0
+        products = parameter.coupled_gradient() * parameter.direction
+        if not is_direction_in_moments(parameter.group.options):
+            products = torch.where(parameter.direction == 0, 0.0, products)
+        return products.sum().item() / parameter.group.lr
+
+    def restart_interval(self) -> None:
+        """A direction that stands in the backbone's moments is not the policy's to forget."""
+        for parameter in self.memory:
+            if not is_direction_in_moments(parameter.group.options):
+                parameter.direction = None
+
+
+def is_direction_in_moments(options: dict[str, Any]) -> bool:
+    """Whether the backbone's state alone tells the last direction: not so for SGD without momentum or with Nesterov."""
+    return "momentum" not in options or (options["momentum"] != 0 and not options["nesterov"])
+
+
+RULES = {fa.ActiveLR: ActiveRule, fa.TrainableLR: TrainableRule, fa.Hypergradient: HypergradientRule, fa.FixedLR: Rule}
+
+
+def decay_factor(alpha: Any, weight_decay: float, adapts: bool) -> Tensor:
+    """Decoupled decay; with an adapting policy it never turns a parameter around."""
+    factor = torch.as_tensor(1 - alpha * weight_decay, dtype=torch.float64)
+    return factor.clamp(min=0) if adapts else factor
+
+
+class Oracle:
+    """An optimizer of one backbone over param groups, each with its own policies; equal policies are one."""
+
+    def __init__(self, backbone: str) -> None:
+        self.backbone = backbone
+        self.groups: list[Group] = []
+        self.parameters: list[Parameter] = []
+        self.rules: dict[fa.Policy, Rule] = {}
+
+    def add_group(self, group: Group) -> None:
+        self.groups.append(group)
+        rules = [self.rules.setdefault(policy, RULES[type(policy)](policy)) for policy in group.policies]
+        self.parameters += [Parameter(value, group, rules) for value in group.values]
+
+    def step(self, gradients: Sequence[Tensor | None]) -> None:
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.gradient = -gradient if gradient is not None and parameter.group.maximize else gradient
+            if gradient is not None and parameter.steps == 0:
+                for rule in parameter.rules:
+                    rule.memory[parameter] = rule.fresh(parameter)
+        endings = [(rule, rule.count_call()) for rule in self.rules.values()]
+        for rule, ending in endings:
+            rule.before_moves(ending)
+        for parameter in self.parameters:
+            if parameter.gradient is not None:
+                self.move(parameter)
+        for rule, ending in endings:
+            rule.after_moves(ending)
+
+    def move(self, parameter: Parameter) -> None:
+        """``p ← p·max(0, 1 − α·wd) − α·u`` with ``α = lr·γ``."""
+        group = parameter.group
+        alpha: Any = group.lr
+        for rule in parameter.rules:
+            alpha = alpha * rule.gain(parameter)
+        parameter.steps += 1
+        parameter.direction = DIRECTIONS[self.backbone](parameter, parameter.coupled_gradient())
+        weight_decay = group.weight_decay if group.decoupled else 0.0
+        decay = decay_factor(alpha, weight_decay, group.policies != (fa.FixedLR(),))
+        parameter.value = parameter.value * decay - alpha * parameter.direction
+
+    def end_interval(self) -> None:
+        for rule in self.rules.values():
+            rule.calls = 0
+            rule.end_interval()
+
+    def restart_interval(self) -> None:
+        for rule in self.rules.values():
+            rule.calls = 0
+            rule.restart_interval()
