@@ -126,7 +126,7 @@ def plot(results: Results, path: Path) -> None:
     other = {name: runs for name, runs in every.items() if name not in usual and name not in plain}
     middle = {name: runs for name, runs in plain.items() if runs[0]["batch_size"] == 128}
     columns = {"AALR": {**plain, **other}, "The other methods, and AALR at the same batch size": {**middle, **usual}}
-    figure, axes = plt.subplots(2, 2, figsize=(13, 8), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(13, 8), sharex="col", layout="constrained")
     for i, (title, settings_of) in enumerate(columns.items()):
         for j, (name, runs) in enumerate(settings_of.items()):
             for seed, run in enumerate(runs):

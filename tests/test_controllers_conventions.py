@@ -111,6 +111,7 @@ def test_a_group_that_joins_later_keeps_its_ratio(make):
     controller = make(optimizer, model)
     rate = controller.get_last_lr()[0]
     optimizer.add_param_group({"params": head.parameters(), "lr": rate / 2})
+    controller.load_state_dict(copy.deepcopy(controller.state_dict()))
     for loss in (1.0, math.nan, 2.0, math.nan):
         controller.step(loss)
         first, second = controller.get_last_lr()

@@ -205,11 +205,7 @@ class AALR(Controller):
         progress = Progress(**state_dict["progress"])
         rules = Rules(**state_dict["rules"])
         action, saved = state_dict["action"], state_dict["snapshot"]
-        if saved.keys() != self._tensors().keys():
-            raise ValueError(
-                "the snapshot in AALR's state is of another model: "
-                f"{', '.join(sorted(saved.keys() ^ self._tensors().keys())[:3])} are in one of them only"
-            )
+        snapshots.check_fit(self._tensors(), saved)
         self._snapshot.save(saved)
         self.progress, self.rules, self.action = progress, rules, action
         return progress.lr
@@ -219,7 +215,8 @@ def reset(optimizer: Optimizer) -> None:
     """Backbone and policy state as new. Hyperparameters stay, lr included."""
     initial = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for p in list(optimizer.state):
-        if isinstance(optimizer, Adagrad) and id(p) in initial:  # which makes its state when it is built, only
+        # Older versions of Adagrad make their state when they are built, and never again.
+        if isinstance(optimizer, Adagrad) and id(p) in initial:
             optimizer.state[p]["step"].zero_()
             optimizer.state[p]["sum"].fill_(initial[id(p)]["initial_accumulator_value"])
         else:

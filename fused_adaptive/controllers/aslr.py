@@ -106,6 +106,9 @@ class ASLR(Controller):
 
     def _set_center(self) -> None:
         self._set_lr(self.center)
+        self._scale_draw()
+
+    def _scale_draw(self) -> None:
         if self._draw is not None:
             self._draw.relative_width = self.width / self.center
 
@@ -140,7 +143,7 @@ class ASLR(Controller):
         self._range, self._moves = search_range, moves
         self._draw = None if seed is None else RateDraw(seed, 0.0, torch.tensor(n, dtype=torch.int64))
         self._attach()
-        self._set_center()
+        self._scale_draw()
         return self.center
 
     # ---- attached to the optimizer: also after pickling and deep copies, which drop hooks ----

@@ -79,6 +79,7 @@ class Controller:
         It loads with ``weights_only=True``. Tensors are shared, not copied, as in ``torch.optim``: save it, or
         deep-copy it, before training goes on.
         """
+        self._adopt_groups()
         return {"last_epoch": self.last_epoch, "ratios": list(self._ratios), **self._state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -40,13 +40,8 @@ def tensors_of(model: Module) -> Tensors:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-@torch.no_grad()
-def restore_(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """Copies ``saved`` into ``tensors`` in place.
-
-    Raises:
-        ValueError: where names or shapes differ. Then nothing has changed.
-    """
+def check_fit(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where names or shapes differ."""
     for name in tensors.keys() | saved.keys():
         here, there = tensors.get(name), saved.get(name)
         if here is None or there is None or here.shape != there.shape:
@@ -55,6 +50,16 @@ def restore_(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None
                 f"the snapshot does not fit the model: {name!r} has shape {shapes[0]} in the snapshot and {shapes[1]} "
                 "in the model; the model must keep its structure while a controller drives it"
             )
+
+
+@torch.no_grad()
+def restore_(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Copies ``saved`` into ``tensors`` in place.
+
+    Raises:
+        ValueError: where they do not fit. Then nothing has changed.
+    """
+    check_fit(tensors, saved)
     for name, tensor in tensors.items():
         tensor.copy_(saved[name])
 
@@ -85,7 +90,6 @@ class MemorySnapshot:
             ) from error
         self.save(tensors)
 
-    @torch.no_grad()
     def save(self, tensors: Mapping[str, Tensor]) -> None:
         restore_(self._copy, tensors)
 
