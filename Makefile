@@ -25,7 +25,7 @@ demo: $(READY)
 	$(PY) -m bench.demo $(ARGS)
 
 test: $(READY)
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest $$($(PY) -c 'import xdist' 2>/dev/null && echo '-n auto') $(ARGS)
 
 # Heavy integrations join here; so far there are none.
 test-all: test
@@ -45,7 +45,7 @@ doctor: $(READY)
 $(VENV)/.fused_adaptive-ready: pyproject.toml setup.py constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install '$(TORCH)'
-	$(PY) -m pip install -c constraints.txt setuptools wheel ninja numpy hypothesis pytest ruff pyright matplotlib mlxtend rich
+	$(PY) -m pip install -c constraints.txt setuptools wheel ninja numpy hypothesis pytest pytest-xdist ruff pyright matplotlib mlxtend rich
 	$(PY) -m pip install --no-deps --no-build-isolation -e .
 	touch $@
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 from ..backbones import Backbone, Group
@@ -26,6 +25,10 @@ __all__ = [
 _BY_NAME: dict[str, type[Policy]] = {c.__name__: c for c in (FixedLR, ActiveLR, TrainableLR, Hypergradient)}
 
 Plain = dict[str, Any] | list[dict[str, Any]]
+
+#: What each plain form stands for: there are a few in a program, and they are read at every step. Not an lru_cache,
+#: which torch.compile warns of.
+_BUILT: dict[Any, tuple[Policy, ...]] = {}
 
 
 def to_plain(policy: Any, backbone: Backbone, group: Group) -> Plain:
@@ -53,12 +56,10 @@ def to_plain(policy: Any, backbone: Backbone, group: Group) -> Plain:
 def from_plain(plain: Plain) -> tuple[Policy, ...]:
     """The policies that a param group names."""
     dicts: Sequence[Mapping[str, Any]] = [plain] if isinstance(plain, Mapping) else plain
-    return _build(tuple(tuple(d.items()) for d in dicts))
-
-
-@lru_cache(maxsize=256)
-def _build(items: tuple[tuple[tuple[str, Any], ...], ...]) -> tuple[Policy, ...]:
-    return tuple(_as_policy(dict(pairs)) for pairs in items)
+    key = tuple(tuple(d.items()) for d in dicts)
+    if key not in _BUILT:
+        _BUILT[key] = tuple(_as_policy(d) for d in dicts)
+    return _BUILT[key]
 
 
 def _as_policy(policy: Any) -> Policy:
