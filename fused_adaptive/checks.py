@@ -59,43 +59,34 @@ def check_parameters(params: Sequence[Any], start: int) -> None:
 
 def check_gradient(index: int, param: Tensor, name: str | None = None) -> None:
     """Raises RuntimeError for a gradient that is sparse, not floating-point, or of another shape or device."""
-    grad = param.grad
-    if grad is None:
-        return
-    if _is_usable(param, grad):
-        return
-    which = describe(index, param, name)
+    problem = None if param.grad is None else _problem(param, param.grad)
+    if problem is not None:
+        what, complaint = problem
+        raise RuntimeError(f"the {what} of {describe(index, param, name)} {complaint}")
+
+
+def _problem(param: Tensor, grad: Tensor) -> tuple[str, str] | None:
+    """What is wrong, and how; None for a good gradient, so that no message is built for it."""
     if grad.layout != torch.strided:
-        raise RuntimeError(
-            f"the gradient of {which} is sparse ({grad.layout}): only dense gradients are supported; build the layer "
-            "with sparse=False, or give the parameter to torch.optim.SparseAdam"
+        return "gradient", (
+            f"is sparse ({grad.layout}): only dense gradients are supported; build the layer with sparse=False, or "
+            "give the parameter to torch.optim.SparseAdam"
         )
     for what, dtype in (("gradient", grad.dtype), ("data", param.dtype)):
         if dtype not in FLOATS:
             remedy = "optimize torch.view_as_real(p)" if dtype.is_complex else "leave it out of the optimizer"
-            raise RuntimeError(
-                f"the {what} of {which} is {dtype}: only float64, float32, bfloat16 and float16 are supported; {remedy}"
-            )
+            return what, f"is {dtype}: only float64, float32, bfloat16 and float16 are supported; {remedy}"
     if grad.shape != param.shape:
-        raise RuntimeError(
-            f"the gradient of {which} has shape {tuple(grad.shape)}: was the parameter's data replaced after backward? "
-            "zero_grad(), then backward again"
+        return "gradient", (
+            f"has shape {tuple(grad.shape)}: was the parameter's data replaced after backward? zero_grad(), then "
+            "backward again"
         )
     if grad.device != param.device:
-        raise RuntimeError(
-            f"the gradient of {which} is on {grad.device} and the parameter on {param.device}: move the model before "
-            "the forward pass, then backward again"
+        return "gradient", (
+            f"is on {grad.device} and the parameter on {param.device}: move the model before the forward pass, then "
+            "backward again"
         )
-
-
-def _is_usable(param: Tensor, grad: Tensor) -> bool:
-    return (
-        grad.layout == torch.strided
-        and grad.dtype in FLOATS
-        and param.dtype in FLOATS
-        and grad.shape == param.shape
-        and grad.device == param.device
-    )
+    return None
 
 
 def _check_nonnegative(name: str, value: Any) -> None:

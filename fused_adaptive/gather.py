@@ -12,7 +12,7 @@ from .backbones import Backbone
 from .checkpoint import specs
 from .policies import Policy, from_plain, to_plain
 from .slot import Slot
-from .state import StateSpec
+from .state import State, StateSpec
 
 Groups = list[dict[str, Any]]
 States = MutableMapping[Tensor, dict[str, Any]]
@@ -48,7 +48,6 @@ def gather(backbone: Backbone, groups: Groups, states: States, grad_scale: Tenso
     slots, late, index = [], [], -1
     for group in groups:
         policies, spec = policies_of(group, backbone), specs(backbone, group)
-        required = [name for name, s in spec.items() if not s.optional]
         for p in group["params"]:
             index += 1
             applies, state = p.grad is not None, states.get(p, {})
@@ -57,7 +56,7 @@ def gather(backbone: Backbone, groups: Groups, states: States, grad_scale: Tenso
             if spec:
                 state = states[p]
             slots.append(Slot(p, state, group, backbone, policies, index, applies, grad_scale))
-            if any(name not in state for name in required):
+            if _missing(spec, state):
                 late.append((slots[-1], spec))
     if late:
         _join(slots, late, groups)
@@ -67,12 +66,15 @@ def gather(backbone: Backbone, groups: Groups, states: States, grad_scale: Tenso
 def with_state(backbone: Backbone, groups: Groups, states: States) -> Iterator[Slot]:
     """The tensors whose state is complete, outside of a step."""
     for group in groups:
-        policies = policies_of(group, backbone)
-        required = [name for name, s in specs(backbone, group).items() if not s.optional]
+        policies, spec = policies_of(group, backbone), specs(backbone, group)
         for p in group["params"]:
             state = states.get(p, {})
-            if state and all(name in state for name in required):
+            if state and not _missing(spec, state):
                 yield Slot(p, state, group, backbone, policies)
+
+
+def _missing(spec: dict[str, StateSpec], state: State) -> list[str]:
+    return [name for name, s in spec.items() if name not in state and not s.optional]
 
 
 def _join(slots: list[Slot], late: list[tuple[Slot, dict[str, StateSpec]]], groups: Groups) -> None:
@@ -80,23 +82,24 @@ def _join(slots: list[Slot], late: list[tuple[Slot, dict[str, StateSpec]]], grou
     newcomers = {id(slot) for slot, _ in late}
     peers = {policy: old[0] for policy, old in by_policy(s for s in slots if id(s) not in newcomers).items()}
     for slot, spec in late:
-        missing = {name for name, s in spec.items() if name not in slot.state and not s.optional}
+        missing = _missing(spec, slot.state)
         for name in missing:
             slot.state[name] = spec[name].create(slot.param, slot.group)
         for policy in slot.policies:
             peer = peers.setdefault(policy, slot)
-            for name in missing.intersection(policy.shared_names()):
+            for name in set(missing).intersection(policy.shared_names()):
+                value = slot.state[name]
                 if peer is not slot:
-                    slot.state[name].copy_(peer.state[name])
+                    value.copy_(peer.state[name])
                 elif name == policy.counter:
-                    slot.state[name].copy_(_idle_calls(policy, groups))
+                    value.copy_(_idle_calls(policy, groups, value.device))
 
 
 # A policy's interval also counts the calls that found no gradient yet, so no state to count in: its groups count those.
 
 
-def _idle_calls(policy: Policy, groups: Groups) -> Tensor:
-    counts = [g["idle_calls"].cpu() for g in groups if "idle_calls" in g and policy in from_plain(g["policy"])]
+def _idle_calls(policy: Policy, groups: Groups, device: torch.device) -> Tensor:
+    counts = [g["idle_calls"].to(device) for g in groups if "idle_calls" in g and policy in from_plain(g["policy"])]
     calls = torch.stack(counts).max() if counts else torch.zeros((), dtype=torch.int64)
     return calls.remainder(policy.interval) if policy.interval else calls
 
