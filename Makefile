@@ -1,8 +1,10 @@
-# make demo · make test · make test-all · make lint · make format · make doctor · make clean
+# make demo · make test · make test-all · make build · make lint · make format · make doctor · make clean
 #
 # Everything is installed into VENV on first use. A torch that is there already is kept:
 #   make test VENV=~/envs/cuda            an existing environment, completed with what is missing
 #   make test PYTHON=/opt/python VENV=    that interpreter as it is: nothing is installed
+#
+# The native library is built in place, and again after a change in csrc; setup.py says what is built where.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,35 +21,54 @@ else
   READY := $(VENV)/.fused_adaptive-ready
 endif
 
-.PHONY: demo test test-all lint format doctor clean
+# CUDA kernels take minutes to compile and run nowhere without a GPU: there, FUSED_ADAPTIVE_BUILD=auto asks for them.
+FUSED_ADAPTIVE_BUILD ?= $(if $(wildcard /dev/nvidia0),auto,cpu)
+CSRC := $(sort $(wildcard csrc/*.* csrc/*/*.*))
+BUILT := build/.extension-built
 
-demo: $(READY)
+.PHONY: demo test test-all build lint format doctor clean
+
+demo: $(BUILT)
 	$(PY) -m bench.demo $(ARGS)
 
-test: $(READY)
-	$(PY) -m pytest $$($(PY) -c 'import xdist' 2>/dev/null && echo '-n auto') $(ARGS)
+PYTEST = $(PY) -m pytest $$($(PY) -c 'import xdist' 2>/dev/null && echo '-n auto')
 
-# Heavy integrations join here; so far there are none.
-test-all: test
+test: $(BUILT)
+	$(PYTEST) -m 'not heavy' $(ARGS)
+
+test-all: $(BUILT)
+	$(PYTEST) $(ARGS)
+
+build: $(READY)
+	rm -f $(BUILT)
+	$(MAKE) $(BUILT)
+
+$(BUILT): setup.py $(CSRC) $(READY)
+	FUSED_ADAPTIVE_BUILD=$(FUSED_ADAPTIVE_BUILD) $(PY) setup.py build_ext --inplace
+	mkdir -p $(@D) && touch $@
+
+CLANG_FORMAT = $(PY) -c 'from clang_format import clang_format; clang_format()'
 
 lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(if $(CSRC),$(CLANG_FORMAT) --dry-run -Werror $(CSRC))
 	$(PY) -m pyright --pythonpath $$($(PY) -c 'import sys; print(sys.executable)')
 
 format: $(READY)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+	$(if $(CSRC),$(CLANG_FORMAT) -i $(CSRC))
 
-doctor: $(READY)
+doctor: $(BUILT)
 	$(PY) -m fused_adaptive
 
 $(VENV)/.fused_adaptive-ready: pyproject.toml setup.py constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install '$(TORCH)'
-	$(PY) -m pip install -c constraints.txt setuptools wheel ninja numpy hypothesis pytest pytest-xdist ruff pyright matplotlib mlxtend rich
-	$(PY) -m pip install --no-deps --no-build-isolation -e .
+	$(PY) -m pip install -c constraints.txt setuptools wheel ninja numpy hypothesis pytest pytest-xdist ruff pyright clang-format matplotlib mlxtend rich
+	FUSED_ADAPTIVE_BUILD=none $(PY) -m pip install --no-deps --no-build-isolation -e .
 	touch $@
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis fused_adaptive/*.so fused_adaptive/_build.json

@@ -27,6 +27,7 @@ import fused_adaptive as fa
 from . import controllers_data, controllers_fetch, controllers_report
 from .controllers_data import Splits
 from .controllers_runs import METHODS, Job, Run, train
+from .machine import processor
 
 ROOT = Path(__file__).resolve().parent.parent
 #: A first rate at which training with SGD cannot survive.
@@ -161,7 +162,7 @@ def _departures(scale: Scale) -> str:
 
 def _machine(device: str) -> dict[str, Any]:
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
         "system": f"{platform.system()} {platform.machine()}",
@@ -170,14 +171,6 @@ def _machine(device: str) -> dict[str, Any]:
         "numpy": numpy.__version__,
         "fused_adaptive": fa.__version__,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def _run_all(jobs: Sequence[Job], splits: Splits, kept: Path, device: str, workers: int):

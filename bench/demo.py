@@ -6,10 +6,10 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ import numpy
 import torch
 
 import fused_adaptive as fa
+from fused_adaptive import backends
 
 from . import demo_report, demo_runs
 from .demo_report import Results
 from .demo_runs import METHODS, Digits, Job
+from .machine import commit, processor
 
 LRS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 EPOCHS = 20
@@ -47,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.readme:
             return _write_readme(args.readme, args.report)
         _require("rich", "matplotlib", *([] if args.report else ["mlxtend"]))
-        results = demo_report.load(args.report) if args.report else _measure(args)
+        with _default_backend(args.backend):
+            results = demo_report.load(args.report) if args.report else _measure(args)
         _show(results, args)
     except KeyboardInterrupt:
         print("\ninterrupted: nothing was written", file=sys.stderr)
@@ -56,6 +59,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bench.demo: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextmanager
+def _default_backend(name: str) -> Iterator[None]:
+    """By the environment, which the processes that train inherit."""
+    before = os.environ.get(backends.ENVIRONMENT_VARIABLE)
+    os.environ[backends.ENVIRONMENT_VARIABLE] = name
+    try:
+        yield
+    finally:
+        del os.environ[backends.ENVIRONMENT_VARIABLE]
+        if before is not None:
+            os.environ[backends.ENVIRONMENT_VARIABLE] = before
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     workers = "processes of one thread each (default: as many as cores; 4 with a GPU); changes no result"
     parser.add_argument("--workers", type=_positive(int), metavar="N", help=workers)
     parser.add_argument("--device", default="cpu", help="a torch device (default cpu)")
+    backend = "reference (default: it has torch's bits, as the demo shows) or native (faster)"
+    parser.add_argument("--backend", default="reference", help=backend)
     out = "where demo.json and demo.png go (default build/demo)"
     parser.add_argument("--out", type=Path, default=Path("build/demo"), metavar="DIR", help=out)
     report = "show these results instead of training; writes demo.png alone"
@@ -189,10 +207,10 @@ def _circumstances(args: argparse.Namespace, jobs: list[Job], digits: Digits, wo
             "numpy": numpy.__version__,
             "fused_adaptive": fa.__version__,
         },
-        "commit": _commit(),
+        "commit": commit(),
         "machine": {
             "device": args.device,
-            "cpu": _cpu_name(),
+            "cpu": processor(),
             "cores": os.cpu_count(),
             "workers": workers,
             "threads_per_worker": 1,
@@ -213,25 +231,6 @@ def _circumstances(args: argparse.Namespace, jobs: list[Job], digits: Digits, wo
             "methods": {key: {"label": method.label, "baseline": method.baseline} for key, method in methods.items()},
         },
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
-
-
-def _commit() -> str | None:
-    """The commit of this code, with ``-dirty`` if files were changed since; None outside of a git checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

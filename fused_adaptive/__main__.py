@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from . import __version__, backends
+from . import __version__, _extension, backends
 
 
 def report() -> str:
@@ -29,12 +29,23 @@ def report() -> str:
             lines.append(f"cuda:{i}          {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
     else:
         lines.append(f"cuda            none: {_why_no_cuda()}")
-    lines += ["", "backends (backend=…, or the environment variable FUSED_ADAPTIVE_BACKEND):"]
+    lines += ["", *_native_library(), "", "backends (backend=…, or the environment variable FUSED_ADAPTIVE_BACKEND):"]
     for name, reason in backends.available().items():
         lines.append(f"  {name:<14}{'can run' if not reason else f'cannot run: {reason}'}")
     for device in ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]:
         lines.append(f'"auto" takes    {_chosen(device)} for parameters on {device}')
     return "\n".join(lines)
+
+
+def _native_library() -> list[str]:
+    """What was built, for which architectures, and what was left out and why."""
+    built, reason = _extension.built(), _extension.why_not()
+    lines = [f"native library  {f'not loaded: {reason}' if reason else 'loaded'}"]
+    if built.get("cpu"):
+        lines.append(f"  built         CPU kernels{', CUDA kernels for ' + built['cuda'] if built.get('cuda') else ''}")
+        lines.append(f"                with torch {built.get('torch')} on {built.get('platform')}")
+        lines += [f"  left out      {part}: {why}" for part, why in built.get("left_out", {}).items()]
+    return lines
 
 
 def _chosen(device: str) -> str:

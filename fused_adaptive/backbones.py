@@ -92,6 +92,13 @@ class Backbone:
         """The state that the update needs, by torch's names."""
         raise NotImplementedError
 
+    def structure(self, group: Group) -> tuple[Any, ...]:
+        """What decides which state there is and which kernel runs, as against mere numbers such as lr.
+
+        Anyone may change it between two steps; then the tensors are gathered anew.
+        """
+        return group["maximize"], group["decoupled_weight_decay"], group.get("capturable"), group.get("fused")
+
     def update(self, grad: Tensor, state: State, group: Group) -> Direction:
         """Moves the moments by ``ĝ = grad`` (float32 or float64) and returns the direction, in place."""
         raise NotImplementedError
@@ -117,6 +124,9 @@ class SGD(Backbone):
     def state_spec(self, group: Group) -> dict[str, StateSpec]:
         # The first ĝ itself becomes the buffer, so the update creates it.
         return {"momentum_buffer": StateSpec(optional=True)} if group["momentum"] != 0 else {}
+
+    def structure(self, group: Group) -> tuple[Any, ...]:
+        return *super().structure(group), bool(group["momentum"] != 0), group["nesterov"]
 
     def update(self, grad: Tensor, state: State, group: Group) -> Direction:
         momentum = group["momentum"]
@@ -166,6 +176,9 @@ class AdamW(_MomentBackbone):
         spec = {"step": step_spec(), "exp_avg": ELEMENTS, "exp_avg_sq": ELEMENTS}
         return spec | {"max_exp_avg_sq": ELEMENTS} if group["amsgrad"] else spec
 
+    def structure(self, group: Group) -> tuple[Any, ...]:
+        return *super().structure(group), group["amsgrad"]
+
     def _update_second_moment(self, grad: Tensor, beta2: float, state: State, group: Group) -> None:
         super()._update_second_moment(grad, beta2, state, group)
         if group["amsgrad"]:
@@ -204,6 +217,9 @@ class AdaBelief(_MomentBackbone):
     def state_spec(self, group: Group) -> dict[str, StateSpec]:
         spec = {"step": step_spec(), "exp_avg": ELEMENTS, "exp_avg_var": ELEMENTS}
         return spec | {"max_exp_avg_var": ELEMENTS} if group["amsgrad"] else spec
+
+    def structure(self, group: Group) -> tuple[Any, ...]:
+        return *super().structure(group), group["amsgrad"], group["rectify"]
 
     def _update_second_moment(self, grad: Tensor, beta2: float, state: State, group: Group) -> None:
         variance, surprise = state["exp_avg_var"], grad - state["exp_avg"]

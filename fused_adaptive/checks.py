@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -63,6 +64,14 @@ def check_gradient(index: int, param: Tensor, name: str | None = None) -> None:
     if problem is not None:
         what, complaint = problem
         raise RuntimeError(f"the {what} of {describe(index, param, name)} {complaint}")
+
+
+def check_gradients(groups: Sequence[Mapping[str, Any]]) -> None:
+    """:func:`check_gradient` for every parameter of these param groups, in their order."""
+    params = chain.from_iterable(g["params"] for g in groups)
+    names = chain.from_iterable(g.get("param_names", [None] * len(g["params"])) for g in groups)
+    for index, (p, name) in enumerate(zip(params, names, strict=True)):
+        check_gradient(index, p, name)
 
 
 def _problem(param: Tensor, grad: Tensor) -> tuple[str, str] | None:

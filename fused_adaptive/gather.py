@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Collection, Iterable, Iterator, MutableMapping
+from dataclasses import dataclass, field
+from itertools import repeat
+from operator import is_
 from typing import Any
 
 import torch
@@ -10,6 +13,8 @@ from torch import Tensor
 
 from .backbones import Backbone
 from .checkpoint import specs
+from .checks import check_gradients
+from .fingerprint import Fingerprint
 from .policies import Policy, from_plain, to_plain
 from .slot import Slot
 from .state import State, StateSpec
@@ -17,6 +22,46 @@ from .state import State, StateSpec
 Groups = list[dict[str, Any]]
 States = MutableMapping[Tensor, dict[str, Any]]
 Members = dict[Policy, list[Slot]]
+
+
+@dataclass(eq=False)
+class Gathered:
+    """The tensors that have state, gathered once and kept for as long as nothing about them changes.
+
+    Scalar hyperparameters are not part of it: they are read from the groups at every step.
+
+    Args:
+        slots: every parameter whose state is complete, in the order of the param groups; with a backbone and a policy
+            that need none, every parameter that has had a gradient. Which have one in a step, ``slot.applies`` tells.
+        members: of every policy, its slots.
+        params: of the slots, in the same order.
+        groups: the param groups.
+        backbone: of the optimizer.
+        idle: the groups that have no state yet although their policies count steps.
+        compiled: what a backend keeps with it; it dies with this object.
+    """
+
+    slots: list[Slot]
+    members: Members
+    params: list[Tensor]
+    groups: Groups
+    backbone: Backbone
+    idle: Groups
+    compiled: Any = None
+    _waiting: list[Tensor] = field(default_factory=list, repr=False)
+    _fingerprint: Fingerprint | None = field(default=None, repr=False)
+
+    def is_current(self, groups: Groups, states: States) -> bool:
+        """Whether nothing has changed but values: the optimizer's groups, policies, structure and state tensors."""
+        return self._fingerprint is not None and self._fingerprint.matches(groups, states)
+
+    def has_newcomers(self) -> bool:
+        """Whether a parameter that is not in ``slots`` has a gradient."""
+        return not all(map(is_, [p.grad for p in self._waiting], repeat(None)))
+
+    def check_gradients(self) -> None:
+        """Raises RuntimeError that names the first parameter whose gradient cannot be used, as ``step()`` promises."""
+        check_gradients(self.groups)
 
 
 def policies_of(group: dict[str, Any], backbone: Backbone) -> tuple[Policy, ...]:
@@ -27,6 +72,65 @@ def policies_of(group: dict[str, Any], backbone: Backbone) -> tuple[Policy, ...]
     return from_plain(group["policy"])
 
 
+def gather(backbone: Backbone, groups: Groups, states: States, before: Collection[Tensor] = ()) -> Gathered:
+    """The tensors of this step: those with a gradient, and those that have had one. Their state is complete.
+
+    Args:
+        backbone: of the optimizer.
+        groups: its param groups.
+        states: its state; grows by what is missing.
+        before: the tensors of the last gathering. Those that need no state stay, lest each step in which one of them
+            has a gradient, and had none in the step before, gathers anew.
+    """
+    slots, late, known = [], [], set(map(id, before))
+    for slot, spec in _all(backbone, groups, states):
+        if not (slot.applies or slot.state or (not spec and id(slot.param) in known)):
+            continue
+        if spec:
+            slot.state = states.setdefault(slot.param, slot.state)
+        slots.append(slot)
+        if _missing(spec, slot.state):
+            late.append((slot, spec))
+    if late:
+        _join(slots, late, groups)
+    gathered = _gathered(backbone, groups, states, slots)
+    active = {id(slot.group) for slot in slots}
+    for group in groups:
+        if id(group) in active:
+            group.pop("idle_calls", None)
+    return gathered
+
+
+def gather_complete(backbone: Backbone, groups: Groups, states: States) -> Gathered:
+    """The tensors whose state is complete, outside of a step: nothing is created, gradients do not matter."""
+    slots = [s for s, spec in _all(backbone, groups, states) if s.state and not _missing(spec, s.state)]
+    return _gathered(backbone, groups, states, slots)
+
+
+def _all(backbone: Backbone, groups: Groups, states: States) -> Iterator[tuple[Slot, dict[str, StateSpec]]]:
+    """Every parameter, and what its state must have."""
+    index = 0
+    for group in groups:
+        policies, spec = policies_of(group, backbone), specs(backbone, group)
+        for p in group["params"]:
+            yield Slot(p, states.get(p, {}), group, backbone, policies, index), spec
+            index += 1
+
+
+def _gathered(backbone: Backbone, groups: Groups, states: States, slots: list[Slot]) -> Gathered:
+    inside, active = {id(slot.param) for slot in slots}, {id(slot.group) for slot in slots}
+    return Gathered(
+        slots,
+        by_policy(slots),
+        [slot.param for slot in slots],
+        list(groups),
+        backbone,
+        [g for g in groups if id(g) not in active and any(policy.counter for policy in from_plain(g["policy"]))],
+        _waiting=[p for group in groups for p in group["params"] if id(p) not in inside],
+        _fingerprint=Fingerprint(backbone, groups, states),
+    )
+
+
 def by_policy(slots: Iterable[Slot]) -> Members:
     """Of every policy, its tensors."""
     members: Members = {}
@@ -34,43 +138,6 @@ def by_policy(slots: Iterable[Slot]) -> Members:
         for policy in slot.policies:
             members.setdefault(policy, []).append(slot)
     return members
-
-
-def gather(backbone: Backbone, groups: Groups, states: States, grad_scale: Tensor | None = None) -> list[Slot]:
-    """The tensors of this step: those with a gradient, and those that have had one. Their state is complete.
-
-    Args:
-        backbone: of the optimizer.
-        groups: its param groups.
-        states: its state; grows by what is missing.
-        grad_scale: what gradients are to be divided by (AMP), or None.
-    """
-    slots, late, index = [], [], -1
-    for group in groups:
-        policies, spec = policies_of(group, backbone), specs(backbone, group)
-        for p in group["params"]:
-            index += 1
-            applies, state = p.grad is not None, states.get(p, {})
-            if not (applies or state):
-                continue
-            if spec:
-                state = states[p]
-            slots.append(Slot(p, state, group, backbone, policies, index, applies, grad_scale))
-            if _missing(spec, state):
-                late.append((slots[-1], spec))
-    if late:
-        _join(slots, late, groups)
-    return slots
-
-
-def with_state(backbone: Backbone, groups: Groups, states: States) -> Iterator[Slot]:
-    """The tensors whose state is complete, outside of a step."""
-    for group in groups:
-        policies, spec = policies_of(group, backbone), specs(backbone, group)
-        for p in group["params"]:
-            state = states.get(p, {})
-            if state and not _missing(spec, state):
-                yield Slot(p, state, group, backbone, policies)
 
 
 def _missing(spec: dict[str, StateSpec], state: State) -> list[str]:
@@ -104,18 +171,14 @@ def _idle_calls(policy: Policy, groups: Groups, device: torch.device) -> Tensor:
     return calls.remainder(policy.interval) if policy.interval else calls
 
 
-def count_idle_calls(groups: Groups, slots: Iterable[Slot], found_inf: Tensor | None) -> None:
-    """One call more for the groups without state, but none if AMP skips it, which is known on the device only."""
-    active = {id(slot.group) for slot in slots}
+def count_idle_calls(groups: Iterable[dict[str, Any]], found_inf: Tensor | None) -> None:
+    """One call more for these groups, which have no state, but none if AMP skips it: known on the device only."""
     for group in groups:
-        if id(group) in active:
-            group.pop("idle_calls", None)
-        elif any(policy.counter for policy in from_plain(group["policy"])):
-            idle = group.get("idle_calls", torch.zeros((), dtype=torch.int64))
-            if found_inf is None:
-                group["idle_calls"] = idle + 1
-            else:
-                group["idle_calls"] = idle.to(found_inf.device) + (found_inf == 0).to(torch.int64).reshape(())
+        idle = group.get("idle_calls", torch.zeros((), dtype=torch.int64))
+        if found_inf is None:
+            group["idle_calls"] = idle + 1
+        else:
+            group["idle_calls"] = idle.to(found_inf.device) + (found_inf == 0).to(torch.int64).reshape(())
 
 
 def forget_idle_calls(groups: Groups) -> None:

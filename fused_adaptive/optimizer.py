@@ -6,9 +6,9 @@ tensor's value in a step, but for the naive TrainableLR.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import torch
 from torch import Tensor
@@ -16,22 +16,15 @@ from torch import Tensor
 from . import backends
 from .backbones import Backbone
 from .checkpoint import restore
-from .checks import check_gradient, check_hyperparameters, check_parameters
-from .gather import Members, by_policy, count_idle_calls, forget_idle_calls, gather, policies_of, with_state
+from .checks import check_gradients, check_hyperparameters, check_parameters
+from .eager import eager
+from .gather import Gathered, count_idle_calls, forget_idle_calls, gather, gather_complete, policies_of
 from .policies import Policy, TrainableLR, from_plain, to_plain
 from .policies.naive import evaluate_trial, needs_trial
 from .rates import group_rates
 
-_F = TypeVar("_F", bound=Callable[..., Any])
-
 if TYPE_CHECKING:
     from .controllers.draws import RateDraw
-
-    def _eager(function: _F) -> _F: ...
-
-else:
-    # torch.compile does not trace what runs once. torch.compiler.disable would import all of dynamo here, 2 s.
-    _eager = torch._disable_dynamo
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -57,6 +50,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     _own_flags: ClassVar[tuple[str, ...]] = ()
     #: Set by ASLR: what each tensor's rate is multiplied by. Not copied or saved with the optimizer.
     _rate_draw: RateDraw | None = None
+    #: What the last step gathered. Not copied or saved with the optimizer either.
+    _gathered: Gathered | None = None
 
     def __init__(self, params: Params, defaults: dict[str, Any], policy: Any = None, backend: str = "auto") -> None:
         check_hyperparameters(defaults)
@@ -66,7 +61,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         # Asks GradScaler to hand over grad_scale and found_inf instead of unscaling and skipping itself.
         self._step_supports_amp_scaling = bool(defaults.get("fused"))
 
-    @_eager
+    @eager
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, at construction or in the middle of training; its tensors start fresh.
 
@@ -81,10 +76,11 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         group = {**self.defaults, **param_group}
         check_hyperparameters(group)
         policy = to_plain(group["policy"], self.backbone, group)
-        self._check_naive([*(from_plain(g["policy"]) for g in self.param_groups), from_plain(policy)])
+        self._check_naive([*(policies_of(g, self.backbone) for g in self.param_groups), from_plain(policy)])
         backend = backends.select(self._backend_requested, self._devices() | devices_of(param_group["params"]))
         param_group["policy"] = policy
         super().add_param_group(param_group)
+        self._gathered = None
         self._backend = backend
 
     @overload
@@ -112,24 +108,22 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check_gradients()
-        policies = [policies_of(group, self.backbone) for group in self.param_groups]
-        self._check_naive(policies)
-        naive = next((p for p in policies[0] if isinstance(p, TrainableLR) and p.naive), None)
-        if naive is not None and not needs_trial(self.param_groups):
-            naive = None  # nothing can move: the step only creates state
-        if naive is not None and closure is None:
-            raise RuntimeError(
-                "TrainableLR(naive=True) evaluates the loss twice: pass step(closure) a function that clears the "
-                "gradients, evaluates the loss, calls backward() and returns the loss"
-            )
-        found_inf = getattr(self, "found_inf", None)
-        slots = gather(self.backbone, self.param_groups, self.state, getattr(self, "grad_scale", None))
-        members = by_policy(slots)
-        count_idle_calls(self.param_groups, slots, found_inf)
+        found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        gathered = self._current()
+        if gathered is None or gathered.has_newcomers():
+            # Whatever can be refused is refused before state is created. Later steps leave the check to the backend.
+            check_gradients(self.param_groups)
+            policies = [policies_of(group, self.backbone) for group in self.param_groups]
+            self._check_naive(policies)
+            naive = self._needs_trial(chain.from_iterable(policies), closure)
+            gathered = self._gather()
+        else:
+            naive = self._needs_trial(gathered.members, closure)
         if naive is not None and closure is not None:
-            evaluate_trial(naive, members[naive], [p for _, p in self._parameters()], closure)
-        self._backend.step(slots, members, found_inf, self._rate_draw)
+            params = list(chain.from_iterable(group["params"] for group in self.param_groups))
+            evaluate_trial(naive, gathered.members[naive], params, closure, grad_scale)
+        self._backend.step(gathered, found_inf, grad_scale, self._rate_draw)
+        count_idle_calls(gathered.idle, found_inf)
         return loss
 
     @torch.no_grad()
@@ -139,7 +133,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         The only way with ``interval=None``. Always allowed; tensors that had no gradient since the last end keep what
         they have.
         """
-        self._backend.end_interval(self._members())
+        self._backend.end_interval(self._complete())
         forget_idle_calls(self.param_groups)
 
     @torch.no_grad()
@@ -149,7 +143,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         Gains stay. Running sums, counts and what is remembered of earlier intervals are dropped; directions that are
         read from the backbone's own state (Hypergradient) stay with it.
         """
-        for policy, slots in self._members().items():
+        for policy, slots in self._complete().members.items():
             policy.restart_interval(slots)
         forget_idle_calls(self.param_groups)
 
@@ -164,10 +158,10 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         Returns:
             For each group ``{"min", "mean", "max"}``, floats; means are over elements.
         """
-        members = self._members()
+        members = self._complete().members
         return [group_rates(group, self.state, members, per_tensor) for group in self.param_groups]
 
-    @_eager
+    @eager
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a checkpoint of this class, or of its ``torch.optim`` namesake (policy state starts fresh).
 
@@ -197,20 +191,13 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._gathered = None
         self._backend = backends.select(self._backend_requested, self._devices())
 
-    # ---- gathering ----
+    # ---- gathering: of objects by their identity, so torch.compile does not trace it ----
 
     def _devices(self) -> set[torch.device]:
         return set().union(*(devices_of(group["params"]) for group in self.param_groups))
-
-    def _parameters(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
-        return ((group, p) for group in self.param_groups for p in group["params"])
-
-    def _check_gradients(self) -> None:
-        names = chain.from_iterable(g.get("param_names", [None] * len(g["params"])) for g in self.param_groups)
-        for index, ((_, p), name) in enumerate(zip(self._parameters(), names, strict=True)):
-            check_gradient(index, p, name)
 
     def _check_naive(self, policies: list[tuple[Policy, ...]]) -> None:
         if any(p.naive for group in policies for p in group) and len(set(policies)) > 1:
@@ -219,9 +206,38 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 "have that same policy"
             )
 
-    def _members(self) -> Members:
-        """Of every policy, the tensors that have state, outside of a step."""
-        return by_policy(with_state(self.backbone, self.param_groups, self.state))
+    def _needs_trial(self, policies: Iterable[Policy], closure: Callable[[], Any] | None) -> TrainableLR | None:
+        """The policy whose trial this step needs, if one does. Where nothing can move, the step only creates state."""
+        naive = next((p for p in policies if isinstance(p, TrainableLR) and p.naive), None)
+        if naive is None:
+            return None
+        check_gradients(self.param_groups)  # their values are about to be read
+        if not needs_trial(self.param_groups):
+            return None
+        if closure is None:
+            raise RuntimeError(
+                "TrainableLR(naive=True) evaluates the loss twice: pass step(closure) a function that clears the "
+                "gradients, evaluates the loss, calls backward() and returns the loss"
+            )
+        return naive
+
+    @eager
+    def _current(self) -> Gathered | None:
+        """What the last step gathered, if that is still how things stand."""
+        gathered = self._gathered
+        return gathered if gathered is not None and gathered.is_current(self.param_groups, self.state) else None
+
+    @eager
+    def _gather(self) -> Gathered:
+        before = () if self._gathered is None else self._gathered.params
+        self._gathered = None  # first, so that state which the user has dropped is freed before there is new one
+        self._gathered = gather(self.backbone, self.param_groups, self.state, before)
+        return self._gathered
+
+    @eager
+    def _complete(self) -> Gathered:
+        """The tensors whose state is complete, outside of a step."""
+        return self._current() or gather_complete(self.backbone, self.param_groups, self.state)
 
 
 def devices_of(params: Iterable[Any]) -> set[torch.device]:

@@ -18,7 +18,7 @@ CHUNK = 16384
 
 @dataclass(slots=True)
 class Slot:
-    """A parameter that has state, with its group and, where it has one in this step, its gradient.
+    """A parameter that has state, with its group and, where it has one, its gradient. Kept between steps.
 
     Args:
         param: any dense floating-point tensor.
@@ -27,9 +27,8 @@ class Slot:
         backbone: stateless.
         policies: of the group.
         index: the parameter's position over all param groups.
-        applies: the parameter has a gradient in this step.
-        grad_scale: 0-dim tensor that gradients are divided by (AMP), or None.
-        draw: ASLR's factor on ``γ`` in this step; 1 without ASLR.
+        grad_scale: 0-dim tensor that gradients are divided by (AMP), or None; set anew for each step by who reads it.
+        draw: ASLR's factor on ``γ``, 1 without ASLR; likewise.
     """
 
     param: Tensor
@@ -38,9 +37,13 @@ class Slot:
     backbone: Backbone
     policies: tuple[Any, ...] = ()
     index: int = 0
-    applies: bool = False
     grad_scale: Tensor | None = None
     draw: float = 1.0
+
+    @property
+    def applies(self) -> bool:
+        """Whether the parameter has a gradient in this step."""
+        return self.param.grad is not None
 
     @property
     def lr(self) -> float:

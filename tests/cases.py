@@ -45,6 +45,11 @@ POLICIES: dict[str, Any] = {
 }
 
 
+#: What can run on the CPU here. Kernels are whatever is not the reference.
+BACKENDS = [name for name, why_not in fa.backends.available(["cpu"]).items() if not why_not]
+KERNELS = [name for name in BACKENDS if name != "reference"]
+
+
 @dataclass(frozen=True)
 class Case:
     optimizer: str
@@ -91,7 +96,7 @@ class Gradients:
         for i, p in enumerate(params):
             grad = torch.randn(p.shape, generator=generator, dtype=torch.float64) + 0.3 * (-1) ** i
             gone = torch.rand((), generator=generator) < self.missing
-            p.grad = None if gone else grad.to(p.dtype)
+            p.grad = None if gone else grad.to(p.device, p.dtype)
 
 
 def train(

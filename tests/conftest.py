@@ -3,11 +3,21 @@
 import pytest
 import torch
 
+from fused_adaptive import backends
+
 
 @pytest.fixture(autouse=True)
 def _seed_and_threads():
     torch.manual_seed(0)
     torch.set_num_threads(1)  # tests run side by side, and their tensors are small
+
+
+@pytest.fixture(scope="module")
+def reference_backend():
+    """For what only the reference promises, torch's bits, and for deliberate mistakes that are made in Python."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(backends.ENVIRONMENT_VARIABLE, "reference")
+        yield
 
 
 def pytest_collection_modifyitems(items):

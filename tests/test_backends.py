@@ -32,7 +32,7 @@ def fake(monkeypatch):
     """A backend that cannot run on the CPU, ahead of the others."""
     module = SimpleNamespace(name="fake", why_not=lambda devices: "no fake device in this machine")
     load = backends._load
-    monkeypatch.setattr(backends, "NAMES", ("fake", *backends.NAMES))
+    monkeypatch.setattr(backends, "NAMES", ("fake", "reference"))
     monkeypatch.setattr(backends, "_load", lambda name: module if name == "fake" else load(name))
     return module
 
@@ -64,8 +64,10 @@ def test_a_backend_gets_every_step_and_every_end(fake):
     """The interface that kernels plug into: tensors with state, and of every policy its tensors."""
     calls = []
     fake.why_not = lambda devices: ""
-    fake.step = lambda slots, policies, found_inf, draw: calls.append((len(slots), list(policies)))
-    fake.end_interval = lambda policies: calls.append(list(policies))
+    fake.step = lambda gathered, found_inf, grad_scale, draw: calls.append(
+        (len(gathered.slots), list(gathered.members))
+    )
+    fake.end_interval = lambda gathered: calls.append(list(gathered.members))
     policy = fa.ActiveLR(interval=2)
     optimizer = fa.AdamW(parameters(), policy=policy, backend="fake")
     train(optimizer, 1)

@@ -18,6 +18,8 @@ pytest.importorskip("mlxtend")
 
 from bench import demo, demo_pool, demo_report, demo_runs
 
+pytestmark = pytest.mark.usefixtures("reference_backend")
+
 TINY = ["--samples", "300", "--epochs", "1", "--methods", "torch-adamw", "adamw", "--lrs", "1e-2", "1e-4"]
 ROOT = Path(demo.__file__).parent.parent
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import fused_adaptive as fa
+from bench import run
 from bench.demo_report import markdown_table
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +45,12 @@ def test_readme_table_is_that_of_the_committed_results():
     results = json.loads((ROOT / "bench" / "results" / "demo.json").read_text())
     block = README.split("<!-- demo:begin -->")[1].split("<!-- demo:end -->")[0]
     assert block.strip() == markdown_table(results).strip()
+
+
+def test_readme_timings_are_those_of_the_committed_results():
+    results = json.loads((ROOT / "bench" / "results" / "run_cpu.json").read_text())
+    block = README.split("<!-- run:begin -->")[1].split("<!-- run:end -->")[0]
+    assert block.strip() == run.markdown(results).strip()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)

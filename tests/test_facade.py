@@ -232,7 +232,7 @@ def drive(optimizer: torch.optim.Optimizer, scheduler: Any, start: int, steps: i
 def test_scheduler_drives_ours_as_it_drives_torchs(name, cls):
     arguments = {"momentum": 0.9} if cls == "SGD" else {}
     ours, theirs = parameters(torch.float32), parameters(torch.float32)
-    optimizer = getattr(fa, cls)(ours, lr=0.1, weight_decay=0.1, **arguments)
+    optimizer = getattr(fa, cls)(ours, lr=0.1, weight_decay=0.1, backend="reference", **arguments)
     reference = getattr(torch.optim, cls)(theirs, lr=0.1, weight_decay=0.1, foreach=False, **arguments)
     mine, torchs = SCHEDULERS[name](optimizer), SCHEDULERS[name](reference)
     drive(optimizer, mine, 0, 10)

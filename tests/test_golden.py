@@ -10,6 +10,8 @@ import torch
 
 import fused_adaptive as fa
 
+from .cases import BACKENDS
+
 OPTIMIZERS = {"sgd": fa.SGD, "adamw": fa.AdamW, "radam": fa.RAdam, "adabelief": fa.AdaBelief}
 POLICIES = {"fixed": fa.FixedLR, "active": fa.ActiveLR, "tlr": fa.TrainableLR, "hypergradient": fa.Hypergradient}
 TOLERANCE = 1e-12
@@ -57,10 +59,10 @@ def gains(optimizer: fa.AdaptiveOptimizer, params: list[torch.Tensor], lr: float
     return found
 
 
-def worst_deviation(golden: dict[str, Any], cls: Any, policy: Any, arguments: dict[str, Any]) -> float:
+def worst_deviation(golden: dict[str, Any], cls: Any, policy: Any, arguments: dict[str, Any], **backend: str) -> float:
     """The largest relative difference from the trajectory, in parameters and gains, over all steps."""
     params = [tensor(p).requires_grad_() for p in golden["params0"]]
-    optimizer = cls(params, lr=1.0, policy=policy, **arguments)
+    optimizer = cls(params, lr=1.0, policy=policy, **arguments, **backend)
     worst = 0.0
     for step, grads in enumerate(golden["grads"]):
         lr = golden["lr"][step] if isinstance(golden["lr"], list) else golden["lr"]
@@ -77,10 +79,12 @@ def worst_deviation(golden: dict[str, Any], cls: Any, policy: Any, arguments: di
     return worst
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", TRAJECTORIES)
-def test_trajectory(name):
+def test_trajectory(name, backend):
     golden = load(name)
-    deviation = worst_deviation(golden, OPTIMIZERS[golden["backbone"]], policy_of(golden), backbone_arguments(golden))
+    cls = OPTIMIZERS[golden["backbone"]]
+    deviation = worst_deviation(golden, cls, policy_of(golden), backbone_arguments(golden), backend=backend)
     assert deviation < TOLERANCE
 
 

@@ -16,7 +16,7 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -29,6 +29,7 @@ import fused_adaptive as fa
 
 from . import oracle
 from .breaking import broken
+from .cases import BACKENDS
 
 TRIALS = int(os.environ.get("FUSED_ADAPTIVE_TRIALS", "40"))
 STEPS = 18
@@ -182,8 +183,8 @@ class OraclePlayer(oracle.Oracle):
 
 
 class PackagePlayer:
-    def __init__(self, backbone: str) -> None:
-        self.make = OPTIMIZERS[backbone]
+    def __init__(self, backbone: str, backend: str) -> None:
+        self.make = partial(OPTIMIZERS[backbone], backend=backend)
         self.optimizer: Any = None
 
     def parameters(self) -> list[Tensor]:
@@ -235,10 +236,10 @@ class PackagePlayer:
 
 
 @cache
-def package_trial(backbone: str, seed: int) -> tuple[list[Event], list[Snapshot]]:
+def package_trial(backbone: str, seed: int, backend: str) -> tuple[list[Event], list[Snapshot]]:
     """The script, and what the package makes of it."""
     events = Writer(backbone, seed).write()
-    return events, play(PackagePlayer(backbone), events)
+    return events, play(PackagePlayer(backbone, backend), events)
 
 
 def play(player: Any, events: Sequence[Event]) -> list[Snapshot]:
@@ -250,9 +251,9 @@ def play(player: Any, events: Sequence[Event]) -> list[Snapshot]:
     return snapshots
 
 
-def first_difference(backbone: str, seed: int) -> str:
+def first_difference(backbone: str, seed: int, backend: str = "reference") -> str:
     """Where the package departs from the oracle in a trial; empty if it does not."""
-    events, ours = package_trial(backbone, seed)
+    events, ours = package_trial(backbone, seed, backend)
     theirs = play(OraclePlayer(backbone), events)
     for i, (mine, yours) in enumerate(zip(ours, theirs, strict=True)):
         for j, (a, b) in enumerate(zip(mine, yours, strict=True)):
@@ -269,11 +270,12 @@ def is_close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b.expand_as(a), rtol=1e-8, atol=1e-10, equal_nan=True)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("backbone", OPTIMIZERS)
 @settings(max_examples=TRIALS, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 @given(seed=st.integers(0, 10**9))
-def test_agrees_with_the_oracle(backbone, seed):
-    assert first_difference(backbone, seed) == ""
+def test_agrees_with_the_oracle(backbone, backend, seed):
+    assert first_difference(backbone, seed, backend) == ""
 
 
 # ---- what the trials notice ----

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import pytest
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 import fused_adaptive as fa
+from fused_adaptive.backends import native
 from fused_adaptive.state import State
 
-from .cases import CASES, Case, Gradients, every_case, parameters
-from .tolerances import EPSILON, step_bound
+from .cases import CASES, KERNELS, Case, Gradients, every_case, parameters
+from .tolerances import EPSILON, step_bound, step_roundings
 
 STEPS = 10  # at least three intervals of every policy
-BACKENDS = [name for name, reason in fa.backends.available(["cpu"]).items() if not reason]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -29,12 +29,58 @@ def twin(case: Case, optimizer: fa.AdaptiveOptimizer, params: Sequence[Tensor]) 
     return reference, doubles
 
 
-def worst_excess(case: Case, dtype: torch.dtype, backend: str, wrong: Case | None = None) -> float:
+def many_layouts(dtype: torch.dtype) -> list[Tensor]:
+    """What loops over flat memory could get wrong: tails, chunk borders, strides, gaps."""
+    flat = parameters(dtype, [(1,), (3,), (127,), (4095,), (4096,), (4097,), (0, 3)])
+    a, b, c = (p.detach() for p in parameters(dtype, [(2, 5, 3, 7), (13, 11), (6, 10)]))
+    laid_out = [a.to(memory_format=torch.channels_last), b.t(), c[:, ::2]]
+    return flat + [p.requires_grad_() for p in laid_out]
+
+
+#: Inner products grow with the number of elements, and rates that follow them would leave float16's range.
+SLOWER = {
+    "tlr-gradient-eta": fa.TrainableLR(interval=2, source="gradient", eta=1e-8),
+    "hypergradient-global": fa.Hypergradient(1e-9),
+    "hypergradient-tensor": fa.Hypergradient(1e-9, granularity="tensor"),
+}
+
+
+def for_large(case: Case) -> Case:
+    extra = {"policy": SLOWER[case.policy]} if case.policy in SLOWER else {}
+    return Case(case.optimizer, case.policy, case.decoupled, extra)
+
+
+def large_and_odd(dtype: torch.dtype) -> list[Tensor]:
+    return parameters(dtype, [(1_000_003,), (5,)])
+
+
+class OtherStrides(Gradients):
+    """Gradients that are laid out as their parameters in every second step, and contiguous in the others."""
+
+    def set(self, params: Sequence[Tensor], step: int) -> None:
+        super().set(params, step)
+        for p in params:
+            if p.grad is not None and step % 2:
+                p.grad = torch.empty_like(p, requires_grad=False).copy_(p.grad)
+
+
+def worst_excess(
+    case: Case,
+    dtype: torch.dtype,
+    backend: str,
+    wrong: Case | None = None,
+    make: Callable[[torch.dtype], list[Tensor]] = parameters,
+    device: str = "cpu",
+) -> float:
     """How far the largest deviation of a step lies beyond its bound, in units of the bound; up to 1 is within."""
-    params, gradients = parameters(dtype), Gradients(missing=0.15)
+    params, gradients = make(dtype), OtherStrides(missing=0.15)
+    if device != "cpu":
+        params = [p.detach().to(device).requires_grad_() for p in params]
     optimizer = case.build(params, backend=backend)
     # torch multiplies by the rounded factor 1 − lr·wd, and with a fixed rate the reference does as torch does.
     ulps = 1.5 if case.policy == "fixed" and case.decoupled and backend == "reference" else 1.0
+    if dtype == torch.float64:
+        ulps = 3.0  # the twin's own decay, factor and difference are rounded as coarsely
     excesses = [0.0]
     for step in range(STEPS):
         gradients.set(params, step)
@@ -42,13 +88,14 @@ def worst_excess(case: Case, dtype: torch.dtype, backend: str, wrong: Case | Non
         for p, q in zip(params, doubles, strict=True):
             q.grad = None if p.grad is None else p.grad.double()
         before = [q.detach().clone() for q in doubles]
+        state_before = [{name: value.clone() for name, value in optimizer.state.get(p, {}).items()} for p in params]
         optimizer.step()
         reference.step()
-        for p, q, q0 in zip(params, doubles, before, strict=True):
+        for p, q, q0, s0 in zip(params, doubles, before, state_before, strict=True):
             if p.numel():
                 bound = step_bound(q0, q.detach(), dtype, ulps)
                 excesses.append(excess(p.detach(), q.detach(), bound))
-                excesses += state_excesses(optimizer.state.get(p, {}), reference.state.get(q, {}), dtype, bound)
+                excesses += state_excesses(optimizer.state.get(p, {}), reference.state.get(q, {}), s0, dtype, bound)
     assert all(map(math.isfinite, excesses))
     return max(excesses)
 
@@ -57,8 +104,13 @@ def excess(ours: Tensor, expected: Tensor, bound: Tensor | float) -> float:
     return ((ours.double() - expected.double()).abs() / bound).max().item()
 
 
-def state_excesses(state: State, expected: State, dtype: torch.dtype, param_bound: Tensor) -> list[float]:
-    """State after one step: counts and signs are equal, sums and moments within rounding of their largest element."""
+def state_excesses(
+    state: State, expected: State, before: State, dtype: torch.dtype, param_bound: Tensor
+) -> list[float]:
+    """State after one step: counts and signs are equal, sums and moments within rounding of their largest element.
+
+    The largest before or after the step: where a mean and a gradient cancel, their roundings do not.
+    """
     found = [] if state.keys() == expected.keys() else [1e9]
     for name, value in state.items():
         other = expected.get(name)
@@ -73,15 +125,54 @@ def state_excesses(state: State, expected: State, dtype: torch.dtype, param_boun
             found.append(excess(value, other, 8 * EPSILON[dtype] / 0.01))
         else:
             coarse = torch.float32 if name == "gain" else value.dtype
-            found.append(excess(value, other, 8 * EPSILON[coarse] * other.abs().max().double().clamp(min=1e-30)))
+            largest = max(v.abs().max().item() for v in (other, before.get(name, other)))
+            found.append(excess(value, other, step_roundings(coarse) * max(largest, 1e-30)))
     return found
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+
+
+@every_dtype
+@every_case
+def test_a_reference_step_is_within_rounding_of_the_float64_reference(case, dtype):
+    assert worst_excess(case, dtype, "reference") <= 1.0
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize(
+    "dtype",
+    [d if d in (torch.float32, torch.bfloat16) else pytest.param(d, marks=pytest.mark.heavy) for d in DTYPES],
+    ids=lambda d: str(d).removeprefix("torch."),
+)
 @every_case
 def test_a_step_is_within_rounding_of_the_float64_reference(case, dtype, backend):
-    assert worst_excess(case, dtype, backend) <= 1.0
+    assert worst_excess(case, dtype, backend, make=many_layouts) <= 1.0
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("backend", KERNELS)
+@every_dtype
+@pytest.mark.parametrize("case", [c for i, c in enumerate(CASES) if (i // 2 + i) % 2], ids=str)  # decays alternate
+def test_a_large_odd_tensor(case, dtype, backend):
+    # In float64 about 1e-13, where 1e-12 is asked: of a million elements some cancel, here and in the twin.
+    limit = 100.0 if dtype == torch.float64 else 1.0
+    assert worst_excess(for_large(case), dtype, backend, make=large_and_odd) <= limit
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("case", CASES[::17], ids=str)  # every policy and every optimizer is met
+def test_some_large_odd_tensors(case, dtype, backend):
+    assert worst_excess(for_large(case), dtype, backend, make=large_and_odd) <= 1.0
+
+
+@pytest.mark.skipif("native" not in KERNELS, reason=fa.backends.available(["cpu"]).get("native", ""))
+@pytest.mark.parametrize("structure", ["RAdamPlain", "AdaBeliefPlain", "AdaBeliefRectify"])
+def test_a_wrong_kernel_exceeds_the_bound(structure, monkeypatch):
+    monkeypatch.setitem(native._STATE_NAMES, "AdamW", ("exp_avg", "exp_avg_sq"))
+    monkeypatch.setattr(native, "_structure", lambda *_: structure)
+    assert worst_excess(Case("AdamW", "active", True), torch.float32, "native") > 10
 
 
 WRONG = {

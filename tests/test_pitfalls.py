@@ -21,6 +21,8 @@ from fused_adaptive.slot import Slot
 from .breaking import broken, fails
 from .cases import CASES, Case, Gradients, all_equal, every_case, parameters, state_of, train
 
+pytestmark = pytest.mark.usefixtures("reference_backend")
+
 ADAMW = {"lr": 0.01, "weight_decay": 0.1}
 
 

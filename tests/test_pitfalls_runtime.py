@@ -15,6 +15,8 @@ from fused_adaptive.gather import gather
 from .breaking import NoSynchronisation, PeakMemory, broken, fails
 from .cases import POLICIES, Case, Gradients, all_equal, parameters, state_of, train
 
+pytestmark = pytest.mark.usefixtures("reference_backend")  # tests/test_native.py has the same of the kernels
+
 # ---- 11: AMP ----
 
 
@@ -56,7 +58,7 @@ def test_11_amp_overflow_changes_nothing_and_ends_no_interval(optimizer, policy,
     assert overflow_changes_nothing(case, fused)
     if fused:
         step = reference.step
-        with broken(reference, "step", lambda slots, policies, found_inf, draw: step(slots, policies, None, draw)):
+        with broken(reference, "step", lambda gathered, found_inf, *rest: step(gathered, None, *rest)):
             assert fails(lambda: overflow_changes_nothing(case, fused))
 
 
@@ -112,9 +114,9 @@ def test_14_a_step_allocates_a_few_tensors_and_not_a_copy_of_all(policy, dtype):
     assert extra_bytes_of_a_step(case, dtype) <= 10 * 8 * 1000
     step = reference.step
 
-    def step_with_copies(slots, policies, found_inf, draw):
-        copies = [slot.grad() * 1 for slot in slots]
-        step(slots, policies, found_inf, draw)
+    def step_with_copies(gathered, *rest):
+        copies = [slot.grad() * 1 for slot in gathered.slots]
+        step(gathered, *rest)
         assert copies
 
     with broken(reference, "step", step_with_copies):

@@ -144,6 +144,7 @@ def dtypes_of(optimizer: torch.optim.Optimizer) -> dict[str, torch.dtype]:
     return {name: value.dtype for name, value in state_of(optimizer).items()}
 
 
+@pytest.mark.usefixtures("reference_backend")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", NAMESAKES)
 def test_torch_checkpoint_goes_on_here_bit_for_bit(name, dtype):
@@ -157,6 +158,7 @@ def test_torch_checkpoint_goes_on_here_bit_for_bit(name, dtype):
     assert all_equal(train(optimizer, 6, start=4), train(theirs, 6, start=4))
 
 
+@pytest.mark.usefixtures("reference_backend")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", NAMESAKES)
 def test_our_checkpoint_goes_on_in_torch_bit_for_bit(name, dtype):

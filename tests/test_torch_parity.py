@@ -12,6 +12,8 @@ from torch import Tensor
 
 import fused_adaptive as fa
 
+pytestmark = pytest.mark.usefixtures("reference_backend")
+
 NAMESAKES: dict[str, tuple[Any, Any]] = {
     name: (getattr(fa, name), getattr(torch.optim, name)) for name in ("SGD", "Adam", "AdamW", "RAdam")
 }

@@ -22,6 +22,10 @@ def step_bound(p_before: Tensor, p_after: Tensor, dtype: torch.dtype, ulps: floa
 
     The maximum is over the tensor: where ĝ and the momentum cancel, ``u`` is small but its roundings are not.
     """
-    accumulation = torch.float64 if dtype == torch.float64 else torch.float32
     largest = torch.maximum(p_before.abs(), p_after.abs())
-    return ulps * ulp(largest, dtype) + STEP_ROUNDINGS * EPSILON[accumulation] / 2 * (p_after - p_before).abs().max()
+    return ulps * ulp(largest, dtype) + step_roundings(dtype) / 2 * (p_after - p_before).abs().max()
+
+
+def step_roundings(dtype: torch.dtype) -> float:
+    """Of the arithmetic of one step, relative. A float64 step is compared with one that rounds as coarsely itself."""
+    return 2 * STEP_ROUNDINGS * EPSILON[dtype] if dtype == torch.float64 else STEP_ROUNDINGS * EPSILON[torch.float32]

@@ -1,27 +1,26 @@
 """The backends that can run a step, which one is chosen, and why another cannot be.
 
 A backend is a module with ``name``, ``why_not(devices) -> str``, ``step(…)`` and ``end_interval(…)``, as in
-:mod:`fused_adaptive.backends.reference`. It is imported when it is first asked for.
+:mod:`fused_adaptive.backends.reference`. It is imported when it is first asked for. Its ``step`` checks the gradients
+before it modifies anything.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from ..policies import Policy
-from ..slot import Slot
-
 if TYPE_CHECKING:
     from ..controllers.draws import RateDraw
+    from ..gather import Gathered
 
 #: All backends, in the order in which "auto" tries them.
-NAMES = ("reference",)
+NAMES = ("native", "reference")
 
 #: Overrides ``backend="auto"``.
 ENVIRONMENT_VARIABLE = "FUSED_ADAPTIVE_BACKEND"
@@ -35,14 +34,10 @@ class Backend(Protocol):
     def why_not(self, devices: Iterable[torch.device]) -> str: ...
 
     def step(
-        self,
-        slots: Sequence[Slot],
-        policies: Mapping[Policy, Sequence[Slot]],
-        found_inf: Tensor | None,
-        draw: RateDraw | None,
+        self, gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None, draw: RateDraw | None
     ) -> None: ...
 
-    def end_interval(self, policies: Mapping[Policy, Sequence[Slot]]) -> None: ...
+    def end_interval(self, gathered: Gathered) -> None: ...
 
 
 def available(devices: Iterable[torch.device | str] | None = None) -> dict[str, str]:

@@ -6,18 +6,18 @@ host, so on a GPU it synchronises and cannot be captured in a CUDA graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..policies import Policy
 from ..slot import Slot, applied
 from ..state import state_dtype
 
 if TYPE_CHECKING:
     from ..controllers.draws import RateDraw
+    from ..gather import Gathered
 
 name = "reference"
 
@@ -27,23 +27,19 @@ def why_not(devices: Iterable[torch.device]) -> str:
     return ""
 
 
-def step(
-    slots: Sequence[Slot],
-    policies: Mapping[Policy, Sequence[Slot]],
-    found_inf: Tensor | None,
-    draw: RateDraw | None,
-) -> None:
+def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None, draw: RateDraw | None) -> None:
     """One optimizer step, in place.
 
     Args:
-        slots: all parameters that have state, in the order of the param groups.
-        policies: of every policy, its tensors: a part of ``slots``, those without a gradient included.
+        gathered: all parameters that have state, those without a gradient included, and of every policy its own.
         found_inf: nonzero if a gradient is not finite (AMP): then nothing changes.
+        grad_scale: what gradients are to be divided by (AMP), or None.
         draw: ASLR's random factors on the rates of this step, or None.
 
     Raises:
-        RuntimeError: while a CUDA graph is being captured; nothing has changed.
+        RuntimeError: for a gradient that cannot be used, and while a CUDA graph is being captured; nothing has changed.
     """
+    gathered.check_gradients()
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "the reference backend reads scalars on the host and cannot be captured in a CUDA graph: call step() "
@@ -51,21 +47,24 @@ def step(
         )
     if found_inf is not None and bool(found_inf):
         return
+    for slot in gathered.slots:  # they are kept between steps, and these two are of this step alone
+        slot.grad_scale, slot.draw = grad_scale, 1.0
     if draw is not None:
-        draw.assign(slots)
+        draw.assign(gathered.slots)
         draw.count(None)
+    policies = gathered.members
     ending = {policy: policy.ends(members) for policy, members in policies.items()}
     for policy, members in policies.items():
         policy.before_update(members, ending[policy])
-    for slot in applied(slots):
+    for slot in applied(gathered.slots):
         update(slot)
     for policy, members in policies.items():
         policy.after_update(members, ending[policy])
 
 
-def end_interval(policies: Mapping[Policy, Sequence[Slot]]) -> None:
+def end_interval(gathered: Gathered) -> None:
     """Ends the running interval of every policy, outside of a step."""
-    for policy, members in policies.items():
+    for policy, members in gathered.members.items():
         policy.end_interval(members)
 
 

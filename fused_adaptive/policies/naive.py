@@ -22,7 +22,11 @@ def needs_trial(param_groups: Sequence[dict[str, Any]]) -> bool:
 
 
 def evaluate_trial(
-    policy: TrainableLR, slots: Sequence[Slot], params: Iterable[Tensor], closure: Callable[[], Any]
+    policy: TrainableLR,
+    slots: Sequence[Slot],
+    params: Iterable[Tensor],
+    closure: Callable[[], Any],
+    grad_scale: Tensor | None,
 ) -> None:
     """``γ ← max(0, γ + η·Σ ⟨g', g⟩/lr)`` with ``g'`` the gradients at ``p − α g``.
 
@@ -33,7 +37,10 @@ def evaluate_trial(
         slots: the tensors that have state.
         params: all parameters of the optimizer: the trial may give gradients to some that had none.
         closure: evaluates the loss and its gradients.
+        grad_scale: what gradients are to be divided by (AMP), or None.
     """
+    for slot in slots:
+        slot.grad_scale = grad_scale
     moving = applied(slots)
     values, grads = [slot.param.clone() for slot in moving], [slot.grad() for slot in moving]
     kept = [(p, p.grad) for p in params]

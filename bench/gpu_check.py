@@ -1,0 +1,101 @@
+"""The steps of ``bench/gpu_check.sh``: each a command with a limit, its output kept, its outcome in one JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .machine import describe
+
+NO_GPU = "no GPU: torch finds none here, so nothing was checked"
+PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu")
+#: A few cases of each kernel: the sanitizers slow everything down a hundredfold.
+SANITIZED = "test_counters_on_the_device and decoupled and not amsgrad and not rectify and (AdamW or SGD-nesterov)"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command. ``seconds`` is its limit; past it, it counts as not done."""
+
+    name: str
+    command: tuple[str, ...]
+    seconds: int
+
+
+def steps(out: Path) -> list[Step]:
+    """What is run, in order of worth: a limit on the whole cuts the last ones."""
+    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    workers = ("-n", "8") if find_spec("xdist") else ()
+    timing = (sys.executable, "-m", "bench.run", "--device", "cuda", "--output", str(out / "run.json"))
+
+    def sanitized(tool: str) -> tuple[str, ...]:
+        options = (sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all")
+        return (*options, *PYTEST, "tests/test_gpu.py", "-k", SANITIZED)
+
+    return [
+        Step("build", (sys.executable, "setup.py", "build_ext", "--inplace"), 240),
+        Step("tests", (*PYTEST, *workers, "--junitxml", str(out / "tests.xml"), "tests"), 240),
+        Step("timing", timing, 90),
+        Step("memcheck", sanitized("memcheck"), 120),
+        Step("racecheck", sanitized("racecheck"), 120),
+    ]
+
+
+def run(step: Step, out: Path, left: float) -> dict[str, Any]:
+    """Runs one step and says how it ended: ``passed``, ``failed``, ``timed out`` or ``not run``."""
+    limit, begin = min(step.seconds, left), time.monotonic()
+    log = out / f"{step.name}.log"
+    if limit < 5:
+        return {"outcome": "not run", "why": "no time was left"}
+    with log.open("w", encoding="utf-8") as file:
+        try:
+            code = subprocess.run(step.command, stdout=file, stderr=subprocess.STDOUT, timeout=limit).returncode
+            outcome = "passed" if code == 0 else "failed"
+        except subprocess.TimeoutExpired:
+            code, outcome = None, "timed out"
+        except OSError as error:
+            return {"outcome": "not run", "why": str(error)}
+    text = log.read_text(encoding="utf-8", errors="replace")
+    found = {"outcome": outcome, "code": code, "seconds": round(time.monotonic() - begin, 1), "end": text[-1500:]}
+    counts = {what: int(n) for n, what in re.findall(r"(\d+) (passed|failed|skipped|errors?)\b", text[-300:])}
+    return found | ({"counts": counts} if counts else {})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("build/gpu_check"))
+    parser.add_argument("--minutes", type=float, default=8.0, help="limit on the whole (default 8)")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print(f"gpu_check: {NO_GPU}")
+        return 0
+    options.out.mkdir(parents=True, exist_ok=True)
+    device, end = torch.device("cuda"), time.monotonic() + 60 * options.minutes
+    major, minor = torch.cuda.get_device_capability()
+    os.environ |= {"TORCH_CUDA_ARCH_LIST": f"{major}.{minor}", "FUSED_ADAPTIVE_REQUIRE_EXT": "1"}
+    record: dict[str, Any] = {"schema": 1, "machine": describe(device, torch.get_num_threads()), "steps": {}}
+    for step in steps(options.out):
+        found = record["steps"][step.name] = run(step, options.out, end - time.monotonic())
+        print(f"{step.name:<12}{found['outcome']:<12}{found.get('seconds', '')} {found.get('counts', '')}", flush=True)
+        (options.out / "gpu_check.json").write_text(json.dumps(record, indent=1) + "\n")
+        if step.name == "build" and found["outcome"] != "passed":
+            print(found.get("end", found.get("why")))
+            break
+    return 0 if all(found["outcome"] == "passed" for found in record["steps"].values()) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,398 @@
+// A step on the CPU: host arithmetic for what is one number a tensor, loops over a work list for the elements.
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "../counting.h"
+#include "kernels.h"
+
+namespace fused_adaptive::cpu {
+namespace {
+
+// A chunk of one tensor: the unit of work, and of inner products.
+struct Piece {
+  int member;
+  int64_t begin, n;
+};
+
+// What a piece costs besides its elements, in elements: many tiny tensors are no lighter than a few large ones.
+constexpr int64_t kPieceCost = 512;
+constexpr int64_t kBinCost = 2 * kChunk;
+// Elements of other types are converted a block at a time, in the first-level cache.
+constexpr int64_t kStaged = 1024;
+
+template <class T>
+T* at(const Member& m, Role role, int64_t offset) {
+  T* base = static_cast<T*>(m.at[role]);
+  return base == nullptr ? nullptr : base + offset;
+}
+
+template <class T>
+Block<T> state_block(const Member& m, int64_t begin, int64_t n) {
+  Block<T> block;
+  block.n = n;
+  for (int i = 0; i < 3; ++i) block.state[i] = at<T>(m, static_cast<Role>(kState0 + i), begin);
+  block.mean_sum = at<T>(m, kMeanSum, begin);
+  block.gain = at<T>(m, kGain, begin);
+  block.grad_sum = at<T>(m, kGradSum, begin);
+  block.sign_prev = at<int8_t>(m, kSignPrev, begin);
+  block.previous = at<T>(m, kPrevious, begin);
+  block.start = at<T>(m, kStart, begin);
+  return block;
+}
+
+int64_t size_of(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
+
+const void* offset(const void* base, DType dtype, int64_t elements) {
+  return static_cast<const char*>(base) + elements * size_of(dtype);
+}
+
+template <class T>
+constexpr DType own_dtype() {
+  return sizeof(T) == 8 ? DType::f64 : DType::f32;
+}
+
+// Fetches the first lines of what comes next: hardware prefetchers stop at the page's end, in every array at once.
+void prefetch(const Member& m, int64_t begin) {
+  constexpr int64_t kLines = 8;
+  const auto fetch = [](const void* base, int64_t bytes) {
+    if (base == nullptr) return;
+    for (int64_t line = 0; line < kLines; ++line)
+      __builtin_prefetch(static_cast<const char*>(base) + bytes + 64 * line);
+  };
+  const int64_t state = m.dtype == DType::f64 ? 8 : 4;
+  fetch(m.at[kParam], begin * size_of(m.dtype));
+  fetch(m.grad, begin * size_of(m.grad_dtype));
+  for (int role : {kState0, kState1, kState2, kGain, kGradSum, kMeanSum}) fetch(m.at[role], begin * state);
+}
+
+// A chunk's parameter and gradient in the type that they are computed in: in place where they have it already.
+template <class T>
+class Staged {
+ public:
+  Staged(const Kernels& kernels, const Member& m, const Piece& piece, bool with_grad)
+      : loops_(kernels.loops<T>()), m_(m), piece_(piece), with_grad_(with_grad && m.grad != nullptr) {}
+
+  // Calls body(block) for stretches of the chunk, converted where that is needed; at once where nothing is to be done.
+  template <class Body>
+  void each(bool writes, int64_t stretch, const Body& body) {
+    const bool p_own = m_.dtype == own_dtype<T>(), g_own = !with_grad_ || m_.grad_dtype == own_dtype<T>();
+    if (p_own && g_own && !writes) stretch = piece_.n;
+    for (int64_t done = 0; done < piece_.n; done += stretch) {
+      const int64_t begin = piece_.begin + done, n = std::min(stretch, piece_.n - done);
+      Block<T> block = state_block<T>(m_, begin, n);
+      void* p = const_cast<void*>(offset(m_.at[kParam], m_.dtype, begin));
+      block.p = p_own ? static_cast<T*>(p) : p_;
+      if (!p_own) loops_.load[static_cast<int>(m_.dtype)](p, p_, n);
+      if (with_grad_) {
+        const void* g = offset(m_.grad, m_.grad_dtype, begin);
+        block.g = g_own ? static_cast<const T*>(g) : g_;
+        if (!g_own) loops_.load[static_cast<int>(m_.grad_dtype)](g, g_, n);
+      }
+      body(block);
+      if (writes && !p_own) loops_.store[static_cast<int>(m_.dtype)](p_, p, n);
+    }
+  }
+
+ private:
+  const Loops<T>& loops_;
+  const Member& m_;
+  const Piece& piece_;
+  const bool with_grad_;
+  T p_[kChunk], g_[kChunk];
+};
+
+class CpuExecutor : public Executor {
+ public:
+  explicit CpuExecutor(const Plan& plan) : kernels_(best_kernels()) {
+    int64_t cost = 0;
+    for (int m = 0; m < static_cast<int>(plan.members.size()); ++m) {
+      first_piece_.push_back(static_cast<int64_t>(pieces_.size()));
+      const int64_t numel = plan.members[m].numel;
+      for (int64_t begin = 0; begin < numel; begin += kChunk) {
+        if (cost == 0 || cost > kBinCost) {
+          bins_.push_back(static_cast<int64_t>(pieces_.size()));
+          cost = 0;
+        }
+        pieces_.push_back({m, begin, std::min(kChunk, numel - begin)});
+        cost += pieces_.back().n + kPieceCost;
+      }
+    }
+    bins_.push_back(static_cast<int64_t>(pieces_.size()));
+    partials_.resize(pieces_.size());
+    scalars_.resize(plan.members.size());
+  }
+
+  void step(Plan& plan, const StepInputs& inputs) override {
+    if (inputs.found_inf != nullptr && *inputs.found_inf != 0) return;
+    grad_factor_ = inputs.grad_scale != nullptr ? 1.0 / *inputs.grad_scale : 1.0;
+    const std::vector<bool> ending = ending_policies(plan);
+    std::vector<std::vector<bool>> measured(plan.policies.size());
+    for (size_t i = 0; i < plan.policies.size(); ++i) {
+      Policy& policy = plan.policies[i];
+      if (policy.kind == PolicyKind::hypergradient) follow_slope(plan, policy, inputs);
+      if (policy.kind != PolicyKind::trainable) continue;
+      count_trainable_before(plan, policy, inputs);
+      if (ending[i] && policy.source == Source::gradient) measured[i] = adapt(plan, policy, /*with_grads=*/true);
+    }
+    prepare(plan, inputs);
+    update(plan, ending);
+    for (size_t i = 0; i < plan.policies.size(); ++i) {
+      Policy& policy = plan.policies[i];
+      if (policy.kind == PolicyKind::active) count_active(plan, policy, ending[i]);
+      if (policy.kind != PolicyKind::trainable) continue;
+      count_trainable_after(plan, policy, inputs);
+      if (!ending[i]) continue;
+      if (policy.source != Source::gradient) measured[i] = adapt(plan, policy, /*with_grads=*/false);
+      begin_trainable(plan, policy, measured[i]);
+    }
+  }
+
+  void end_interval(Plan& plan) override {
+    for (Policy& policy : plan.policies) {
+      if (policy.kind == PolicyKind::active) {
+        for_pieces([&](const Piece& piece) {
+          const Member& m = plan.members[piece.member];
+          if (plan_policy(plan, m.active) == &policy && count(m, kActiveApplied) > 0) adjust_piece(m, piece, policy);
+        });
+        count_active(plan, policy, /*ends=*/true);
+      } else if (policy.kind == PolicyKind::trainable) {
+        begin_trainable(plan, policy, adapt(plan, policy, /*with_grads=*/false));
+      }
+    }
+  }
+
+ private:
+  static const Policy* plan_policy(const Plan& plan, int index) {
+    return index < 0 ? nullptr : &plan.policies[static_cast<size_t>(index)];
+  }
+
+  // Runs body(piece) over the work list on all threads.
+  template <class Body>
+  void for_pieces(const Body& body) {
+    const int64_t bins = static_cast<int64_t>(bins_.size()) - 1;
+    if (bins <= 0) return;
+    torch::stable::parallel_for(0, bins, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = bins_[begin]; i < bins_[end]; ++i) body(pieces_[i]);
+    });
+  }
+
+  // The scalars of every tensor that takes part; its step count goes up.
+  void prepare(Plan& plan, const StepInputs& inputs) {
+    ScalarsCache cache;
+    for (size_t i = 0; i < plan.members.size(); ++i) {
+      Member& m = plan.members[i];
+      const Group& group = plan.groups[m.group];
+      if (m.grad == nullptr) continue;
+      const Hyper& hyper = inputs.hypers[m.group];
+      count_step(m);
+      Scalars<double>& r = scalars_[i];
+      r = cache.get(group.backbone, m.group, hyper, step_count(m));
+      r.grad_factor = group.maximize ? -grad_factor_ : grad_factor_;
+      r.first = m.first;
+      prepare_rate(hyper, draw(m, inputs) * tensor_gain(m), m.adapts, r);
+      m.first = false;
+    }
+  }
+
+  void update(Plan& plan, const std::vector<bool>& ending) {
+    for_pieces([&](const Piece& piece) {
+      const Member& m = plan.members[piece.member];
+      const bool adjusts = m.active >= 0 && ending[m.active];
+      if (m.grad != nullptr) {
+        const bool mean_is_taken =
+            m.scalar >= 0 && ending[m.scalar] && plan.policies[m.scalar].source == Source::gradient;
+        const int mode = mode_of(m) & ~(mean_is_taken ? kAddsMean : 0);
+        if (m.dtype == DType::f64) {
+          update_piece<double>(plan, m, piece, mode);
+        } else {
+          update_piece<float>(plan, m, piece, mode);
+        }
+      }
+      if (adjusts && (m.grad != nullptr || count(m, kActiveApplied) > 0)) {
+        adjust_piece(m, piece, plan.policies[m.active]);
+      }
+    });
+  }
+
+  template <class T>
+  void update_piece(const Plan& plan, const Member& m, const Piece& piece, int mode) {
+    const Scalars<T> scalars = scalars_[piece.member].as<T>();
+    const Group& group = plan.groups[m.group];
+    const bool stores =
+        m.scalar >= 0 && plan.policies[m.scalar].kind == PolicyKind::hypergradient && m.at[kPrevious] != nullptr;
+    const bool couples = decay_is_coupled(group, scalars);
+    const auto loop = kernels_.loops<T>().step[group.backbone][stores ? kStoresDirection : mode][couples];
+    const Piece* next = &piece + 1 < pieces_.data() + pieces_.size() ? &piece + 1 : nullptr;
+    int64_t done = 0;
+    Staged<T>(kernels_, m, piece, true).each(true, kStaged, [&](const Block<T>& block) {
+      done += block.n;
+      if (done < piece.n) {
+        prefetch(m, piece.begin + done);
+      } else if (next != nullptr) {
+        prefetch(plan.members[next->member], next->begin);
+      }
+      loop(block, scalars);
+    });
+  }
+
+  void adjust_piece(const Member& m, const Piece& piece, const Policy& policy) {
+    Scalars<double> r{};
+    prepare_active(policy, r);
+    if (m.dtype == DType::f64) {
+      kernels_.f64.adjust(state_block<double>(m, piece.begin, piece.n), r);
+    } else {
+      kernels_.f32.adjust(state_block<float>(m, piece.begin, piece.n), r.as<float>());
+    }
+  }
+
+  // Hypergradient: the gains follow <g, u_prev> before any tensor moves.
+  void follow_slope(Plan& plan, const Policy& policy, const StepInputs& inputs) {
+    ScalarsCache cache;
+    std::vector<bool> measured(plan.members.size(), false);
+    for (int i : policy.members) {
+      const Member& m = plan.members[i];
+      const Hyper& hyper = inputs.hypers[m.group];
+      if (m.grad == nullptr || hyper.lr == 0 || !has_direction(plan, m)) continue;
+      Scalars<double>& r = scalars_[i];
+      r = cache.get(plan.groups[m.group].backbone, m.group, hyper, step_count(m));
+      r.grad_factor = plan.groups[m.group].maximize ? -grad_factor_ : grad_factor_;
+      r.weight_decay = hyper.weight_decay;
+      measured[i] = true;
+    }
+    for_pieces([&](const Piece& piece) {
+      const Member& m = plan.members[piece.member];
+      if (!measured[piece.member] || plan_policy(plan, m.scalar) != &policy) return;
+      const double slope =
+          m.dtype == DType::f64 ? slope_piece<double>(plan, m, piece) : slope_piece<float>(plan, m, piece);
+      partials_[&piece - pieces_.data()] = {slope, 0};
+    });
+    const auto slope_of = [&](int i) {
+      return measured[i] ? products(plan, i).num / inputs.hypers[plan.members[i].group].lr : 0.0;
+    };
+    for_units(policy, [&](const int* begin, const int* end) {
+      double slope = 0;
+      for (const int* i = begin; i != end; ++i) slope += slope_of(*i);
+      for (const int* i = begin; i != end; ++i) ascend(plan.members[*i], policy.hyper_lr * slope);
+    });
+  }
+
+  template <class T>
+  double slope_piece(const Plan& plan, const Member& m, const Piece& piece) {
+    const Scalars<T> scalars = scalars_[piece.member].as<T>();
+    const Group& group = plan.groups[m.group];
+    const Loops<T>& loops = kernels_.loops<T>();
+    const auto loop = m.at[kPrevious] != nullptr ? loops.slope_stored : loops.slope_of_state[group.backbone];
+    double slope = 0;
+    Staged<T>(kernels_, m, piece, true).each(false, kChunk, [&](const Block<T>& block) {
+      slope = loop(block, scalars, decay_is_coupled(group, scalars));
+    });
+    return slope;
+  }
+
+  // TrainableLR's interval end: inner products, then the gains.
+  std::vector<bool> adapt(Plan& plan, const Policy& policy, bool with_grads) {
+    std::vector<bool> measured(plan.members.size(), false);
+    for (int i : policy.members) measured[i] = is_measurable(plan.members[i], policy);
+    for_pieces([&](const Piece& piece) {
+      const Member& m = plan.members[piece.member];
+      if (!measured[piece.member] || plan_policy(plan, m.scalar) != &policy) return;
+      partials_[&piece - pieces_.data()] = m.dtype == DType::f64
+                                               ? measure_piece<double>(plan, m, piece, policy, with_grads)
+                                               : measure_piece<float>(plan, m, piece, policy, with_grads);
+    });
+    std::vector<bool> restarts(plan.members.size(), false);
+    for_units(policy,
+              [&](const int* begin, const int* end) { adapt_unit(plan, policy, begin, end, measured, restarts); });
+    if (std::find(restarts.begin(), restarts.end(), true) == restarts.end()) return measured;
+    for_pieces([&](const Piece& piece) {
+      const Member& m = plan.members[piece.member];
+      if (!restarts[piece.member] || plan_policy(plan, m.scalar) != &policy) return;
+      const int64_t size = m.dtype == DType::f64 ? 8 : 4;
+      std::memset(static_cast<char*>(m.at[kPrevious]) + piece.begin * size, 0, static_cast<size_t>(piece.n * size));
+    });
+    return measured;
+  }
+
+  void adapt_unit(Plan& plan, const Policy& policy, const int* begin, const int* end, const std::vector<bool>& measured,
+                  std::vector<bool>& restarts) {
+    if (std::none_of(begin, end, [&](int i) { return measured[i]; })) return;
+    Products sum = {0, 0};
+    double slope = 0;
+    for (const int* i = begin; i != end; ++i) {
+      if (!measured[*i]) continue;
+      const Products own = products(plan, *i);
+      sum.num += own.num;
+      sum.sq += own.sq;
+      if (policy.has_eta) {
+        slope += slope_of_interval(plan.members[*i], own);
+        restarts[*i] = !is_finite(own.num) || !is_finite(own.sq);
+      }
+    }
+    for (const int* i = begin; i != end; ++i) {
+      Member& m = plan.members[*i];
+      if (policy.has_eta) {
+        ascend(m, policy.eta * slope);
+      } else {
+        *static_cast<double*>(m.at[kTensorGain]) *= newton_factor(sum);
+        restarts[*i] = measured[*i] && (!is_finite(sum.num) || !is_finite(sum.sq));
+      }
+    }
+  }
+
+  template <class T>
+  Products measure_piece(const Plan& plan, const Member& m, const Piece& piece, const Policy& policy, bool with_grads) {
+    const double factor = plan.groups[m.group].maximize ? -grad_factor_ : grad_factor_;
+    const Measure<T> by = {static_cast<T>(count(m, kTlrApplied)),
+                           static_cast<T>(tensor_gain(m) * *static_cast<double*>(m.at[kLrSum])),
+                           static_cast<T>(factor)};
+    const auto loop = kernels_.loops<T>().measure[static_cast<int>(policy.source)];
+    Products found = {0, 0};
+    Staged<T>(kernels_, m, piece, with_grads).each(false, kChunk, [&](const Block<T>& block) {
+      found = loop(block, by);
+    });
+    return found;
+  }
+
+  // A new interval: its sums are 0 and it starts where the parameters are. What was measured has begun already.
+  void begin_trainable(Plan& plan, const Policy& policy, const std::vector<bool>& measured) {
+    for_pieces([&](const Piece& piece) {
+      const Member& m = plan.members[piece.member];
+      if (measured[piece.member] || plan_policy(plan, m.scalar) != &policy) return;
+      if (m.dtype == DType::f64) {
+        begin_piece<double>(m, piece);
+      } else {
+        begin_piece<float>(m, piece);
+      }
+    });
+    for (int i : policy.members) restart_counts(plan.members[i]);
+  }
+
+  template <class T>
+  void begin_piece(const Member& m, const Piece& piece) {
+    if (m.at[kMeanSum] != nullptr) std::fill_n(at<T>(m, kMeanSum, piece.begin), piece.n, T(0));
+    if (m.at[kStart] == nullptr) return;
+    kernels_.loops<T>().load[static_cast<int>(m.dtype)](offset(m.at[kParam], m.dtype, piece.begin),
+                                                        at<T>(m, kStart, piece.begin), piece.n);
+  }
+
+  Products products(const Plan& plan, int member) const {
+    return sum_chunks(partials_.data() + first_piece_[member], chunks_of(plan.members[member].numel));
+  }
+
+  const Kernels& kernels_;
+  std::vector<Piece> pieces_;
+  std::vector<int64_t> bins_, first_piece_;
+  std::vector<Products> partials_;
+  std::vector<Scalars<double>> scalars_;
+  double grad_factor_ = 1;
+};
+
+}  // namespace
+
+}  // namespace fused_adaptive::cpu
+
+namespace fused_adaptive {
+std::unique_ptr<Executor> make_cpu_executor(const Plan& plan) { return std::make_unique<cpu::CpuExecutor>(plan); }
+}  // namespace fused_adaptive

@@ -1,0 +1,170 @@
+// What the kernels are made of: accesses as wide as 16 bytes, the last block, and what a step's flags mean.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "tables.h"
+
+#define FA_DEVICE __device__ __forceinline__
+#define FA_NOINLINE __attribute__((noinline))
+#ifndef FA_SHARED  // the emulation of tests/cuda_emulation has its own
+#define FA_SHARED(Type, name) __shared__ Type name
+#endif
+
+namespace fused_adaptive::cuda {
+
+template <int kBytes>
+struct WordOf;
+template <>
+struct WordOf<16> {
+  using type = uint4;
+};
+template <>
+struct WordOf<8> {
+  using type = uint2;
+};
+template <>
+struct WordOf<4> {
+  using type = unsigned int;
+};
+template <>
+struct WordOf<2> {
+  using type = unsigned short;
+};
+template <>
+struct WordOf<1> {
+  using type = unsigned char;
+};
+
+// The addresses come from shared memory, where the compiler cannot see that they are those of global memory.
+FA_DEVICE void assume_global(const void* address) {
+#if defined(__CUDA_ARCH__)
+  __builtin_assume(__isGlobal(address));
+#endif
+}
+
+// kCount neighbours at once. kOnce: nobody reads them again, so they need not push anything out of the caches.
+template <bool kOnce = false, class E, int kCount>
+FA_DEVICE void load(E (&to)[kCount], const void* from) {
+  constexpr int kBytes = kCount * sizeof(E), kWord = kBytes < 16 ? kBytes : 16;
+  using Word = typename WordOf<kWord>::type;
+  Word words[kBytes / kWord];
+  assume_global(from);
+#pragma unroll
+  for (int i = 0; i < kBytes / kWord; ++i) {
+    const Word* word = static_cast<const Word*>(from) + i;
+    words[i] = kOnce ? __ldcs(word) : *word;
+  }
+  memcpy(to, words, kBytes);
+}
+
+template <class E, int kCount>
+FA_DEVICE void store(const E (&from)[kCount], void* to) {
+  constexpr int kBytes = kCount * sizeof(E), kWord = kBytes < 16 ? kBytes : 16;
+  using Word = typename WordOf<kWord>::type;
+  Word words[kBytes / kWord];
+  memcpy(words, from, kBytes);
+  assume_global(to);
+#pragma unroll
+  for (int i = 0; i < kBytes / kWord; ++i) static_cast<Word*>(to)[i] = words[i];
+}
+
+template <class E, int kCount>
+FA_DEVICE void fill(E (&to)[kCount], E value) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) to[i] = value;
+}
+
+template <class E>
+FA_DEVICE E* at(const Tensor& x, int role, int64_t element) {
+  return static_cast<E*>(x.at[role]) + element;
+}
+
+// True in every thread of the block that is the last of all launches to arrive here; it sees what the others wrote.
+FA_DEVICE bool is_last_block(const Launch& launch) {
+  FA_SHARED(bool, last);
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(launch.ticket, 1u) == launch.blocks - 1;
+    if (last) *launch.ticket = 0;  // for the next step
+    __threadfence();
+  }
+  __syncthreads();
+  return last;
+}
+
+// The chunks of this block: neighbours, so that it changes tensors as rarely as possible.
+FA_DEVICE int64_t first_chunk(const Launch& launch, int64_t block) { return launch.count * block / gridDim.x; }
+
+// Calls body(i, chunk) for this block's chunks, and set_up(tensor) with the block at rest wherever another tensor
+// begins.
+template <class SetUp, class Body>
+FA_DEVICE void for_chunks(const Launch& launch, const SetUp& set_up, const Body& body) {
+  int current = -1;
+  const int64_t end = first_chunk(launch, blockIdx.x + 1);
+  for (int64_t i = first_chunk(launch, blockIdx.x); i < end; ++i) {
+    const Chunk chunk = launch.chunks[i];
+    if (chunk.tensor != current) {
+      current = chunk.tensor;
+      __syncthreads();  // nobody works on the last tensor any more
+      set_up(current);
+      __syncthreads();
+    }
+    body(i, chunk);
+  }
+}
+
+// AMP: no state changes at all.
+FA_DEVICE bool is_skipped(const Step& step) { return step.found_inf != nullptr && *step.found_inf != 0; }
+
+FA_DEVICE Hyper hyper_of(const Step& step, int group) {
+  Hyper hyper = step.far_hypers != nullptr ? step.far_hypers[group] : step.hypers[group];
+  if (step.lrs != nullptr && step.lrs[group] != nullptr) hyper.lr = *step.lrs[group];
+  return hyper;
+}
+
+FA_DEVICE double draw_of(const Step& step, const Tensor& x) {
+  return step.draws != nullptr ? step.draws[x.index] : 1.0;
+}
+
+FA_DEVICE const void* grad_of(const Step& step, int tensor) {
+  return step.grads != nullptr ? step.grads[tensor] : nullptr;
+}
+
+// Whether the tensor can be accessed by 16 bytes: its state is where it was, its gradient may be anywhere.
+FA_DEVICE bool is_wide(const Tensor& x, const void* grad) {
+  return x.aligned && reinterpret_cast<uintptr_t>(grad) % 16 == 0;
+}
+
+FA_DEVICE double grad_factor_of(const Step& step, const Tensor& x) {
+  const double factor = step.grad_scale != nullptr ? 1.0 / *step.grad_scale : 1.0;
+  return x.maximize ? -factor : factor;
+}
+
+FA_DEVICE double step_count(const Tensor& x) {
+  return x.step_is_double ? *static_cast<double*>(x.step) : *static_cast<float*>(x.step);
+}
+
+// Whether the call that makes it `calls` in the running interval ends it.
+FA_DEVICE bool ends_at(const Rule& rule, int64_t calls) { return rule.interval > 0 && calls >= rule.interval; }
+
+// The backbone's scalars, kept while neighbouring tensors have the same: powers in double take a while.
+struct BackboneScalars {
+  Scalars<double> scalars;
+  double t;
+  int group;
+};
+
+template <class Backbone>
+FA_DEVICE Scalars<double>& backbone_scalars(BackboneScalars& cache, const Hyper& hyper, int group, double t) {
+  if (cache.group != group || cache.t != t) {
+    cache.scalars = Scalars<double>{};
+    Backbone::prepare(hyper, t, cache.scalars);
+    cache.group = group;
+    cache.t = t;
+  }
+  return cache.scalars;
+}
+
+}  // namespace fused_adaptive::cuda

@@ -1,0 +1,267 @@
+// A step on a GPU: which launches, in which order. The kernels decide on the device what the phase of an interval and
+// AMP's found_inf mean; where the plan counts on the host, the host counts alongside and leaves out launches that have
+// no work.
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "../counting.h"
+#include "kernels.h"
+#include "layout.h"
+
+namespace fused_adaptive::cuda {
+namespace {
+
+class CudaExecutor : public Executor {
+ public:
+  CudaExecutor(int device, bool on_device) : device_(device), on_device_(on_device) {}
+
+  void step(Plan& plan, const StepInputs& inputs) override {
+    const DeviceGuard guard(device_);
+    begin(plan, &inputs.hypers);
+    if (!on_device_ && inputs.found_inf != nullptr) {
+      throw std::runtime_error("fused_adaptive: found_inf needs counters on the device: use fused=True");
+    }
+    for (const Member& m : plan.members) {
+      if (m.grad != nullptr && m.grad_dtype != m.dtype) {
+        throw std::runtime_error("fused_adaptive: the gradient of parameter " + std::to_string(m.index) +
+                                 " is of another dtype than the parameter; convert it before the step");
+      }
+    }
+    Step args = upload(plan, inputs);
+    const std::vector<bool> ending = on_device_ ? std::vector<bool>(plan.policies.size(), true) : ending_policies(plan);
+    for (const Unit& unit : layout_->units) {
+      const Policy& policy = plan.policies[unit.rule];
+      const bool measures = policy.kind == PolicyKind::hypergradient ||
+                            (policy.kind == PolicyKind::trainable && policy.source == Source::gradient);
+      if (measures && (policy.kind == PolicyKind::hypergradient || may_end(policy, ending[unit.rule]))) {
+        measure(unit, args, When::before_update);
+      }
+    }
+    update(args);
+    for (const Unit& unit : layout_->units) {
+      const Policy& policy = plan.policies[unit.rule];
+      const bool measures = policy.kind == PolicyKind::trainable && policy.source != Source::gradient;
+      if (measures && may_end(policy, ending[unit.rule])) measure(unit, args, When::after_update);
+    }
+    count_on_host(plan, ending);
+  }
+
+  void end_interval(Plan& plan) override {
+    const DeviceGuard guard(device_);
+    begin(plan, nullptr);
+    Step args = step_args(plan);
+    std::vector<Bucket> adjusted;
+    unsigned blocks = 0;
+    for (const Bucket& bucket : layout_->buckets) {
+      if (!bucket.scales_elements) continue;
+      adjusted.push_back(bucket);
+      adjusted.back().kernel = adjust_kernel(bucket.dtype);
+      blocks += bucket.blocks;
+    }
+    const bool has_active = std::any_of(plan.policies.begin(), plan.policies.end(),
+                                        [](const Policy& policy) { return policy.kind == PolicyKind::active; });
+    if (has_active && adjusted.empty()) {  // they are empty tensors, whose calls count all the same
+      adjusted.push_back({adjust_kernel(DType::f32), nullptr, 0, blocks = 1, DType::f32, true});
+    }
+    for (const Bucket& bucket : adjusted) {
+      Launch work = {};
+      work.chunks = bucket.chunks;
+      work.count = bucket.count;
+      work.ticket = layout_->ticket;
+      work.blocks = blocks;
+      launch(bucket.kernel, bucket.blocks, stream_, args, work);
+    }
+    for (const Unit& unit : layout_->units) {
+      if (plan.policies[unit.rule].kind == PolicyKind::trainable) measure(unit, args, When::now);
+    }
+    if (on_device_) return;
+    for (Policy& policy : plan.policies) {
+      if (policy.kind == PolicyKind::active) count_active(plan, policy, /*ends=*/true);
+      if (policy.kind == PolicyKind::trainable) restart_on_host(plan, policy);
+    }
+    remember(plan);
+  }
+
+ private:
+  static bool may_end(const Policy& policy, bool ends) { return policy.interval > 0 && ends; }
+
+  // The stream, and the tables; counts on the device that are what they are on the host.
+  void begin(const Plan& plan, const std::vector<Hyper>* hypers) {
+    stream_ = current_stream(device_);
+    capturing_ = is_capturing(stream_);
+    if (capturing_ && !on_device_) {
+      throw std::runtime_error(
+          "fused_adaptive: this optimizer counts on the host and cannot be captured in a CUDA "
+          "graph: construct it with capturable=True");
+    }
+    std::vector<bool> couples = couples_;
+    if (hypers != nullptr || couples.empty()) {
+      couples.resize(plan.groups.size());
+      for (size_t i = 0; i < couples.size(); ++i) {
+        couples[i] = plan.groups[i].coupled && (hypers == nullptr || (*hypers)[i].weight_decay != 0);
+      }
+    }
+    if (layout_ == nullptr || couples != couples_) {
+      if (capturing_) {
+        throw std::runtime_error(
+            "fused_adaptive: parameters, state, their number or whether there is weight decay have changed, and the "
+            "tables cannot be rebuilt while a CUDA graph is being captured: take one step before the capture");
+      }
+      layout_ = std::make_unique<Layout>(plan, couples, device_, on_device_);
+      uploader_ = std::make_unique<Uploader>(device_);
+      couples_ = std::move(couples);
+      mirrors_.clear();
+      grads_.clear();
+      hypers_.clear();
+    }
+    if (on_device_ && !mirrors_.empty()) return;
+    // The kernels count alongside: only a count that was changed from outside has to be brought to them.
+    std::vector<Mirror> found;
+    found.reserve(plan.members.size());
+    for (const Member& m : plan.members) found.push_back(on_device_ ? first_only(m) : mirror_of(m));
+    if (!same(found, mirrors_)) {
+      uploader_->send(layout_->mirrors, found.data(), found.size() * sizeof(Mirror), stream_);
+      mirrors_ = std::move(found);
+    }
+  }
+
+  // Of counters that live on the device, only whether a momentum buffer holds anything is told by the host.
+  static Mirror first_only(const Member& m) {
+    Mirror mirror = {};
+    mirror.step = m.first || m.at[kState0] == nullptr ? 0 : 1;
+    return mirror;
+  }
+
+  static bool same(const std::vector<Mirror>& a, const std::vector<Mirror>& b) {
+    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(Mirror)) == 0;
+  }
+
+  Step step_args(const Plan& plan) const {
+    Step args = {};
+    args.tensors = layout_->tensors;
+    args.tensor_count = static_cast<int32_t>(plan.members.size());
+    args.rules = layout_->rules;
+    return args;
+  }
+
+  // What changes from step to step, as far as it has.
+  Step upload(const Plan& plan, const StepInputs& inputs) {
+    Step args = step_args(plan);
+    args.grads = layout_->grads;
+    args.draws = inputs.draws;
+    args.grad_scale = inputs.grad_scale;
+    args.found_inf = inputs.found_inf;
+    found_grads_.clear();
+    for (const Member& m : plan.members) found_grads_.push_back(m.grad);
+    // A graph has to bring its own: what was sent while it was captured has not arrived anywhere.
+    if (capturing_ || found_grads_ != grads_) {
+      uploader_->send(layout_->grads, found_grads_.data(), found_grads_.size() * sizeof(void*), stream_);
+      grads_.swap(found_grads_);
+    }
+    args.far_hypers = layout_->hypers;
+    const size_t bytes = inputs.hypers.size() * sizeof(Hyper);
+    if (layout_->hypers == nullptr) {
+      std::copy(inputs.hypers.begin(), inputs.hypers.end(), args.hypers);
+    } else if (capturing_ || bytes != hypers_.size() * sizeof(Hyper) ||
+               std::memcmp(hypers_.data(), inputs.hypers.data(), bytes) != 0) {
+      uploader_->send(layout_->hypers, inputs.hypers.data(), bytes, stream_);
+      hypers_ = inputs.hypers;
+    }
+    if (capturing_) {
+      grads_.clear();
+      hypers_.clear();
+    }
+    return args;
+  }
+
+  void update(const Step& args) {
+    Launch work = {};
+    work.ticket = layout_->ticket;
+    for (const Bucket& bucket : layout_->buckets) work.blocks += bucket.blocks;
+    for (const Bucket& bucket : layout_->buckets) {
+      work.chunks = bucket.chunks;
+      work.count = bucket.count;
+      launch(bucket.kernel, bucket.blocks, stream_, args, work);
+    }
+  }
+
+  void measure(const Unit& unit, const Step& args, When when) {
+    Launch work = {};
+    work.ticket = layout_->ticket;
+    work.blocks = unit.blocks;
+    work.rule = unit.rule;
+    work.when = when;
+    work.all_partials = layout_->partials;
+    work.group_sums = layout_->group_sums;
+    work.groups = unit.groups;
+    work.group_count = unit.group_count;
+    work.shares = unit.shares;
+    work.share_count = unit.share_count;
+    work.outcomes = layout_->outcomes;
+    for (const Measurement& measurement : unit.launches) {
+      work.chunks = measurement.chunks;
+      work.count = measurement.count;
+      work.partials = layout_->partials + measurement.first_partial;
+      launch(measurement.kernel, measurement.blocks, stream_, args, work);
+    }
+  }
+
+  void count_on_host(Plan& plan, const std::vector<bool>& ending) {
+    for (Member& m : plan.members) {
+      if (m.grad == nullptr) continue;
+      m.first = false;
+      if (!on_device_) count_step(m);
+    }
+    if (on_device_) return;
+    for (size_t i = 0; i < plan.policies.size(); ++i) {
+      Policy& policy = plan.policies[i];
+      if (policy.kind == PolicyKind::active) count_active(plan, policy, ending[i]);
+      if (policy.kind != PolicyKind::trainable) continue;
+      for (int member : policy.members) {
+        const Member& m = plan.members[member];
+        count(m, kTlrStep) += 1;
+        count(m, kTlrApplied) += m.grad != nullptr;
+      }
+      if (ending[i]) restart_on_host(plan, policy);
+    }
+    remember(plan);
+  }
+
+  // Whether a displacement could be measured (its rates and its gain are not 0) is known on the device alone. There
+  // tlr_applied_prev is right, and the host's, which goes into checkpoints, differs only where nothing moved.
+  static void restart_on_host(Plan& plan, const Policy& policy) {
+    for (int member : policy.members) {
+      const Member& m = plan.members[member];
+      if (policy.has_eta && count(m, kTlrApplied) > 0) count(m, kTlrAppliedPrev) = count(m, kTlrApplied);
+      count(m, kTlrStep) = count(m, kTlrApplied) = 0;
+    }
+  }
+
+  void remember(const Plan& plan) {
+    mirrors_.clear();
+    for (const Member& m : plan.members) mirrors_.push_back(mirror_of(m));
+  }
+
+  const int device_;
+  const bool on_device_;
+  std::unique_ptr<Layout> layout_;
+  std::unique_ptr<Uploader> uploader_;
+  std::vector<bool> couples_;
+  std::vector<Mirror> mirrors_;  // what the device has counted, or was told
+  std::vector<const void*> grads_, found_grads_;
+  std::vector<Hyper> hypers_;
+  cudaStream_t stream_ = nullptr;
+  bool capturing_ = false;
+};
+
+}  // namespace
+}  // namespace fused_adaptive::cuda
+
+namespace fused_adaptive {
+
+std::unique_ptr<Executor> make_cuda_executor(const Plan&, int device, bool on_device) {
+  return std::make_unique<cuda::CudaExecutor>(device, on_device);
+}
+
+}  // namespace fused_adaptive

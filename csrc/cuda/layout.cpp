@@ -1,0 +1,217 @@
+#include "layout.h"
+
+#include <algorithm>
+#include <map>
+#include <tuple>
+
+#include "../counting.h"
+#include "kernels.h"
+
+namespace fused_adaptive::cuda {
+namespace {
+
+// The chunks of some tensors; appends, so that the chunks of a tensor are neighbours.
+void add_chunks(std::vector<Chunk>& chunks, const Plan& plan, int member, int64_t size) {
+  const int64_t numel = plan.members[member].numel;
+  for (int64_t base = 0; base < numel; base += size) {
+    chunks.push_back({base, member, static_cast<int32_t>(std::min(size, numel - base))});
+  }
+}
+
+Kernel update_kernel(int backbone, int mode, bool coupled, DType dtype) {
+  switch (dtype) {
+    case DType::f64:
+      return update_kernel_f64(backbone, mode, coupled);
+    case DType::bf16:
+      return update_kernel_bf16(backbone, mode, coupled);
+    case DType::f16:
+      return update_kernel_f16(backbone, mode, coupled);
+    default:
+      return update_kernel_f32(backbone, mode, coupled);
+  }
+}
+
+bool is_aligned(const Member& m) {
+  return std::all_of(m.at.begin(), m.at.begin() + kElementRoles,
+                     [](const void* at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; });
+}
+
+bool is_hypergradient(const Plan& plan, const Member& m) {
+  return m.scalar >= 0 && plan.policies[m.scalar].kind == PolicyKind::hypergradient;
+}
+
+DeviceRule rule_of(const Policy& policy) { return {policy, policy.members.empty() ? -1 : policy.members[0]}; }
+
+// A bucket's chunks stand in the packer until all tables are sent; an offset becomes a pointer then.
+template <class E>
+void to_pointer(const E*& pointer, const Buffer& memory) {
+  pointer = memory.at<E>(reinterpret_cast<size_t>(pointer));
+}
+template <class E>
+const E* as_offset(size_t offset) {
+  return reinterpret_cast<const E*>(offset);
+}
+
+}  // namespace
+
+Mirror mirror_of(const Member& m) {
+  const auto counted = [&](Role role) { return m.at[role] != nullptr ? count(m, role) : 0; };
+  Mirror mirror = {};
+  mirror.step = m.at[kStep] != nullptr ? step_count(m) : (m.first || m.at[kState0] == nullptr ? 0 : 1);
+  mirror.active_step = counted(kActiveStep);
+  mirror.active_applied = counted(kActiveApplied);
+  mirror.tlr_step = counted(kTlrStep);
+  mirror.tlr_applied = counted(kTlrApplied);
+  mirror.tlr_applied_prev = counted(kTlrAppliedPrev);
+  return mirror;
+}
+
+Layout::Layout(const Plan& plan, const std::vector<bool>& couples, int device, bool on_device) {
+  build_tensors(plan, couples, on_device);
+  std::vector<DeviceRule> table;
+  for (const Policy& policy : plan.policies) table.push_back(rule_of(policy));
+  rules = as_offset<DeviceRule>(packer_.add(table));
+  build_buckets(plan, couples, device);
+  build_units(plan, device);
+  packer_.send(tables_);
+  packer_ = Packer();
+  // Torch's streams do not wait for the default stream. Tables are built rarely, so the host may.
+  check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
+  to_pointer(rules, tables_);
+  for (Bucket& bucket : buckets) to_pointer(bucket.chunks, tables_);
+  for (Unit& unit : units) {
+    to_pointer(unit.groups, tables_);
+    to_pointer(unit.shares, tables_);
+    for (Measurement& measurement : unit.launches) to_pointer(measurement.chunks, tables_);
+  }
+}
+
+void Layout::build_tensors(const Plan& plan, const std::vector<bool>& couples, bool on_device) {
+  mirrors_memory_.allocate(plan.members.size() * sizeof(Mirror));
+  mirrors = mirrors_memory_.at<Mirror>();
+  std::vector<Tensor> table;
+  for (size_t i = 0; i < plan.members.size(); ++i) {
+    const Member& m = plan.members[i];
+    const Group& group = plan.groups[m.group];
+    Tensor x = {};
+    std::copy_n(m.at.begin(), static_cast<int>(kElementRoles), x.at);
+    x.gain = static_cast<double*>(m.at[kTensorGain]);
+    x.lr_sum = static_cast<double*>(m.at[kLrSum]);
+    x.lr_last = static_cast<double*>(m.at[kLrLast]);
+    Mirror& mirror = mirrors[i];  // an address on the device; not to be read here
+    const auto place = [&](Role role, int64_t* mirrored) {
+      return on_device ? static_cast<int64_t*>(m.at[role]) : mirrored;
+    };
+    const bool own_step = on_device && m.at[kStep] != nullptr;
+    x.step = own_step ? m.at[kStep] : &mirror.step;
+    x.step_is_double = own_step ? m.step_is_double : true;
+    x.active_step = place(kActiveStep, &mirror.active_step);
+    x.active_applied = place(kActiveApplied, &mirror.active_applied);
+    x.tlr_step = place(kTlrStep, &mirror.tlr_step);
+    x.tlr_applied = place(kTlrApplied, &mirror.tlr_applied);
+    x.tlr_applied_prev = place(kTlrAppliedPrev, &mirror.tlr_applied_prev);
+    x.numel = m.numel;
+    x.index = m.index;
+    x.group = m.group;
+    x.active = m.active;
+    x.scalar = m.scalar;
+    x.adapts = m.adapts;
+    x.maximize = group.maximize;
+    x.coupled = couples[m.group];
+    x.aligned = is_aligned(m);
+    x.stores_direction = is_hypergradient(plan, m) && m.at[kPrevious] != nullptr;
+    x.state_is_double = m.dtype == DType::f64;
+    table.push_back(x);
+  }
+  Packer packer;
+  packer.add(table);
+  packer.send(tensors_memory_);
+  tensors = tensors_memory_.at<Tensor>();
+}
+
+void Layout::build_buckets(const Plan& plan, const std::vector<bool>& couples, int device) {
+  std::map<std::tuple<int, int, bool, DType>, std::vector<int>> parts;
+  for (size_t i = 0; i < plan.members.size(); ++i) {
+    const Member& m = plan.members[i];
+    parts[{plan.groups[m.group].backbone, mode_of(m), couples[m.group], m.dtype}].push_back(static_cast<int>(i));
+  }
+  for (const auto& [key, members] : parts) {
+    const auto [backbone, mode, coupled, dtype] = key;
+    std::vector<Chunk> chunks;
+    for (int member : members) add_chunks(chunks, plan, member, kUpdateChunk);
+    // Empty tensors need no launch, but for one that counts their steps where there is no other.
+    if (chunks.empty() && (!buckets.empty() || &members != &parts.rbegin()->second)) continue;
+    const Kernel kernel = update_kernel(backbone, mode, coupled, dtype);
+    const int64_t count = static_cast<int64_t>(chunks.size());
+    buckets.push_back({kernel, as_offset<Chunk>(packer_.add(chunks)), count, grid_size(kernel, count, device), dtype,
+                       (mode & kScalesElements) != 0});
+  }
+}
+
+void Layout::build_units(const Plan& plan, int device) {
+  size_t most_partials = 0, most_groups = 0, most_shares = 0;
+  for (size_t rule = 0; rule < plan.policies.size(); ++rule) {
+    const Policy& policy = plan.policies[rule];
+    Unit unit;
+    unit.rule = static_cast<int>(rule);
+    if (policy.kind != PolicyKind::active && !policy.members.empty()) {
+      std::map<std::pair<int, DType>, std::vector<int>> parts;
+      for (int member : policy.members) {
+        const Member& m = plan.members[member];
+        const bool slopes = policy.kind == PolicyKind::hypergradient;
+        parts[{slopes ? plan.groups[m.group].backbone : -1, m.dtype}].push_back(member);
+      }
+      std::map<int, int64_t> first_partial;  // by member
+      int64_t partial = 0;
+      for (const auto& [key, members] : parts) {
+        std::vector<Chunk> chunks;
+        for (int member : members) {
+          first_partial[member] = partial + static_cast<int64_t>(chunks.size());
+          add_chunks(chunks, plan, member, kChunk);
+        }
+        if (chunks.empty() && (!unit.launches.empty() || &members != &parts.rbegin()->second)) continue;
+        const Kernel kernel = key.first < 0 ? measure_kernel(key.second) : slope_kernel(key.first, key.second);
+        const int64_t count = static_cast<int64_t>(chunks.size());
+        unit.launches.push_back(
+            {kernel, as_offset<Chunk>(packer_.add(chunks)), count, grid_size(kernel, count, device), partial});
+        unit.blocks += unit.launches.back().blocks;
+        partial += count;
+      }
+      std::vector<PartialGroup> groups;
+      std::vector<Share> shares;
+      for (int member : policy.members) {
+        Share share = {member, 0, static_cast<int64_t>(groups.size())};
+        const int64_t chunks = chunks_of(plan.members[member].numel);
+        for (int64_t begin = 0; begin < chunks; begin += kGroup) {
+          groups.push_back({first_partial[member] + begin, std::min<int64_t>(kGroup, chunks - begin)});
+        }
+        share.group_count = static_cast<int32_t>(static_cast<int64_t>(groups.size()) - share.first_group);
+        shares.push_back(share);
+      }
+      unit.groups = as_offset<PartialGroup>(packer_.add(groups));
+      unit.group_count = static_cast<int64_t>(groups.size());
+      unit.shares = as_offset<Share>(packer_.add(shares));
+      unit.share_count = static_cast<int32_t>(shares.size());
+      most_partials = std::max(most_partials, static_cast<size_t>(partial));
+      most_groups = std::max(most_groups, groups.size());
+      most_shares = std::max(most_shares, shares.size());
+    }
+    units.push_back(std::move(unit));
+  }
+  Packer sizes;  // lays the scratch memory out
+  const size_t at_ticket = sizes.add(std::vector<uint64_t>(1));
+  const size_t at_grads = sizes.add(std::vector<const void*>(plan.members.size()));
+  const size_t at_hypers = sizes.add(std::vector<Hyper>(plan.groups.size()));
+  const size_t at_partials = sizes.add(std::vector<Products>(most_partials));
+  const size_t at_groups = sizes.add(std::vector<Products>(most_groups));
+  const size_t at_outcomes = sizes.add(std::vector<Outcome>(most_shares));
+  sizes.send(scratch_);
+  ticket = scratch_.at<uint32_t>(at_ticket);
+  grads = scratch_.at<const void*>(at_grads);
+  hypers = plan.groups.size() > kNearHypers ? scratch_.at<Hyper>(at_hypers) : nullptr;
+  partials = scratch_.at<Products>(at_partials);
+  group_sums = scratch_.at<Products>(at_groups);
+  outcomes = scratch_.at<Outcome>(at_outcomes);
+}
+
+}  // namespace fused_adaptive::cuda

@@ -1,0 +1,70 @@
+// How a plan's tensors are parted into launches: the tables that live on the device, and what the host keeps of them.
+#pragma once
+
+#include <vector>
+
+#include "runtime.h"
+
+namespace fused_adaptive::cuda {
+
+// The tensors of one update launch: equal structure.
+struct Bucket {
+  Kernel kernel;
+  const Chunk* chunks;
+  int64_t count;
+  unsigned blocks;
+  DType dtype;
+  bool scales_elements;
+};
+
+// One launch of a policy's inner products: tensors of one type.
+struct Measurement {
+  Kernel kernel;
+  const Chunk* chunks;
+  int64_t count;
+  unsigned blocks;
+  int64_t first_partial;
+};
+
+// All inner products of one policy.
+struct Unit {
+  int rule = 0;
+  std::vector<Measurement> launches;
+  unsigned blocks = 0;
+  const PartialGroup* groups = nullptr;
+  int64_t group_count = 0;
+  const Share* shares = nullptr;
+  int32_t share_count = 0;
+};
+
+// The device's copy of a plan. It is as constant as the plan; only mirrors and scratch memory change.
+class Layout {
+ public:
+  // couples: of each group, whether decay goes into the gradient. Without decay it does not, were the parameter
+  // infinite.
+  Layout(const Plan& plan, const std::vector<bool>& couples, int device, bool on_device);
+
+  const Tensor* tensors = nullptr;
+  const DeviceRule* rules = nullptr;
+  Mirror* mirrors = nullptr;
+  const void** grads = nullptr;
+  Hyper* hypers = nullptr;  // null: they fit into the arguments
+  uint32_t* ticket = nullptr;
+  Products *partials = nullptr, *group_sums = nullptr;
+  Outcome* outcomes = nullptr;
+  std::vector<Bucket> buckets;
+  std::vector<Unit> units;  // by policy; without launches where it has no inner products
+
+ private:
+  void build_tensors(const Plan& plan, const std::vector<bool>& couples, bool on_device);
+  void build_buckets(const Plan& plan, const std::vector<bool>& couples, int device);
+  void build_units(const Plan& plan, int device);
+
+  Packer packer_;
+  Buffer tables_, scratch_, tensors_memory_, mirrors_memory_;
+};
+
+// What a parameter's counts are on the host.
+Mirror mirror_of(const Member& member);
+
+}  // namespace fused_adaptive::cuda

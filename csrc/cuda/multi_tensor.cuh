@@ -1,0 +1,216 @@
+// The update kernel: one launch moves every tensor of a bucket. A skeleton; the math of an element is element.h's.
+#pragma once
+
+#include <type_traits>
+
+#include "device.cuh"
+
+namespace fused_adaptive::cuda {
+
+// What the threads of a block share while it works on one tensor.
+template <class T>
+struct Setup {
+  Tensor tensor;
+  BackboneScalars backbone;
+  Scalars<T> scalars;
+  const void* grad;
+  bool steps;    // it has a gradient
+  bool wide;     // 16 bytes at a time
+  bool adjusts;  // ActiveLR's interval ends
+  bool fresh;    // its sum of gradients is still 0
+  bool adds;     // the gradient goes into grad_mean_sum
+};
+
+// One thread's work where a block comes to another tensor. Out of line: its registers must not count for the elements.
+template <class Backbone, int kMode, class T>
+__device__ FA_NOINLINE void set_up(const Step& step, int tensor, Setup<T>& s) {
+  const Tensor& x = step.tensors[tensor];
+  s.grad = grad_of(step, tensor);
+  s.steps = s.grad != nullptr;
+  s.wide = is_wide(x, s.grad);
+  s.adjusts = s.fresh = s.adds = false;
+  const double t = step_count(x) + 1;
+  const Hyper hyper = hyper_of(step, x.group);
+  Scalars<double>& r = backbone_scalars<Backbone>(s.backbone, hyper, x.group, t);
+  prepare_rate(hyper, draw_of(step, x) * (x.gain != nullptr ? *x.gain : 1.0), x.adapts, r);
+  r.grad_factor = grad_factor_of(step, x);
+  r.first = t == 1;
+  if (kMode & kScalesElements) {
+    const Rule& rule = step.rules[x.active];
+    s.fresh = *x.active_applied == 0;
+    s.adjusts = ends_at(rule, *x.active_step + 1) && (s.steps || !s.fresh);
+    r.high = rule.high;
+    r.low = rule.low;
+    r.lowest = rule.lowest;
+    r.highest = rule.highest;
+    r.holds = rule.holds;
+  }
+  if (kMode & kAddsMean) {
+    // The mean gradient is taken before the interval's last update, with that step's gradient in it.
+    const Rule& rule = step.rules[x.scalar];
+    s.adds = !(rule.source == Source::gradient && ends_at(rule, *x.tlr_step + 1));
+  }
+  s.scalars = r.as<T>();
+}
+
+// kWidth neighbours, from `element` on: all loads, then the arithmetic, then all stores.
+template <int kWidth, class Backbone, int kMode, bool kCoupled, class P>
+FA_DEVICE void update_elements(const Setup<Compute<P>>& s, const Scalars<Compute<P>>& r, int64_t element) {
+  using T = Compute<P>;
+  constexpr int kStates = Backbone::kStates;
+  constexpr bool kScales = (kMode & kScalesElements) != 0, kAdds = (kMode & kAddsMean) != 0;
+  constexpr bool kMayStore = kMode == kRate && kStates < 2;  // SGD's direction, for Hypergradient
+  const Tensor& x = s.tensor;
+  P p[kWidth], g[kWidth];
+  T state[kStates > 0 ? kStates : 1][kWidth], mean_sum[kWidth], gain[kWidth], grad_sum[kWidth], direction[kWidth];
+  int8_t sign[kWidth];
+
+  load(p, at<P>(x, kParam, element));
+  load</*kOnce=*/true>(g, static_cast<const P*>(s.grad) + element);
+#pragma unroll
+  for (int k = 0; k < kStates; ++k) load(state[k], at<T>(x, kState0 + k, element));
+  if constexpr (kScales) {
+    load(gain, at<T>(x, kGain, element));
+    fill(grad_sum, T(0));
+    if (!s.fresh) load(grad_sum, at<T>(x, kGradSum, element));
+    if (s.adjusts) load(sign, at<int8_t>(x, kSignPrev, element));
+  }
+  if constexpr (kAdds) {
+    fill(mean_sum, T(0));
+    if (s.adds) load(mean_sum, at<T>(x, kMeanSum, element));
+  }
+
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) {
+    Element<T, kStates> e;
+    e.p = widen(p[i]);
+#pragma unroll
+    for (int k = 0; k < kStates; ++k) e.state[k] = state[k][i];
+    if constexpr (kAdds) e.mean_sum = mean_sum[i];
+    if constexpr (kScales) e.gain = gain[i];
+    if constexpr (kScales) e.grad_sum = grad_sum[i];
+    direction[i] = step_element<Backbone, kMode, kCoupled>(e, static_cast<T>(widen(g[i])), r);
+    narrow(e.p, p[i]);
+#pragma unroll
+    for (int k = 0; k < kStates; ++k) state[k][i] = e.state[k];
+    if constexpr (kAdds) mean_sum[i] = e.mean_sum;
+    if constexpr (kScales) grad_sum[i] = e.grad_sum;
+  }
+
+  // The arrays' addresses need not be kept through the arithmetic: they are worked out again from shared memory.
+  if constexpr (kScales) asm volatile("" ::: "memory");
+  store(p, at<P>(x, kParam, element));
+#pragma unroll
+  for (int k = 0; k < kStates; ++k) store(state[k], at<T>(x, kState0 + k, element));
+  if constexpr (kScales) {
+    if (s.adjusts) {
+      // The scalars of the rare case come from shared memory each time: they are not worth registers.
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) adjust_element(gain[i], grad_sum[i], sign[i], s.scalars);
+      store(gain, at<T>(x, kGain, element));
+      store(sign, at<int8_t>(x, kSignPrev, element));
+    }
+    store(grad_sum, at<T>(x, kGradSum, element));
+  }
+  if constexpr (kAdds) {
+    if (s.adds) store(mean_sum, at<T>(x, kMeanSum, element));
+  }
+  if constexpr (kMayStore) {
+    if (x.stores_direction) store(direction, at<T>(x, kPrevious, element));
+  }
+}
+
+// ActiveLR's interval end for elements that no step moves. Rare, so without wide accesses.
+template <class T>
+__device__ FA_NOINLINE void adjust_chunk(const Tensor& x, const Scalars<T>& r, int64_t base, int count) {
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    const int64_t element = base + i;
+    adjust_element(*at<T>(x, kGain, element), *at<T>(x, kGradSum, element), *at<int8_t>(x, kSignPrev, element), r);
+  }
+}
+
+// After an update, by its last block: the counts of all tensors, and the sums that are one number a tensor.
+__device__ FA_NOINLINE inline void count_update(const Step& step) {
+  for (int i = threadIdx.x; i < step.tensor_count; i += kThreads) {
+    const Tensor& x = step.tensors[i];
+    const bool applied = grad_of(step, i) != nullptr;
+    if (applied && x.step_is_double) *static_cast<double*>(x.step) += 1;
+    if (applied && !x.step_is_double) *static_cast<float*>(x.step) += 1;
+    if (x.active >= 0) {
+      const bool ends = ends_at(step.rules[x.active], *x.active_step + 1);
+      *x.active_step = ends ? 0 : *x.active_step + 1;
+      *x.active_applied = ends ? 0 : *x.active_applied + applied;
+    }
+    if (x.scalar < 0 || step.rules[x.scalar].kind != PolicyKind::trainable) continue;
+    const Rule& rule = step.rules[x.scalar];
+    // An interval that is measured after the update is ended there.
+    const bool ends = rule.source == Source::gradient && ends_at(rule, *x.tlr_step + 1);
+    const double lr = hyper_of(step, x.group).lr;
+    *x.tlr_step = ends ? 0 : *x.tlr_step + 1;
+    *x.tlr_applied = ends ? 0 : *x.tlr_applied + applied;
+    *x.lr_sum = ends ? 0 : *x.lr_sum + (applied ? lr * draw_of(step, x) : 0.0);
+    if (rule.has_eta) *x.lr_last = lr;
+  }
+}
+
+// 16 bytes of parameters at a time.
+template <class P>
+constexpr int kVector = 16 / sizeof(P);
+
+// Blocks that a multiprocessor has room for, which bounds the registers of a thread: 64, 80 or 128. What fills the
+// memory's pipe is the bytes on their way, so threads that load more arrays, or more bytes of each, may be fewer.
+template <class Backbone, int kMode, class P>
+constexpr int blocks_at_once() {
+  constexpr int kArrays = 2 + Backbone::kStates + ((kMode & kScalesElements) ? 2 : 0) + ((kMode & kAddsMean) ? 1 : 0);
+  if (sizeof(P) != 4) return 2;
+  return kArrays <= 6 ? 4 : 3;
+}
+
+template <class Backbone, int kMode, bool kCoupled, class P>
+__global__ void __launch_bounds__(kThreads, (blocks_at_once<Backbone, kMode, P>()))
+    update(const __grid_constant__ Step step, const __grid_constant__ Launch launch) {
+  using T = Compute<P>;
+  FA_SHARED(Setup<T>, s);
+  if (is_skipped(step)) return;
+  const int thread = threadIdx.x;
+  if (thread == 0) s.backbone.group = -1;
+  const auto prepare = [&](int tensor) {
+    constexpr int kWords = sizeof(Tensor) / 8;
+    static_assert(sizeof(Tensor) % 8 == 0 && kWords < kThreads, "one word a thread");
+    if (thread < kWords) {
+      reinterpret_cast<uint64_t*>(&s.tensor)[thread] = reinterpret_cast<const uint64_t*>(step.tensors + tensor)[thread];
+    }
+    if (thread == 0) set_up<Backbone, kMode>(step, tensor, s);
+  };
+  for_chunks(launch, prepare, [&](int64_t, const Chunk& chunk) {
+    if (s.steps) {
+      // In registers, but where arrays need them all: then from shared memory at each turn.
+      using Kept = const Scalars<T>;
+      std::conditional_t<(kMode & kScalesElements) != 0, Kept&, Kept> r = s.scalars;
+      const int wide = s.wide ? chunk.count / kVector<P> * kVector<P> : 0;
+      for (int e = thread * kVector<P>; e < wide; e += kThreads * kVector<P>) {
+        update_elements<kVector<P>, Backbone, kMode, kCoupled, P>(s, r, chunk.base + e);
+      }
+      for (int e = wide + thread; e < chunk.count; e += kThreads) {
+        update_elements<1, Backbone, kMode, kCoupled, P>(s, r, chunk.base + e);
+      }
+    } else if constexpr ((kMode & kScalesElements) != 0) {
+      if (s.adjusts) adjust_chunk(s.tensor, s.scalars, chunk.base, chunk.count);
+    }
+  });
+  if (is_last_block(launch)) count_update(step);
+}
+
+// The kernels of one parameter type, by backbone, mode and whether decay is coupled.
+template <class P>
+Kernel update_kernel(int backbone, int mode, bool coupled) {
+#define FA_MODE(name, mode) {update<name, mode, false, P>, update<name, mode, true, P>}
+#define FA_BACKBONE(name) \
+  {FA_MODE(name, kRate), FA_MODE(name, kAddsMean), FA_MODE(name, kScalesElements), FA_MODE(name, kScalesAndAdds)},
+  static const Kernel kernels[kBackbones][kModes][2] = {FA_FOR_EACH_BACKBONE(FA_BACKBONE)};
+#undef FA_BACKBONE
+#undef FA_MODE
+  return kernels[backbone][mode][coupled];
+}
+
+}  // namespace fused_adaptive::cuda

@@ -1,0 +1,92 @@
+// The kernels besides the update: inner products, ActiveLR's explicit interval end, and uploads.
+#include "kernels.h"
+#include "multi_tensor.cuh"
+#include "reduce.cuh"
+
+namespace fused_adaptive::cuda {
+namespace {
+
+// ActiveLR's interval ends for every tensor that has moved in it.
+template <class T>
+__global__ void __launch_bounds__(kThreads, 4)
+    adjust(const __grid_constant__ Step step, const __grid_constant__ Launch launch) {
+  struct Shared {
+    Scalars<T> scalars;
+    bool moved;
+  };
+  FA_SHARED(Shared, s);
+  const int64_t end = first_chunk(launch, blockIdx.x + 1);
+  for (int64_t i = first_chunk(launch, blockIdx.x); i < end; ++i) {
+    const Chunk chunk = launch.chunks[i];
+    const Tensor& x = step.tensors[chunk.tensor];
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      const Rule& rule = step.rules[x.active];
+      s.moved = *x.active_applied > 0;
+      s.scalars.high = static_cast<T>(rule.high);
+      s.scalars.low = static_cast<T>(rule.low);
+      s.scalars.lowest = static_cast<T>(rule.lowest);
+      s.scalars.highest = static_cast<T>(rule.highest);
+      s.scalars.holds = rule.holds;
+    }
+    __syncthreads();
+    if (s.moved) adjust_chunk(x, s.scalars, chunk.base, chunk.count);
+  }
+  if (!is_last_block(launch)) return;
+  for (int i = threadIdx.x; i < step.tensor_count; i += kThreads) {
+    const Tensor& x = step.tensors[i];
+    if (x.active >= 0) *x.active_step = *x.active_applied = 0;
+  }
+}
+
+template <class Backbone>
+Kernel slope_kernel_of(DType param) {
+  switch (param) {
+    case DType::f64:
+      return slope<Backbone, double>;
+    case DType::bf16:
+      return slope<Backbone, BFloat16>;
+    case DType::f16:
+      return slope<Backbone, Half>;
+    default:
+      return slope<Backbone, float>;
+  }
+}
+
+template <class P>
+__global__ void __launch_bounds__(kThreads) upload(const __grid_constant__ P parcel) {
+  for (int i = threadIdx.x; i < parcel.words; i += kThreads) parcel.to[i] = parcel.data[i];
+}
+
+}  // namespace
+
+Kernel slope_kernel(int backbone, DType param) {
+  switch (backbone) {
+#define FA_CASE(name) \
+  case k##name:       \
+    return slope_kernel_of<name>(param);
+    FA_FOR_EACH_BACKBONE(FA_CASE)
+#undef FA_CASE
+  }
+  return nullptr;
+}
+
+Kernel measure_kernel(DType param) {
+  switch (param) {
+    case DType::f64:
+      return measure<double>;
+    case DType::bf16:
+      return measure<BFloat16>;
+    case DType::f16:
+      return measure<Half>;
+    default:
+      return measure<float>;
+  }
+}
+
+Kernel adjust_kernel(DType param) { return param == DType::f64 ? adjust<double> : adjust<float>; }
+
+SmallUpload small_upload_kernel() { return upload<SmallParcel>; }
+LargeUpload large_upload_kernel() { return upload<LargeParcel>; }
+
+}  // namespace fused_adaptive::cuda

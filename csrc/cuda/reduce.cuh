@@ -1,0 +1,327 @@
+// Inner products over tensors, and what comes of them: gains. Sums are added in the order that gain.h defines, so the
+// bits do not depend on the grid; the last block finishes.
+#pragma once
+
+#include "device.cuh"
+
+namespace fused_adaptive::cuda {
+
+static_assert(kThreads * kLanesOfThread == kLanes, "each thread owns its lanes");
+
+// Whether TrainableLR can tell anything from this tensor's interval.
+FA_DEVICE bool is_measurable(const Tensor& x, const Rule& rule, int64_t applied) {
+  if (applied == 0) return false;
+  return rule.source == Source::gradient || (*x.lr_sum != 0 && *x.gain != 0);
+}
+
+// Steps of the running interval that have moved this tensor; before the update, with the one under way.
+FA_DEVICE int64_t applied_steps(const Step& step, const Launch& launch, int tensor) {
+  const bool joins = launch.when == When::before_update && grad_of(step, tensor) != nullptr;
+  return *step.tensors[tensor].tlr_applied + joins;
+}
+
+// Hypergradient measures a tensor that takes part, has a rate and has a direction.
+FA_DEVICE bool has_slope(const Step& step, int tensor) {
+  const Tensor& x = step.tensors[tensor];
+  if (grad_of(step, tensor) == nullptr || hyper_of(step, x.group).lr == 0) return false;
+  return x.stores_direction || step_count(x) > 0;
+}
+
+FA_DEVICE bool is_due(const Step& step, const Launch& launch) {
+  if (launch.when == When::now) return true;
+  if (is_skipped(step)) return false;
+  const DeviceRule& rule = step.rules[launch.rule];
+  if (rule.kind == PolicyKind::hypergradient) return true;
+  const int64_t calls = *step.tensors[rule.first_tensor].tlr_step;
+  return ends_at(rule, launch.when == When::before_update ? calls + 1 : calls);
+}
+
+// The sum of every thread's lanes; for thread 0.
+FA_DEVICE Products block_sum(const double (&num)[kLanesOfThread], const double (&sq)[kLanesOfThread]) {
+  struct Sums {
+    Products of[kThreads];
+  };
+  FA_SHARED(Sums, sums);
+  static_assert(kLanesOfThread == 4, "pairwise");
+  const int thread = threadIdx.x;
+  sums.of[thread] = {(num[0] + num[1]) + (num[2] + num[3]), (sq[0] + sq[1]) + (sq[2] + sq[3])};
+  for (int half = kThreads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (thread < half) {
+      sums.of[thread].num += sums.of[thread + half].num;
+      sums.of[thread].sq += sums.of[thread + half].sq;
+    }
+  }
+  Products sum = {0, 0};
+  if (thread == 0) sum = sums.of[0];
+  __syncthreads();  // the next sum overwrites this one
+  return sum;
+}
+
+// ---- what the last block does ----
+
+// <sum G, sum G_prev> / lr of one tensor [TLR, D.4]; 0 where lr is 0, since nothing there moves.
+FA_DEVICE double slope_of_interval(const Step& step, const Launch& launch, int tensor, Products products) {
+  const Tensor& x = step.tensors[tensor];
+  const int64_t applied = applied_steps(step, launch, tensor);
+  const double steps = static_cast<double>(applied) * static_cast<double>(*x.tlr_applied_prev);
+  *x.tlr_applied_prev = applied;
+  const double lr = launch.when == When::now ? *x.lr_last : hyper_of(step, x.group).lr;
+  return lr != 0 ? products.num * steps / lr : 0.0;
+}
+
+FA_DEVICE void sum_tensor(const Step& step, const Launch& launch, const Rule& rule, int share_index) {
+  const Share& share = launch.shares[share_index];
+  const int tensor = share.tensor;
+  Outcome o = {{0, 0}, 0, false, false};
+  for (int64_t g = share.first_group; g < share.first_group + share.group_count; ++g) {
+    o.products.num += launch.group_sums[g].num;
+    o.products.sq += launch.group_sums[g].sq;
+  }
+  if (rule.kind == PolicyKind::hypergradient) {
+    o.measured = has_slope(step, tensor);
+    if (o.measured) o.slope = o.products.num / hyper_of(step, step.tensors[tensor].group).lr;
+  } else {
+    o.measured = is_measurable(step.tensors[tensor], rule, applied_steps(step, launch, tensor));
+    o.restarts = rule.has_eta && o.measured && !(is_finite(o.products.num) && is_finite(o.products.sq));
+    if (rule.has_eta && o.measured) o.slope = slope_of_interval(step, launch, tensor, o.products);
+  }
+  launch.outcomes[share_index] = o;
+}
+
+// The sums over all tensors of a global policy, in their order.
+FA_DEVICE Outcome sum_unit(const Launch& launch) {
+  Outcome unit = {{0, 0}, 0, false, false};
+  for (int i = 0; i < launch.share_count; ++i) {
+    const Outcome& o = launch.outcomes[i];
+    if (!o.measured) continue;
+    unit.products.num += o.products.num;
+    unit.products.sq += o.products.sq;
+    unit.slope += o.slope;
+    unit.measured = true;
+  }
+  return unit;
+}
+
+FA_DEVICE void adapt_gain(const Rule& rule, const Outcome& unit, double* gain, Outcome& own) {
+  if (rule.kind == PolicyKind::hypergradient) {
+    *gain = ascended(*gain, rule.hyper_lr * unit.slope);
+  } else if (unit.measured && rule.has_eta) {
+    *gain = ascended(*gain, rule.eta * unit.slope);
+  } else if (unit.measured) {
+    *gain *= newton_factor(unit.products);
+    own.restarts = own.measured && !(is_finite(unit.products.num) && is_finite(unit.products.sq));
+  }
+}
+
+// What was measured goes into the gains; the interval that was measured is over.
+__device__ FA_NOINLINE inline void finish_measurement(const Step& step, const Launch& launch) {
+  FA_SHARED(Outcome, unit);
+  FA_SHARED(bool, any_restarts);
+  const DeviceRule& rule = step.rules[launch.rule];
+  const int thread = threadIdx.x;
+  for (int64_t g = thread; g < launch.group_count; g += kThreads) {
+    launch.group_sums[g] = sum_group(launch.all_partials + launch.groups[g].first, launch.groups[g].count);
+  }
+  if (thread == 0) any_restarts = false;
+  __syncthreads();
+  for (int i = thread; i < launch.share_count; i += kThreads) sum_tensor(step, launch, rule, i);
+  __syncthreads();
+  if (thread == 0 && !rule.per_tensor) unit = sum_unit(launch);
+  __syncthreads();
+  for (int i = thread; i < launch.share_count; i += kThreads) {
+    Outcome& own = launch.outcomes[i];
+    const Tensor& x = step.tensors[launch.shares[i].tensor];
+    adapt_gain(rule, rule.per_tensor ? own : unit, x.gain, own);
+    if (own.restarts) any_restarts = true;
+    // Before the update, the update's last block restarts the counts: that step still has to see them.
+    if (rule.kind == PolicyKind::trainable && launch.when != When::before_update) {
+      *x.tlr_step = *x.tlr_applied = 0;
+      *x.lr_sum = 0;
+    }
+  }
+  __syncthreads();
+  if (!any_restarts) return;
+  // Only after a NaN or infinity, so one block may take its time for it.
+  for (int i = 0; i < launch.share_count; ++i) {
+    if (!launch.outcomes[i].restarts) continue;
+    const Tensor& x = step.tensors[launch.shares[i].tensor];
+    const int64_t words = x.state_is_double ? 2 * x.numel : x.numel;
+    for (int64_t word = thread; word < words; word += kThreads) *at<uint32_t>(x, kPrevious, word) = 0;
+  }
+}
+
+// ---- TrainableLR ----
+
+template <class T>
+struct Measure {
+  Tensor tensor;
+  const void* grad;
+  bool measured, wide;
+  T applied, travelled, factor;  // divide the sum of gradients and the displacement; scales the gradient
+};
+
+template <class T>
+__device__ FA_NOINLINE void set_up_measure(const Step& step, const Launch& launch, int tensor, Measure<T>& s) {
+  const Tensor& x = step.tensors[tensor];
+  s.tensor = x;
+  const int64_t applied = applied_steps(step, launch, tensor);
+  s.grad = launch.when == When::before_update ? grad_of(step, tensor) : nullptr;
+  s.wide = is_wide(x, s.grad);
+  s.measured = is_measurable(x, step.rules[launch.rule], applied);
+  s.applied = static_cast<T>(applied);
+  s.travelled = static_cast<T>(*x.gain * *x.lr_sum);
+  s.factor = static_cast<T>(grad_factor_of(step, x));
+}
+
+// kWidth neighbours, of kWidth lanes: their products, and the new interval's beginning.
+template <int kWidth, class P>
+FA_DEVICE void measure_elements(const Measure<Compute<P>>& s, Source source, int64_t element, double* num, double* sq) {
+  using T = Compute<P>;
+  const Tensor& x = s.tensor;
+  P p[kWidth], g[kWidth];
+  T sum[kWidth], start[kWidth], previous[kWidth], now[kWidth];
+  fill(sum, T(0));
+  if (source != Source::displacement) load(sum, at<T>(x, kMeanSum, element));
+  if (source != Source::gradient) load(p, at<P>(x, kParam, element));
+  if (s.measured) {
+    load(previous, at<T>(x, kPrevious, element));
+    if (source != Source::gradient) load(start, at<T>(x, kStart, element));
+    if (s.grad != nullptr) load(g, static_cast<const P*>(s.grad) + element);
+  }
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) {
+    if (source != Source::gradient) now[i] = static_cast<T>(widen(p[i]));
+    if (!s.measured) continue;
+    if (s.grad != nullptr) sum[i] = sum[i] + static_cast<T>(widen(g[i])) * s.factor;
+    const T mean = source == Source::displacement ? T(0) : sum[i] / s.applied;
+    const T direction = source == Source::gradient ? mean : (start[i] - now[i]) / s.travelled;
+    const double measured = static_cast<double>(source == Source::displacement ? direction : mean);
+    num[i] += measured * static_cast<double>(previous[i]);
+    sq[i] += measured * static_cast<double>(direction);
+    previous[i] = direction;
+  }
+  if (s.measured) store(previous, at<T>(x, kPrevious, element));
+  if (source != Source::gradient) store(now, at<T>(x, kStart, element));
+  fill(sum, T(0));
+  if (source != Source::displacement) store(sum, at<T>(x, kMeanSum, element));
+}
+
+// Calls body(width, element) for a thread's lanes of a chunk, from the first row to the last.
+template <class Wide, class Single>
+FA_DEVICE void for_lanes(const Chunk& chunk, bool is_wide, const Wide& wide, const Single& single) {
+  for (int row = threadIdx.x * kLanesOfThread; row < chunk.count; row += kLanes) {
+    if (is_wide && row + kLanesOfThread <= chunk.count) {
+      wide(chunk.base + row);
+    } else {
+      for (int lane = 0; lane < kLanesOfThread && row + lane < chunk.count; ++lane) {
+        single(chunk.base + row + lane, lane);
+      }
+    }
+  }
+}
+
+// Two blocks a multiprocessor; in double, registers allow one.
+template <class P>
+__global__ void __launch_bounds__(kThreads, sizeof(P) == 8 ? 1 : 2)
+    measure(const __grid_constant__ Step step, const __grid_constant__ Launch launch) {
+  using T = Compute<P>;
+  FA_SHARED(Measure<T>, s);
+  if (!is_due(step, launch)) return;
+  const Source source = step.rules[launch.rule].source;
+  const auto prepare = [&](int tensor) {
+    if (threadIdx.x == 0) set_up_measure(step, launch, tensor, s);
+  };
+  for_chunks(launch, prepare, [&](int64_t i, const Chunk& chunk) {
+    double num[kLanesOfThread] = {0, 0, 0, 0}, sq[kLanesOfThread] = {0, 0, 0, 0};
+    for_lanes(
+        chunk, s.wide, [&](int64_t element) { measure_elements<kLanesOfThread, P>(s, source, element, num, sq); },
+        [&](int64_t element, int lane) { measure_elements<1, P>(s, source, element, num + lane, sq + lane); });
+    const Products sum = block_sum(num, sq);
+    if (threadIdx.x == 0) launch.partials[i] = sum;
+  });
+  if (is_last_block(launch)) finish_measurement(step, launch);
+}
+
+// ---- Hypergradient ----
+
+template <class T>
+struct Slope {
+  Tensor tensor;
+  BackboneScalars backbone;
+  Scalars<T> scalars;
+  const void* grad;
+  bool measured, wide;
+};
+
+template <class Backbone, class T>
+__device__ FA_NOINLINE void set_up_slope(const Step& step, int tensor, Slope<T>& s) {
+  const Tensor& x = step.tensors[tensor];
+  s.tensor = x;
+  s.grad = grad_of(step, tensor);
+  s.wide = is_wide(x, s.grad);
+  s.measured = has_slope(step, tensor);
+  if (!s.measured) return;
+  const Hyper hyper = hyper_of(step, x.group);
+  Scalars<double>& r = backbone_scalars<Backbone>(s.backbone, hyper, x.group, step_count(x));
+  r.grad_factor = grad_factor_of(step, x);
+  r.weight_decay = hyper.weight_decay;
+  s.scalars = r.as<T>();
+}
+
+template <int kWidth, class Backbone, class P>
+FA_DEVICE void slope_elements(const Slope<Compute<P>>& s, int64_t element, double* num) {
+  using T = Compute<P>;
+  constexpr int kStates = Backbone::kStates;
+  const Tensor& x = s.tensor;
+  P p[kWidth], g[kWidth];
+  T state[kStates > 0 ? kStates : 1][kWidth], direction[kWidth];
+  load(p, at<P>(x, kParam, element));
+  load(g, static_cast<const P*>(s.grad) + element);
+  if (x.stores_direction) {
+    load(direction, at<T>(x, kPrevious, element));
+  } else {
+#pragma unroll
+    for (int k = 0; k < kStates; ++k) load(state[k], at<T>(x, kState0 + k, element));
+  }
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) {
+    T grad = static_cast<T>(widen(g[i])) * s.scalars.grad_factor;
+    if (x.coupled) grad = grad + s.scalars.weight_decay * widen(p[i]);
+    if (!x.stores_direction) {
+      T own[kStates > 0 ? kStates : 1];
+#pragma unroll
+      for (int k = 0; k < kStates; ++k) own[k] = state[k][i];
+      direction[i] = Backbone::direction(own, s.scalars);
+    }
+    // A stored direction is all zeros before the first step: 0 times a gradient that is not finite is nothing.
+    const bool nothing = x.stores_direction && direction[i] == T(0);
+    num[i] += nothing ? 0.0 : static_cast<double>(grad) * static_cast<double>(direction[i]);
+  }
+}
+
+template <class Backbone, class P>
+__global__ void __launch_bounds__(kThreads, 2)
+    slope(const __grid_constant__ Step step, const __grid_constant__ Launch launch) {
+  using T = Compute<P>;
+  FA_SHARED(Slope<T>, s);
+  if (!is_due(step, launch)) return;
+  if (threadIdx.x == 0) s.backbone.group = -1;
+  const auto prepare = [&](int tensor) {
+    if (threadIdx.x == 0) set_up_slope<Backbone>(step, tensor, s);
+  };
+  for_chunks(launch, prepare, [&](int64_t i, const Chunk& chunk) {
+    double num[kLanesOfThread] = {0, 0, 0, 0};
+    const double none[kLanesOfThread] = {0, 0, 0, 0};
+    if (s.measured) {
+      for_lanes(
+          chunk, s.wide, [&](int64_t element) { slope_elements<kLanesOfThread, Backbone, P>(s, element, num); },
+          [&](int64_t element, int lane) { slope_elements<1, Backbone, P>(s, element, num + lane); });
+    }
+    const Products sum = block_sum(num, none);
+    if (threadIdx.x == 0) launch.partials[i] = sum;
+  });
+  if (is_last_block(launch)) finish_measurement(step, launch);
+}
+
+}  // namespace fused_adaptive::cuda

@@ -1,0 +1,143 @@
+// The operators: schemas, and nothing else. A plan is known by a number; the Python object that holds it frees it.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+
+#include "cpu/kernels.h"
+#include "tensors.h"
+
+#ifndef FUSED_ADAPTIVE_VERSION
+#define FUSED_ADAPTIVE_VERSION "unknown"
+#endif
+
+namespace fused_adaptive {
+namespace {
+
+using Ints = std::vector<int64_t>;
+using Tensors = std::vector<Tensor>;
+using Strings = std::vector<std::string>;
+using Doubles = std::vector<double>;
+
+std::mutex mutex;
+int64_t next_number = 1;
+std::unordered_map<int64_t, std::shared_ptr<TensorPlan>> plans;
+
+std::shared_ptr<TensorPlan> plan(int64_t number) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = plans.find(number);
+  STD_TORCH_CHECK(found != plans.end(), "there is no plan ", number);
+  return found->second;
+}
+
+int64_t plan_new(Tensors params, Ints groups, Ints indices, Strings backbones, Ints coupled, Ints maximize,
+                 bool on_device) {
+  auto made = std::make_shared<TensorPlan>(std::move(params), groups, indices, backbones, coupled, maximize, on_device);
+  const std::lock_guard<std::mutex> lock(mutex);
+  plans.emplace(next_number, std::move(made));
+  return next_number++;
+}
+
+void plan_bind(int64_t number, std::string role, Ints members, Tensors tensors) {
+  plan(number)->bind(role, members, tensors);
+}
+
+void plan_first(int64_t number, Ints members) { plan(number)->mark_first(members); }
+
+void plan_policy(int64_t number, std::string kind, Ints members, Doubles arguments) {
+  plan(number)->add_policy(kind, members, arguments);
+}
+
+void plan_finish(int64_t number) { plan(number)->finish(); }
+
+int64_t plan_check(int64_t number, Tensors grads, Ints absent) { return plan(number)->check(std::move(grads), absent); }
+
+void plan_step(int64_t number, Doubles hypers, std::optional<Tensor> draws, std::optional<Tensor> grad_scale,
+               std::optional<Tensor> found_inf) {
+  plan(number)->step(hypers, draws, grad_scale, found_inf);
+}
+
+void plan_end_interval(int64_t number) { plan(number)->end_interval(); }
+
+void plan_free(int64_t number) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  plans.erase(number);
+}
+
+int64_t plan_count() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  return static_cast<int64_t>(plans.size());
+}
+
+// A whole step of one param group without a cached plan: what it changes stands in its schema.
+void step(Tensors params, Tensors grads, Tensors state, Strings roles, std::string backbone, bool coupled,
+          bool maximize, Doubles hypers, Strings policies, Doubles policy_arguments, std::optional<Tensor> draws,
+          std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, bool on_device) {
+  const size_t n = params.size();
+  if (n == 0) return;
+  STD_TORCH_CHECK(grads.size() == n, "one gradient a parameter");
+  STD_TORCH_CHECK(state.size() == n * roles.size(), "state has one tensor a parameter for each of roles, in order");
+  Ints numbers(n);
+  for (size_t i = 0; i < n; ++i) numbers[i] = static_cast<int64_t>(i);
+  TensorPlan made(params, Ints(n, 0), numbers, {backbone}, {coupled}, {maximize}, on_device);
+  for (size_t i = 0; i < roles.size(); ++i) {
+    made.bind(roles[i], numbers, Tensors(state.begin() + i * n, state.begin() + (i + 1) * n));
+  }
+  STD_TORCH_CHECK(policies.empty() || policy_arguments.size() % policies.size() == 0, "arguments of equal number");
+  for (size_t i = 0; i < policies.size(); ++i) {
+    const size_t size = policy_arguments.size() / policies.size();
+    made.add_policy(policies[i], numbers,
+                    Doubles(policy_arguments.begin() + i * size, policy_arguments.begin() + (i + 1) * size));
+  }
+  made.finish();
+  const Outcome outcome = made.check(std::move(grads), {});
+  STD_TORCH_CHECK(outcome == kReady, outcome == kStale ? "state of the backbone is missing"
+                                                       : "gradients must be dense and laid out as their parameters");
+  made.step(hypers, draws, grad_scale, found_inf);
+}
+
+std::string build_version() { return FUSED_ADAPTIVE_VERSION; }
+std::string cpu_capability() { return cpu::best_kernels().name; }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(fused_adaptive, m) {
+  m.def(
+      "step(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] state, str[] roles, str backbone, bool coupled, "
+      "bool maximize, float[] hypers, str[] policies, float[] policy_arguments, Tensor? draws=None, "
+      "Tensor? grad_scale=None, Tensor? found_inf=None, bool on_device=False) -> ()");
+  m.def(
+      "plan_new(Tensor[] params, int[] groups, int[] indices, str[] backbones, int[] coupled, int[] maximize, "
+      "bool on_device) -> int");
+  m.def("plan_bind(int plan, str role, int[] members, Tensor[] tensors) -> ()");
+  m.def("plan_first(int plan, int[] members) -> ()");
+  m.def("plan_policy(int plan, str kind, int[] members, float[] arguments) -> ()");
+  m.def("plan_finish(int plan) -> ()");
+  m.def("plan_check(int plan, Tensor[] grads, int[] absent) -> int");
+  m.def("plan_step(int plan, float[] hypers, Tensor? draws, Tensor? grad_scale, Tensor? found_inf) -> ()");
+  m.def("plan_end_interval(int plan) -> ()");
+  m.def("plan_free(int plan) -> ()");
+  m.def("plan_count() -> int");
+  m.def("build_version() -> str");
+  m.def("cpu_capability() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fused_adaptive, CompositeExplicitAutograd, m) {
+  m.impl("step", TORCH_BOX(&step));
+  m.impl("plan_new", TORCH_BOX(&plan_new));
+  m.impl("plan_bind", TORCH_BOX(&plan_bind));
+  m.impl("plan_first", TORCH_BOX(&plan_first));
+  m.impl("plan_policy", TORCH_BOX(&plan_policy));
+  m.impl("plan_finish", TORCH_BOX(&plan_finish));
+  m.impl("plan_check", TORCH_BOX(&plan_check));
+  m.impl("plan_step", TORCH_BOX(&plan_step));
+  m.impl("plan_end_interval", TORCH_BOX(&plan_end_interval));
+  m.impl("plan_free", TORCH_BOX(&plan_free));
+  m.impl("plan_count", TORCH_BOX(&plan_count));
+  m.impl("build_version", TORCH_BOX(&build_version));
+  m.impl("cpu_capability", TORCH_BOX(&cpu_capability));
+}
+
+}  // namespace fused_adaptive

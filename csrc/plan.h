@@ -1,0 +1,123 @@
+// A plan: the parameters of an optimizer on one device with the addresses of their state, checked once, so that a step
+// takes the gradients alone. It owns references to the tensors. What a step does with it is up to an Executor.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backbones.h"
+#include "element.h"
+#include "gain.h"
+
+namespace fused_adaptive {
+
+enum class DType : int { f32, f64, bf16, f16, i8, i64 };
+
+// What a parameter's tensors are to the kernels. The names that native.py binds are those of kRoleNames in plan.cpp.
+enum Role : int {
+  // shaped as the parameter
+  kParam,
+  kState0,  // the backbone's, in the order of its struct: momentum_buffer, or exp_avg
+  kState1,
+  kState2,
+  kGain,  // element_gain
+  kGradSum,
+  kSignPrev,
+  kMeanSum,
+  kPrevious,  // grad_mean_prev or direction_prev
+  kStart,     // interval_start
+  // of one element
+  kStep,        // float32, or float64 where that is torch's default
+  kTensorGain,  // gain, float64
+  kLrSum,       // float64
+  kLrLast,
+  kActiveStep,  // int64, as all that follow
+  kActiveApplied,
+  kTlrStep,
+  kTlrApplied,
+  kTlrAppliedPrev,
+  kRoles
+};
+constexpr int kElementRoles = kStep;
+
+enum class PolicyKind : int { active, trainable, hypergradient };
+enum class Source : int { displacement, gradient, preconditioned };
+
+// A policy's arguments; the order in which they come is that of native.py's _policy_arguments().
+struct Rule {
+  PolicyKind kind;
+  int64_t interval = 0;  // 0: only end_interval() ends one
+  bool per_tensor = false;
+  // ActiveLR
+  double high = 0, low = 1, lowest = 0, highest = 0;
+  bool holds = false;
+  // TrainableLR
+  Source source = Source::displacement;
+  bool has_eta = false;
+  double eta = 0;
+  // Hypergradient
+  double hyper_lr = 0;
+};
+
+struct Policy : Rule {
+  std::vector<int> members;  // in the order of the parameters
+};
+
+// A param group's structure.
+struct Group {
+  int backbone = 0;
+  bool coupled = false, maximize = false;
+};
+
+// A parameter that has state.
+struct Member {
+  std::array<void*, kRoles> at{};  // null where its state has no such entry
+  int64_t numel = 0;
+  int64_t index = 0;  // its position over all param groups
+  int group = 0;
+  int active = -1, scalar = -1;  // its policies: ActiveLR; TrainableLR or Hypergradient
+  DType dtype = DType::f32;
+  bool step_is_double = false;
+  bool adapts = false;
+  bool first = false;  // its momentum buffer holds nothing yet
+  // of the step under way
+  const void* grad = nullptr;  // null: it does not take part
+  DType grad_dtype = DType::f32;
+};
+
+// What changes from step to step.
+struct StepInputs {
+  std::vector<Hyper> hypers;          // of each group
+  const double* draws = nullptr;      // ASLR's factors, by Member::index; on the device
+  const float* grad_scale = nullptr;  // AMP, on the device
+  const float* found_inf = nullptr;
+};
+
+struct Plan;
+
+class Executor {
+ public:
+  virtual ~Executor() = default;
+  // Gradients, grad_scale and found_inf have been checked.
+  virtual void step(Plan& plan, const StepInputs& inputs) = 0;
+  virtual void end_interval(Plan& plan) = 0;
+};
+
+std::unique_ptr<Executor> make_cpu_executor(const Plan& plan);
+#ifdef FUSED_ADAPTIVE_WITH_CUDA
+// on_device: counters live on the device and may be read and counted there alone (capturable, fused AMP).
+std::unique_ptr<Executor> make_cuda_executor(const Plan& plan, int device, bool on_device);
+#endif
+
+// The pure data of a plan; the torch tensors that keep it alive are in tensors.h.
+struct Plan {
+  std::vector<Group> groups;
+  std::vector<Member> members;
+  std::vector<Policy> policies;
+  std::unique_ptr<Executor> executor;
+};
+
+}  // namespace fused_adaptive

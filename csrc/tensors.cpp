@@ -1,0 +1,381 @@
+// Building a plan from tensors, and the checks that every step makes. Everything is checked before anything is written.
+#include "tensors.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "counting.h"
+
+namespace fused_adaptive {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+// In the order of Role.
+constexpr const char* kRoleNames[kRoles] = {
+    "param",          "state0",         "state1",        "state2",          "element_gain",
+    "grad_sum",       "grad_sign_prev", "grad_mean_sum", "previous",        "interval_start",
+    "step",           "gain",           "lr_sum",        "lr_last",         "active_step",
+    "active_applied", "tlr_step",       "tlr_applied",   "tlr_applied_prev"};
+
+constexpr const char* kBackboneNames[kBackbones] = {
+#define FA_NAME(name) #name,
+    FA_FOR_EACH_BACKBONE(FA_NAME)
+#undef FA_NAME
+};
+
+template <size_t N>
+int number_of(const char* what, const std::string& name, const char* const (&names)[N]) {
+  for (size_t i = 0; i < N; ++i) {
+    if (name == names[i]) return static_cast<int>(i);
+  }
+  STD_TORCH_CHECK(false, "unknown ", what, " '", name, "'");
+}
+
+bool dtype_of(const Tensor& tensor, DType& dtype) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      dtype = DType::f32;
+      return true;
+    case ScalarType::Double:
+      dtype = DType::f64;
+      return true;
+    case ScalarType::BFloat16:
+      dtype = DType::bf16;
+      return true;
+    case ScalarType::Half:
+      dtype = DType::f16;
+      return true;
+    case ScalarType::Char:
+      dtype = DType::i8;
+      return true;
+    case ScalarType::Long:
+      dtype = DType::i64;
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool is_float(DType dtype) { return dtype != DType::i8 && dtype != DType::i64; }
+
+int64_t bytes_of(DType dtype) {
+  switch (dtype) {
+    case DType::f64:
+    case DType::i64:
+      return 8;
+    case DType::f32:
+      return 4;
+    case DType::i8:
+      return 1;
+    default:
+      return 2;
+  }
+}
+
+DType role_dtype(int role, const Member& m) {
+  if (role == kParam) return m.dtype;
+  if (role == kSignPrev) return DType::i8;
+  if (role >= kActiveStep) return DType::i64;
+  if (role >= kTensorGain) return DType::f64;
+  if (role == kStep) return m.step_is_double ? DType::f64 : DType::f32;
+  return m.dtype == DType::f64 ? DType::f64 : DType::f32;
+}
+
+bool same_device(const Tensor& tensor, int32_t type, int32_t index) {
+  int32_t own_type, own_index;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &own_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &own_index));
+  return own_type == type && (own_index == index || type == aoti_torch_device_type_cpu());
+}
+
+bool same_sizes(const Tensor& a, const Tensor& b) {
+  const auto x = a.sizes(), y = b.sizes();
+  return x.size() == y.size() && std::equal(x.begin(), x.end(), y.begin());
+}
+
+// Whether flat storage means the same elements in both. Strides of dimensions of size 1 mean nothing.
+bool same_layout(const Tensor& a, const Tensor& b) {
+  const auto sizes = a.sizes(), x = a.strides(), y = b.strides();
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i] > 1 && x[i] != y[i]) return false;
+  }
+  return true;
+}
+
+// Every element once and no gaps, in whatever order.
+bool is_dense(const Tensor& tensor) {
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  std::vector<std::pair<int64_t, int64_t>> dims;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i] == 0) return true;
+    if (sizes[i] > 1) dims.emplace_back(strides[i], sizes[i]);
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t expected = 1;
+  for (const auto& [stride, size] : dims) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
+}
+
+void check_overlap(std::vector<std::pair<const char*, const char*>> ranges) {
+  std::sort(ranges.begin(), ranges.end());
+  for (size_t i = 1; i < ranges.size(); ++i) {
+    STD_TORCH_CHECK(
+        ranges[i].first >= ranges[i - 1].second,
+        "two of the optimizer's parameters or state tensors share memory: an update in place would write it "
+        "twice; clone one of them");
+  }
+}
+
+}  // namespace
+
+TensorPlan::TensorPlan(std::vector<Tensor> params, const std::vector<int64_t>& groups,
+                       const std::vector<int64_t>& indices, const std::vector<std::string>& backbones,
+                       const std::vector<int64_t>& coupled, const std::vector<int64_t>& maximize, bool on_device)
+    : params_(std::move(params)), on_device_(on_device) {
+  STD_TORCH_CHECK(groups.size() == params_.size() && indices.size() == params_.size(),
+                  "groups and indices must have one entry a parameter");
+  STD_TORCH_CHECK(coupled.size() == backbones.size() && maximize.size() == backbones.size(),
+                  "coupled and maximize must have one entry a group");
+  for (size_t i = 0; i < backbones.size(); ++i) {
+    plan_.groups.push_back({number_of("backbone", backbones[i], kBackboneNames), coupled[i] != 0, maximize[i] != 0});
+  }
+  for (size_t i = 0; i < params_.size(); ++i) {
+    const Tensor& p = params_[i];
+    if (i == 0) {
+      TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(p.get(), &device_type_));
+      TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(p.get(), &device_index_));
+    }
+    Member m;
+    STD_TORCH_CHECK(dtype_of(p, m.dtype) && is_float(m.dtype), "parameter ", indices[i],
+                    " is not float64, float32, bfloat16 or float16");
+    STD_TORCH_CHECK(same_device(p, device_type_, device_index_), "parameter ", indices[i], " is on another device");
+    STD_TORCH_CHECK(is_dense(p), "parameter ", indices[i], " has gaps or overlaps in memory");
+    STD_TORCH_CHECK(groups[i] >= 0 && groups[i] < static_cast<int64_t>(plan_.groups.size()), "no group ", groups[i]);
+    m.numel = p.numel();
+    m.index = indices[i];
+    m.group = static_cast<int>(groups[i]);
+    plan_.members.push_back(m);
+    bound_.push_back({static_cast<int>(i), kParam, p});
+  }
+}
+
+void TensorPlan::bind(const std::string& role_name, const std::vector<int64_t>& members,
+                      const std::vector<Tensor>& tensors) {
+  const Role role = static_cast<Role>(number_of("state", role_name, kRoleNames));
+  STD_TORCH_CHECK(members.size() == tensors.size(), role_name, ": one tensor a member");
+  for (size_t i = 0; i < members.size(); ++i) {
+    Member& m = plan_.members.at(static_cast<size_t>(members[i]));
+    const Tensor& t = tensors[i];
+    DType dtype;
+    STD_TORCH_CHECK(dtype_of(t, dtype), role_name, " of parameter ", m.index, " has an unknown dtype");
+    if (role == kStep) m.step_is_double = dtype == DType::f64;
+    STD_TORCH_CHECK(dtype == role_dtype(role, m), role_name, " of parameter ", m.index, " has the wrong dtype");
+    const Tensor& p = params_[static_cast<size_t>(members[i])];
+    if (role < kElementRoles) {
+      STD_TORCH_CHECK(same_sizes(t, p) && same_layout(t, p) && same_device(t, device_type_, device_index_), role_name,
+                      " of parameter ", m.index, " differs from it in shape, strides or device");
+    } else {
+      STD_TORCH_CHECK(t.numel() == 1, role_name, " of parameter ", m.index, " must have one element");
+      const bool host = !on_device_ && (role == kStep || role >= kActiveStep);
+      STD_TORCH_CHECK(host ? t.is_cpu() : same_device(t, device_type_, device_index_), role_name, " of parameter ",
+                      m.index, " is on the wrong device");
+    }
+    bound_.push_back({static_cast<int>(members[i]), role, t});
+  }
+}
+
+void TensorPlan::mark_first(const std::vector<int64_t>& members) {
+  for (int64_t i : members) plan_.members.at(static_cast<size_t>(i)).first = true;
+}
+
+void TensorPlan::add_policy(const std::string& kind, const std::vector<int64_t>& members,
+                            const std::vector<double>& arguments) {
+  // In the order of native.py's _policy_arguments().
+  STD_TORCH_CHECK(arguments.size() == 10, "a policy has 10 arguments, got ", arguments.size());
+  constexpr const char* kinds[] = {"ActiveLR", "TrainableLR", "Hypergradient"};
+  Policy policy;
+  policy.kind = static_cast<PolicyKind>(number_of("policy", kind, kinds));
+  policy.interval = static_cast<int64_t>(arguments[0]);
+  policy.per_tensor = arguments[1] != 0;
+  policy.high = arguments[2];
+  policy.low = arguments[3];
+  policy.lowest = arguments[4];
+  policy.highest = arguments[5];
+  policy.holds = arguments[6] != 0;
+  policy.source = static_cast<Source>(static_cast<int>(arguments[7]));
+  policy.has_eta = arguments[8] == arguments[8];
+  policy.eta = policy.has_eta ? arguments[8] : 0;
+  policy.hyper_lr = arguments[9];
+  const int number = static_cast<int>(plan_.policies.size());
+  for (int64_t i : members) {
+    Member& m = plan_.members.at(static_cast<size_t>(i));
+    (policy.kind == PolicyKind::active ? m.active : m.scalar) = number;
+    policy.members.push_back(static_cast<int>(i));
+  }
+  plan_.policies.push_back(std::move(policy));
+}
+
+// A kernel reads what its mode needs without asking: all of it has to be there, and nothing that would change the mode.
+void TensorPlan::check_complete(const Member& m) const {
+  const auto need = [&](Role role, bool needed) {
+    STD_TORCH_CHECK((m.at[role] != nullptr) == needed, "parameter ", m.index,
+                    needed ? " lacks the state " : " has no use for the state ", kRoleNames[role]);
+  };
+  const int backbone = plan_.groups[m.group].backbone;
+  int states = 0;
+  bool stores_direction = false;
+  switch (backbone) {
+#define FA_CASE(name)       \
+  case k##name:             \
+    states = name::kStates; \
+    break;
+    FA_FOR_EACH_BACKBONE(FA_CASE)
+#undef FA_CASE
+  }
+  // SGD's buffer is there from the first step on.
+  for (int i = 0; i < 3; ++i) {
+    if (states != 1) need(static_cast<Role>(kState0 + i), i < states);
+  }
+  need(kStep, states > 1);
+  for (Role role : {kGain, kGradSum, kSignPrev, kActiveStep, kActiveApplied}) need(role, m.active >= 0);
+  const Policy* scalar = m.scalar >= 0 ? &plan_.policies[static_cast<size_t>(m.scalar)] : nullptr;
+  const bool trains = scalar != nullptr && scalar->kind == PolicyKind::trainable;
+  if (scalar != nullptr && !trains) {
+    stores_direction = backbone == kSgdPlain || backbone == kSgdNesterov;
+  }
+  if (scalar != nullptr) need(kTensorGain, true);
+  for (Role role : {kLrSum, kTlrStep, kTlrApplied, kTlrAppliedPrev}) need(role, trains);
+  need(kLrLast, trains && scalar->has_eta);
+  need(kMeanSum, trains && scalar->source != Source::displacement);
+  need(kStart, trains && scalar->source != Source::gradient);
+  need(kPrevious, trains || stores_direction);
+}
+
+void TensorPlan::finish() {
+  std::vector<std::pair<const char*, const char*>> ranges;
+  for (const Bound& b : bound_) {
+    Member& m = plan_.members[static_cast<size_t>(b.member)];
+    void* address = b.tensor.data_ptr();
+    // An empty tensor has no address, but the role is there.
+    static char nowhere[16];
+    m.at[b.role] = address != nullptr ? address : nowhere;
+    if (b.tensor.numel() == 0) continue;
+    const char* begin = static_cast<const char*>(address);
+    ranges.emplace_back(begin, begin + b.tensor.numel() * bytes_of(role_dtype(b.role, m)));
+  }
+  check_overlap(std::move(ranges));
+  for (Member& m : plan_.members) {
+    check_complete(m);
+    m.adapts = m.active >= 0 || m.scalar >= 0 || m.at[kTensorGain] != nullptr;
+  }
+  if (device_type_ == aoti_torch_device_type_cpu()) {
+    plan_.executor = make_cpu_executor(plan_);
+    return;
+  }
+#ifdef FUSED_ADAPTIVE_WITH_CUDA
+  if (device_type_ == aoti_torch_device_type_cuda()) {
+    plan_.executor = make_cuda_executor(plan_, device_index_, on_device_);
+    return;
+  }
+#endif
+  STD_TORCH_CHECK(false, "there are no native kernels for this device in this build");
+}
+
+bool TensorPlan::addresses_hold() const {
+  for (const Bound& b : bound_) {
+    void* address;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(b.tensor.get(), &address));
+    if (address != nullptr && address != plan_.members[static_cast<size_t>(b.member)].at[b.role]) return false;
+  }
+  for (size_t i = 0; i < params_.size(); ++i) {
+    DType dtype;
+    const Member& m = plan_.members[i];
+    if (!dtype_of(params_[i], dtype) || dtype != m.dtype || params_[i].numel() != m.numel) return false;
+  }
+  return true;
+}
+
+bool TensorPlan::take_gradient(Member& m, const Tensor& param, const Tensor& grad) const {
+  int32_t layout;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(grad.get(), &layout));
+  if (layout != aoti_torch_layout_strided()) return false;
+  if (!dtype_of(grad, m.grad_dtype) || !is_float(m.grad_dtype)) return false;
+  if (device_type_ != aoti_torch_device_type_cpu() && m.grad_dtype != m.dtype) return false;
+  if (!same_device(grad, device_type_, device_index_) || !same_sizes(grad, param) || !same_layout(grad, param)) {
+    return false;
+  }
+  void* address;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(grad.get(), &address));
+  m.grad = m.numel > 0 ? address : m.at[kParam];
+  STD_TORCH_CHECK(m.numel == 0 || address != m.at[kParam], "the gradient of parameter ", m.index,
+                  " is the parameter itself: it would be overwritten while it is read; clone it");
+  return m.grad != nullptr;
+}
+
+const float* TensorPlan::device_scalar(const std::optional<Tensor>& tensor, const char* name) const {
+  if (!tensor.has_value()) return nullptr;
+  STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Float && tensor->numel() == 1, name,
+                  " must be a float32 tensor of one element");
+  STD_TORCH_CHECK(same_device(*tensor, device_type_, device_index_), name, " must be on the parameters' device");
+  return static_cast<const float*>(tensor->data_ptr());
+}
+
+Outcome TensorPlan::check(std::vector<Tensor> grads, const std::vector<int64_t>& absent) {
+  STD_TORCH_CHECK(grads.size() + absent.size() == params_.size(), "one gradient a parameter, but for the absent");
+  is_ready_ = false;
+  if (!addresses_hold()) return kStale;
+  size_t next_absent = 0, next_grad = 0;
+  for (size_t i = 0; i < params_.size(); ++i) {
+    Member& m = plan_.members[i];
+    m.grad = nullptr;
+    if (next_absent < absent.size() && absent[next_absent] == static_cast<int64_t>(i)) {
+      ++next_absent;
+      continue;
+    }
+    STD_TORCH_CHECK(next_grad < grads.size(), "absent must be ascending");
+    if (!take_gradient(m, params_[i], grads[next_grad++])) return kGradients;
+    // A buffer that the first update makes has to be bound first.
+    const int backbone = plan_.groups[m.group].backbone;
+    if ((backbone == kSgdMomentum || backbone == kSgdNesterov) && m.at[kState0] == nullptr) return kStale;
+  }
+  grads_ = std::move(grads);
+  is_ready_ = true;
+  return kReady;
+}
+
+void TensorPlan::step(const std::vector<double>& hypers, const std::optional<Tensor>& draws,
+                      const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) {
+  STD_TORCH_CHECK(is_ready_, "take the gradients first");
+  STD_TORCH_CHECK(hypers.size() == kHypers * plan_.groups.size(), kHypers, " hyperparameters a group");
+  StepInputs inputs;
+  for (size_t i = 0; i < hypers.size(); i += kHypers) {
+    inputs.hypers.push_back(
+        {hypers[i], hypers[i + 1], hypers[i + 2], hypers[i + 3], hypers[i + 4], hypers[i + 5], hypers[i + 6]});
+  }
+  if (draws.has_value()) {
+    STD_TORCH_CHECK(draws->scalar_type() == ScalarType::Double && same_device(*draws, device_type_, device_index_),
+                    "draws must be float64, on the parameters' device");
+    for (const Member& m : plan_.members) STD_TORCH_CHECK(m.index < draws->numel(), "one draw a parameter");
+    inputs.draws = static_cast<const double*>(draws->data_ptr());
+  }
+  inputs.grad_scale = device_scalar(grad_scale, "grad_scale");
+  inputs.found_inf = device_scalar(found_inf, "found_inf");
+  plan_.executor->step(plan_, inputs);
+  is_ready_ = false;
+  grads_.clear();
+}
+
+void TensorPlan::end_interval() {
+  STD_TORCH_CHECK(addresses_hold(), "parameters or state have moved in memory since the last step");
+  for (Member& m : plan_.members) m.grad = nullptr;
+  is_ready_ = false;
+  plan_.executor->end_interval(plan_);
+}
+
+}  // namespace fused_adaptive

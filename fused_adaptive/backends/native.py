@@ -1,0 +1,323 @@
+"""The native backend: C++ on the CPU, CUDA on NVIDIA GPUs. A step is one call with the gradients, over a cached plan.
+
+The plan (``csrc/plan.h``) holds the parameters and their state by address. It is built when the tensors of a step are
+gathered anew, and lives as long as they do.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import _extension
+from ..checkpoint import specs
+from ..eager import eager
+from ..policies import ActiveLR, Hypergradient, Policy, TrainableLR
+from ..slot import Slot
+from ..state import state_dtype
+from . import reference
+
+if TYPE_CHECKING:
+    from ..controllers.draws import RateDraw
+    from ..gather import Gathered
+
+name = "native"
+
+#: The backbone's state in the order of its struct in csrc/backbones.h.
+_STATE_NAMES = {
+    "SGD": ("momentum_buffer",),
+    "AdamW": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+    "RAdam": ("exp_avg", "exp_avg_sq"),
+    "AdaBelief": ("exp_avg", "exp_avg_var", "max_exp_avg_var"),
+}
+#: What else the kernels see of a state, by the role it plays there (csrc/tensors.cpp).
+_ROLES = {
+    "element_gain": "element_gain",
+    "grad_sum": "grad_sum",
+    "grad_sign_prev": "grad_sign_prev",
+    "grad_mean_sum": "grad_mean_sum",
+    "grad_mean_prev": "previous",
+    "direction_prev": "previous",
+    "interval_start": "interval_start",
+    "step": "step",
+    "gain": "gain",
+    "lr_sum": "lr_sum",
+    "lr_last": "lr_last",
+    "active_step": "active_step",
+    "active_applied": "active_applied",
+    "tlr_step": "tlr_step",
+    "tlr_applied": "tlr_applied",
+    "tlr_applied_prev": "tlr_applied_prev",
+}
+#: What plan_check returns for gradients that cannot be used as they are (csrc/tensors.h).
+_GRADIENTS = 1
+
+
+def why_not(devices: Iterable[torch.device]) -> str:
+    """Why this backend cannot run on these devices, and what to do; "" if it can."""
+    reason = _extension.why_not()
+    if reason:
+        return reason
+    for device in devices:
+        if device.type == "cuda" and not _extension.has_cuda():
+            left_out = _extension.built().get("left_out", {}).get("cuda", "it was built for the CPU only")
+            return f"the native library has no CUDA kernels: {left_out}"
+        if device.type not in ("cpu", "cuda") or (device.type == "cuda" and torch.version.hip):
+            return f"there are native kernels for the CPU and for NVIDIA GPUs, not for {device.type}"
+    return ""
+
+
+@eager
+def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None, draw: RateDraw | None) -> None:
+    """One optimizer step, in place. Arguments and errors are those of :func:`reference.step`.
+
+    On a GPU the host neither waits for the device nor reads from it.
+    """
+    if found_inf is not None and found_inf.device.type == "cpu" and bool(found_inf):
+        gathered.check_gradients()
+        return
+    plans = _ready_plans(gathered)
+    if plans is None:
+        reference.step(gathered, found_inf, grad_scale, draw)
+        return
+    draws = None
+    if draw is not None and plans:
+        draws = draw.factors(torch.arange(sum(len(g["params"]) for g in gathered.groups), device=plans[0].device))
+    for plan in plans:
+        plan.step(found_inf, grad_scale, draws)
+    if draw is not None:
+        draw.count(None if found_inf is None or found_inf.device.type == "cpu" else found_inf)
+
+
+@eager
+def end_interval(gathered: Gathered) -> None:
+    """Ends the running interval of every policy, outside of a step."""
+    plans = _plans(gathered)
+    if plans is not None and not all(plan.holds() for plan in plans):
+        gathered.compiled = None
+        plans = _plans(gathered)
+    if plans is None:
+        reference.end_interval(gathered)
+        return
+    for plan in plans:
+        plan.end_interval()
+
+
+def register_fakes() -> None:
+    """Tells torch.compile that ``torch.ops.fused_adaptive.step`` writes what its schema says and returns nothing."""
+    _extension.load()
+    torch.library.register_fake("fused_adaptive::step", lambda *_, **__: None, allow_override=True)
+
+
+def _ready_plans(gathered: Gathered) -> list[Plan] | None:
+    """The plans with this step's gradients, all of them checked. None: this is for the reference."""
+    for _ in range(2):
+        plans = _plans(gathered)
+        if plans is None:
+            return None
+        outcomes = [plan.take_gradients() for plan in plans]
+        if _GRADIENTS in outcomes:
+            gathered.check_gradients()
+            outcomes = [plan.take_gradients(conform=True) for plan in plans]
+        if not any(outcomes):
+            return plans
+        gathered.check_gradients()  # a parameter that was replaced by one of another shape is named before its state
+        gathered.compiled = None
+    raise RuntimeError("the native backend cannot use these parameters, gradients or state; use backend='reference'")
+
+
+def _plans(gathered: Gathered) -> list[Plan] | None:
+    """One plan a device and place of the counters. None where a gain is shared by tensors of several plans."""
+    if gathered.compiled is None:
+        parts: dict[Any, list[Slot]] = {}
+        for slot in gathered.slots:
+            parts.setdefault((slot.param.device, _on_device(slot)), []).append(slot)
+        home = {id(slot): key for key, slots in parts.items() for slot in slots}
+        for policy, slots in gathered.members.items():
+            if "gain" in policy.shared_names() and len({home[id(slot)] for slot in slots}) > 1:
+                return None
+        gathered.compiled = [Plan(slots, gathered) for slots in parts.values()]
+    return gathered.compiled
+
+
+def _on_device(slot: Slot) -> bool:
+    """Whether its counters are on a GPU (``capturable`` or ``fused``)."""
+    return slot.param.device.type != "cpu" and bool(slot.group.get("capturable") or slot.group.get("fused"))
+
+
+class Plan:
+    """The tensors of one device, with the native plan over them.
+
+    Args:
+        slots: parameters whose state is complete.
+        gathered: what they are a part of.
+    """
+
+    def __init__(self, slots: Sequence[Slot], gathered: Gathered) -> None:
+        self.device = slots[0].param.device
+        self._slots = slots
+        self._params = [slot.param for slot in slots]
+        self._groups = list({id(slot.group): slot.group for slot in slots}.values())
+        self._backbone = slots[0].backbone
+        # A parameter with gaps or overlaps in memory is updated in a dense copy.
+        dense = [torch.empty_like(p) for p in self._params]
+        self._copies = [(p, d) for p, d in zip(self._params, dense, strict=True) if p.stride() != d.stride()]
+        copied = {id(p): d for p, d in self._copies}
+        self._dense = [copied.get(id(p), p) for p in self._params]
+        del dense
+        self._grads: list[Tensor] = []
+        self._absent: list[int] = []
+        self._build(gathered)
+
+    def _build(self, gathered: Gathered) -> None:
+        ops, slots = torch.ops.fused_adaptive, self._slots
+        group_numbers = {id(group): i for i, group in enumerate(self._groups)}
+        number = self._number = ops.plan_new(
+            self._dense,
+            [group_numbers[id(slot.group)] for slot in slots],
+            [slot.index for slot in slots],
+            [_structure(self._backbone.name, group) for group in self._groups],
+            [not group["decoupled_weight_decay"] for group in self._groups],
+            [bool(group["maximize"]) for group in self._groups],
+            _on_device(slots[0]),
+        )
+        weakref.finalize(self, ops.plan_free, number)
+        bound = self._gather_state()
+        for role, members in bound.items():
+            ops.plan_bind(number, role, list(members), list(members.values()))
+        position = {id(slot): i for i, slot in enumerate(slots)}
+        for policy, members in gathered.members.items():
+            own = [position[id(slot)] for slot in members if id(slot) in position]
+            if own and isinstance(policy, (ActiveLR, TrainableLR, Hypergradient)) and not policy.naive:
+                ops.plan_policy(number, type(policy).__name__, own, _policy_arguments(policy))
+        ops.plan_finish(number)
+        # What a step writes, as autograd has to know: every tensor but those of one element.
+        state = [[t for t in slot.state.values() if t.dim() or slot.param.dim() == 0] for slot in slots]
+        self._written = [[slot.param, *own] for slot, own in zip(slots, state, strict=True)]
+        self._written_by_all = [tensor for own in self._written for tensor in own]
+
+    def _gather_state(self) -> dict[str, dict[int, Tensor]]:
+        """Of every role, its tensors by member, made and laid out as the update needs them."""
+        bound: dict[str, dict[int, Tensor]] = {}
+        first = []
+        for i, (slot, param) in enumerate(zip(self._slots, self._dense, strict=True)):
+            # What the group's backbone and policies name: what else is there belongs to those of before.
+            named, order = specs(self._backbone, slot.group), _STATE_NAMES[self._backbone.name]
+            if "momentum_buffer" in named and "momentum_buffer" not in slot.state and slot.applies:
+                slot.state["momentum_buffer"] = torch.zeros_like(param, dtype=state_dtype(param))
+                first.append(i)
+            for name in named:
+                if name not in slot.state:
+                    continue  # a momentum buffer before the first gradient
+                value = slot.state[name]
+                role = f"state{order.index(name)}" if name in order else _ROLES[name]
+                if value.shape == param.shape and value.stride() != param.stride():
+                    value = slot.state[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
+                bound.setdefault(role, {})[i] = value
+        if first:
+            torch.ops.fused_adaptive.plan_first(self._number, first)
+        return bound
+
+    def take_gradients(self, conform: bool = False) -> int:
+        """Collects this step's gradients and checks them; 0 if the step can be taken. Changes nothing.
+
+        Args:
+            conform: gives those that are laid out otherwise than their parameters a copy that is not.
+        """
+        self._grads = [grad for p in self._params if (grad := p.grad) is not None]
+        self._absent = []
+        if len(self._grads) != len(self._params):
+            self._absent = [i for i, p in enumerate(self._params) if p.grad is None]
+        if conform or self._copies:
+            present = (d for p, d in zip(self._params, self._dense, strict=True) if p.grad is not None)
+            self._grads = [_conform(grad, d) for grad, d in zip(self._grads, present, strict=True)]
+        return torch.ops.fused_adaptive.plan_check.default(self._number, self._grads, self._absent)
+
+    def holds(self) -> bool:
+        """Whether parameters and state are where they were when the plan was built."""
+        absent = list(range(len(self._params)))
+        return not torch.ops.fused_adaptive.plan_check(self._number, [], absent)
+
+    def step(self, found_inf: Tensor | None, grad_scale: Tensor | None, draws: Tensor | None) -> None:
+        """The step with the gradients that were taken."""
+        for param, dense in self._copies:
+            dense.copy_(param)
+        torch.ops.fused_adaptive.plan_step.default(
+            self._number,
+            [number for group in self._groups for number in _hyperparameters(group)],
+            None if draws is None else draws.to(self.device),
+            _scalar(grad_scale, self.device),
+            _scalar(found_inf, self.device),
+        )
+        for param, dense in self._copies:
+            param.copy_(dense)
+        self._grads = []  # a gradient must not live longer than its parameter's .grad
+        written = self._written_by_all
+        if self._absent:
+            absent = set(self._absent)
+            written = [t for i, own in enumerate(self._written) if i not in absent for t in own]
+        torch.autograd.graph.increment_version(written)
+
+    def end_interval(self) -> None:
+        for param, dense in self._copies:
+            dense.copy_(param)
+        torch.ops.fused_adaptive.plan_end_interval(self._number)
+
+
+def _structure(backbone: str, group: dict[str, Any]) -> str:
+    """The name of the backbone's struct in csrc/backbones.h."""
+    if backbone == "SGD":
+        variant = "Nesterov" if group["nesterov"] else "Momentum"
+        return "SgdPlain" if group["momentum"] == 0 else f"Sgd{variant}"
+    variant = ("Rectify" if group.get("rectify") else "") + ("Amsgrad" if group.get("amsgrad") else "")
+    return f"{backbone}{variant or 'Plain'}"
+
+
+def _hyperparameters(group: dict[str, Any]) -> tuple[float, ...]:
+    """In the order of csrc/backbones.h's Hyper."""
+    beta1, beta2 = group.get("betas", (0.0, 0.0))
+    return (
+        float(group["lr"]),
+        float(group["weight_decay"]),
+        float(beta1),
+        float(beta2),
+        float(group.get("eps", 0.0)),
+        float(group.get("momentum", 0.0)),
+        float(group.get("dampening", 0.0)),
+    )
+
+
+def _policy_arguments(policy: Policy) -> list[float]:
+    """In the order of TensorPlan::add_policy in csrc/tensors.cpp."""
+    low, high = getattr(policy, "gain_bounds", None) or (-math.inf, math.inf)
+    eta = getattr(policy, "eta", None)
+    sources = ("displacement", "gradient", "preconditioned")
+    return [
+        float(policy.interval or 0),
+        float(getattr(policy, "granularity", "global") == "tensor"),
+        getattr(policy, "high", 0.0),
+        getattr(policy, "low", 1.0),
+        low,
+        high,
+        float(getattr(policy, "first_interval", "") == "hold"),
+        float(sources.index(policy.source)) if isinstance(policy, TrainableLR) and policy.source else 0.0,
+        math.nan if eta is None else eta,
+        getattr(policy, "hyper_lr", 0.0),
+    ]
+
+
+def _conform(grad: Tensor, param: Tensor) -> Tensor:
+    """The gradient laid out as its parameter; on a GPU also in its dtype or wider."""
+    dtype = grad.dtype if grad.device.type == "cpu" else param.dtype
+    if grad.stride() == param.stride() and grad.dtype == dtype:
+        return grad
+    return torch.empty_like(param, dtype=dtype).copy_(grad)
+
+
+def _scalar(value: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if value is None else value.to(device=device, dtype=torch.float32)

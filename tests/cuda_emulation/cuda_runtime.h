@@ -1,0 +1,103 @@
+// As much of the CUDA runtime as csrc/cuda needs, for g++: kernels run on the CPU, each thread a fiber, so that
+// barriers, shared memory and the order of blocks mean what they mean on a GPU. Device memory is the host's; launches
+// and copies are done when they return. It checks logic and arithmetic, and says nothing about speed, races of memory
+// or hardware.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <tuple>
+#include <utility>
+
+#define __global__
+#define __device__
+#define __host__
+#define __grid_constant__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+namespace emulation {
+
+// Runs body once for every thread of every block.
+void run(unsigned blocks, unsigned threads, const std::function<void()>& body);
+void barrier();
+// This block's memory of that name; not zeroed, as on a GPU.
+void* shared(const void* name, size_t bytes);
+
+extern int processors, blocks_a_processor;
+extern bool is_capturing;
+extern int launches;
+
+}  // namespace emulation
+
+extern dim3 threadIdx, blockIdx, gridDim, blockDim;
+
+#define FA_SHARED(Type, name)       \
+  static const char name##_tag = 0; \
+  Type& name = *static_cast<Type*>(emulation::shared(&name##_tag, sizeof(Type)))
+
+inline void __syncthreads() { emulation::barrier(); }
+inline void __threadfence() {}
+inline unsigned atomicAdd(unsigned* at, unsigned by) { return std::exchange(*at, *at + by); }
+template <class T>
+T __ldcs(const T* from) {
+  return *from;
+}
+
+enum cudaError_t { cudaSuccess, cudaErrorMemoryAllocation };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrComputeCapabilityMajor };
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
+using cudaStream_t = void*;
+
+inline const char* cudaGetErrorString(cudaError_t) { return "emulated error"; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount ? emulation::processors : 9;
+  return cudaSuccess;
+}
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, size_t) {
+  return *blocks = emulation::blocks_a_processor, cudaSuccess;
+}
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = emulation::is_capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaMalloc(void** data, size_t bytes) {
+  *data = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  return *data != nullptr ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+inline cudaError_t cudaFree(void* data) { return std::free(data), cudaSuccess; }
+inline cudaError_t cudaMemset(void* data, int value, size_t bytes) {
+  return std::memset(data, value, bytes), cudaSuccess;
+}
+inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
+  return std::memcpy(to, from, bytes), cudaSuccess;
+}
+
+template <class... Args>
+cudaError_t cudaLaunchKernel(void (*kernel)(Args...), dim3 blocks, dim3 threads, void** args, size_t, cudaStream_t) {
+  const auto call = [&]<size_t... i>(std::index_sequence<i...>) {
+    emulation::run(blocks.x, threads.x, [&] { kernel(*static_cast<Args*>(args[i])...); });
+  };
+  call(std::index_sequence_for<Args...>());
+  return cudaSuccess;
+}

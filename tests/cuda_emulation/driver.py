@@ -1,0 +1,246 @@
+"""Drives csrc/cuda on the CPU: an optimizer's parameters and state, handed to the emulated executor by address."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fused_adaptive as fa
+from fused_adaptive.checkpoint import specs
+from fused_adaptive.policies import ActiveLR, Hypergradient, TrainableLR, from_plain
+
+from . import build
+
+#: In the order of csrc/plan.h's Role, after the parameter and the backbone's three.
+ROLES = [
+    "element_gain",
+    "grad_sum",
+    "grad_sign_prev",
+    "grad_mean_sum",
+    "previous",
+    "interval_start",
+    "step",
+    "gain",
+    "lr_sum",
+    "lr_last",
+    "active_step",
+    "active_applied",
+    "tlr_step",
+    "tlr_applied",
+    "tlr_applied_prev",
+]
+STATES = {
+    "SGD": ("momentum_buffer",),
+    "AdamW": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+    "RAdam": ("exp_avg", "exp_avg_sq"),
+    "AdaBelief": ("exp_avg", "exp_avg_var", "max_exp_avg_var"),
+}
+#: In the order of FA_FOR_EACH_BACKBONE.
+BACKBONES = [
+    "SgdPlain",
+    "SgdMomentum",
+    "SgdNesterov",
+    "AdamWPlain",
+    "AdamWAmsgrad",
+    "RAdamPlain",
+    "AdaBeliefPlain",
+    "AdaBeliefAmsgrad",
+    "AdaBeliefRectify",
+    "AdaBeliefRectifyAmsgrad",
+]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+SOURCES = ["displacement", "gradient", "preconditioned"]
+
+
+@cache
+def load(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    library.emulation_error.restype = ctypes.c_char_p
+    library.emulation_plan.restype = ctypes.c_void_p
+    return library
+
+
+class Emulated:
+    """The emulated CUDA executor over an optimizer, whose state it completes and changes in place.
+
+    Args:
+        optimizer: any of ours, on the CPU; its own ``step()`` is not to be called.
+        on_device: counters are the device's (capturable, fused AMP).
+        library: of :func:`build.library`; None is the unpatched one.
+        order: of the blocks: 0 forward, 1 backward (threads too), 2 interleaved at barriers.
+        shift: elements that every address is moved by, downwards.
+    """
+
+    def __init__(
+        self,
+        optimizer: fa.AdaptiveOptimizer,
+        on_device: bool = False,
+        library: Path | None = None,
+        order: int = 0,
+        processors: int = 2,
+        shift: int = 0,
+    ) -> None:
+        self.lib = load(library or build.library())
+        self.lib.emulation_configure(order, processors, 2)
+        self.optimizer, self.groups, self.shift = optimizer, optimizer.param_groups, shift
+        self.params: list[Tensor] = [p for group in self.groups for p in group["params"]]
+        self._buffers: dict[Tensor, Tensor] = {}
+        self._plan = ctypes.c_void_p(self.lib.emulation_plan(int(on_device)))
+        self._build()
+
+    def __del__(self) -> None:
+        self.lib.emulation_free(self._plan)
+
+    def step(
+        self,
+        found_inf: Tensor | None = None,
+        grad_scale: Tensor | None = None,
+        draws: Tensor | None = None,
+        skips: bool = False,
+    ) -> None:
+        """One step with the gradients of the parameters. ``skips``: nothing is expected to happen."""
+        empty = ctypes.c_double()  # an empty tensor has no address, but it has a gradient
+        grads = [0 if p.grad is None else self._address(p.grad) or ctypes.addressof(empty) for p in self.params]
+        hypers = [x for group in self.groups for x in _hyperparameters(group)]
+        self._check(
+            self.lib.emulation_step(
+                self._plan,
+                (ctypes.c_void_p * len(grads))(*grads),
+                (ctypes.c_double * len(hypers))(*hypers),
+                *(ctypes.c_void_p(None if t is None else t.data_ptr()) for t in (draws, grad_scale, found_inf)),
+            )
+        )
+        for p in list(self._buffers):  # a buffer is state once it holds something
+            if p.grad is not None and not skips:
+                self.optimizer.state[p]["momentum_buffer"] = self._buffers.pop(p)
+
+    def end_interval(self) -> None:
+        self._check(self.lib.emulation_end_interval(self._plan))
+
+    def _check(self, failed: int) -> None:
+        if failed:
+            raise RuntimeError(self.lib.emulation_error().decode())
+
+    def _address(self, tensor: Tensor) -> int:
+        return tensor.data_ptr() - self.shift * tensor.element_size() * (tensor.dim() > 0 and tensor.numel() > 0)
+
+    def _build(self) -> None:
+        backbone, number = self.optimizer.backbone, {}
+        for group in self.groups:
+            structure = BACKBONES.index(_structure(backbone.name, group))
+            self.lib.emulation_group(
+                self._plan, structure, int(not group["decoupled_weight_decay"]), int(group["maximize"])
+            )
+            for policy in from_plain(group["policy"]):
+                if policy not in number and not isinstance(policy, fa.FixedLR):
+                    number[policy] = len(number)
+                    self._add_policy(policy)
+        index = 0
+        for g, group in enumerate(self.groups):
+            policies = from_plain(group["policy"])
+            active = next((number[p] for p in policies if isinstance(p, ActiveLR)), -1)
+            scalar = next((number[p] for p in policies if isinstance(p, (TrainableLR, Hypergradient))), -1)
+            for p in group["params"]:
+                state = self._complete(p, group)
+                names = STATES[backbone.name]
+                if backbone.name == "SGD":
+                    names = names if group["momentum"] else ()
+                own = {**state, **({"momentum_buffer": self._buffers[p]} if p in self._buffers else {})}
+                own["previous"] = own.get("grad_mean_prev", own.get("direction_prev"))
+                at = [p, *(own.get(name) for name in names), *[None] * (3 - len(names)), *(own.get(r) for r in ROLES)]
+                self.lib.emulation_member(
+                    self._plan,
+                    (ctypes.c_void_p * len(at))(*(None if t is None else self._address(t) for t in at)),
+                    ctypes.c_int64(p.numel() + self.shift),
+                    ctypes.c_int64(index),
+                    g,
+                    active,
+                    scalar,
+                    DTYPES.index(p.dtype),
+                    int("step" in state and state["step"].dtype == torch.float64),
+                    int(active >= 0 or scalar >= 0),
+                    int(p in self._buffers),
+                )
+                index += 1
+
+    def _complete(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
+        spec = specs(self.optimizer.backbone, group)
+        if not spec:
+            return {}
+        state = self.optimizer.state[p]
+        for name, entry in spec.items():
+            if name in state:
+                continue
+            if entry.optional:
+                self._buffers[p] = entry.create(p, group)
+            else:
+                state[name] = entry.create(p, group)
+        return state
+
+    def _add_policy(self, policy: Any) -> None:
+        kind = [isinstance(policy, c) for c in (ActiveLR, TrainableLR, Hypergradient)].index(True)
+        low, high = getattr(policy, "gain_bounds", None) or (-math.inf, math.inf)
+        eta = getattr(policy, "eta", None)
+        double = ctypes.c_double
+        self.lib.emulation_policy(
+            self._plan,
+            kind,
+            ctypes.c_int64(policy.interval or 0),
+            int(getattr(policy, "granularity", "") == "tensor"),
+            double(getattr(policy, "high", 0)),
+            double(getattr(policy, "low", 1)),
+            double(low),
+            double(high),
+            int(getattr(policy, "first_interval", "") == "hold"),
+            SOURCES.index(getattr(policy, "source", None) or "displacement"),
+            int(eta is not None),
+            double(eta or 0),
+            double(getattr(policy, "hyper_lr", 0)),
+        )
+
+
+def _structure(backbone: str, group: Mapping[str, Any]) -> str:
+    if backbone == "SGD":
+        return f"Sgd{'Plain' if group['momentum'] == 0 else 'Nesterov' if group['nesterov'] else 'Momentum'}"
+    variant = ("Rectify" if group.get("rectify") else "") + ("Amsgrad" if group.get("amsgrad") else "")
+    return f"{backbone}{variant or 'Plain'}"
+
+
+def _hyperparameters(group: Mapping[str, Any]) -> Sequence[float]:
+    names = ("eps", "momentum", "dampening")
+    betas = group.get("betas", (0, 0))
+    return [float(x) for x in (group["lr"], group["weight_decay"], *betas, *(group.get(n, 0) for n in names))]
+
+
+class Twin:
+    """The float64 reference that takes each step from the state of another optimizer."""
+
+    def __init__(self, optimizer: fa.AdaptiveOptimizer, build_twin: Any) -> None:
+        self.of = optimizer
+        self.originals = [p for group in optimizer.param_groups for p in group["params"]]
+        self.params = [p.detach().to(torch.float64, copy=True).requires_grad_() for p in self.originals]
+        self.optimizer: fa.AdaptiveOptimizer = build_twin(self.params)
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Takes over parameters, gradients and state."""
+        for p, q in zip(self.originals, self.params, strict=True):
+            q.copy_(p)
+            q.grad = None if p.grad is None else p.grad.double()
+            state = self.of.state.get(p, {})
+            for name, value in state.items():
+                own = self.optimizer.state[q]
+                dtype = torch.float64 if value.dim() or (p.dim() == 0 and value.dtype == torch.float32) else value.dtype
+                if name == "grad_sign_prev":
+                    dtype = value.dtype
+                if name not in own:
+                    own[name] = value.to(dtype, copy=True)
+                else:
+                    own[name].copy_(value)

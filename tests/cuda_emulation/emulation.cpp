@@ -1,0 +1,149 @@
+// The scheduler of emulated blocks and threads.
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <csetjmp>
+#include <cstdio>
+#include <memory>
+#include <vector>
+
+#include "cuda_runtime.h"
+
+dim3 threadIdx, blockIdx, gridDim, blockDim;
+
+namespace emulation {
+
+int processors = 2, blocks_a_processor = 2, launches = 0;
+bool is_capturing = false;
+
+namespace {
+
+// 0: blocks one after the other; 1: from the last to the first, threads too; 2: all blocks in turns, from barrier to
+// barrier.
+int order = 0;
+
+constexpr size_t kStack = 256 * 1024;
+
+jmp_buf scheduler;
+const std::function<void()>* body;
+
+// A thread of a block. Its stack is used again by the next block.
+struct Fiber {
+  ucontext_t context;
+  jmp_buf point;
+  bool started = false, done = true;
+};
+
+Fiber* current;
+ucontext_t maker;
+
+void live() {
+  for (;;) {
+    (*body)();
+    current->done = true;
+    if (_setjmp(current->point) == 0) _longjmp(scheduler, 1);
+  }
+}
+
+void resume(Fiber& fiber) {
+  current = &fiber;
+  if (_setjmp(scheduler) != 0) return;
+  if (fiber.started) _longjmp(fiber.point, 1);
+  fiber.started = true;
+  void* stack = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = stack;
+  fiber.context.uc_stack.ss_size = kStack;
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, live, 0);
+  setcontext(&fiber.context);
+}
+
+struct Memory {
+  const void* name;
+  std::unique_ptr<char[]> data;
+};
+
+struct Block {
+  std::vector<std::unique_ptr<Fiber>> fibers;
+  std::vector<Memory> memory;
+  bool done = false;
+};
+
+std::vector<Block> pool;
+Block* current_block;
+
+// Runs every thread of a block to its next barrier, or to its end.
+void advance(Block& block, unsigned number, unsigned threads) {
+  current_block = &block;
+  blockIdx.x = number;
+  unsigned done = 0;
+  for (unsigned i = 0; i < threads; ++i) {
+    threadIdx.x = order == 1 ? threads - 1 - i : i;
+    Fiber& fiber = *block.fibers[threadIdx.x];
+    if (!fiber.done) resume(fiber);
+    done += fiber.done;
+  }
+  if (done != 0 && done != threads) {
+    std::fprintf(stderr, "emulation: %u threads of a block have ended, the others wait at a barrier\n", done);
+    std::abort();
+  }
+  block.done = done == threads;
+}
+
+}  // namespace
+
+void barrier() {
+  if (_setjmp(current->point) == 0) _longjmp(scheduler, 1);
+}
+
+void* shared(const void* name, size_t bytes) {
+  for (const Memory& memory : current_block->memory) {
+    if (memory.name == name) return memory.data.get();
+  }
+  current_block->memory.push_back({name, std::unique_ptr<char[]>(new char[bytes])});
+  std::memset(current_block->memory.back().data.get(), 0xA5, bytes);
+  return current_block->memory.back().data.get();
+}
+
+void run(unsigned blocks, unsigned threads, const std::function<void()>& kernel) {
+  ++launches;
+  body = &kernel;
+  gridDim = dim3(blocks);
+  blockDim = dim3(threads);
+  if (pool.size() < blocks) pool.resize(blocks);
+  for (unsigned b = 0; b < blocks; ++b) {
+    Block& block = pool[b];
+    block.memory.clear();
+    block.done = false;
+    while (block.fibers.size() < threads) block.fibers.push_back(std::make_unique<Fiber>());
+    for (unsigned t = 0; t < threads; ++t) block.fibers[t]->done = false;
+  }
+  if (order == 2) {
+    for (bool all = false; !all;) {
+      all = true;
+      for (unsigned b = 0; b < blocks; ++b) {
+        if (!pool[b].done) advance(pool[b], b, threads);
+        all = all && pool[b].done;
+      }
+    }
+    return;
+  }
+  for (unsigned i = 0; i < blocks; ++i) {
+    const unsigned b = order == 1 ? blocks - 1 - i : i;
+    while (!pool[b].done) advance(pool[b], b, threads);
+  }
+}
+
+}  // namespace emulation
+
+#pragma GCC visibility push(default)
+extern "C" {
+void emulation_configure(int order, int processors, int blocks_a_processor) {
+  emulation::order = order;
+  emulation::processors = processors;
+  emulation::blocks_a_processor = blocks_a_processor;
+}
+void emulation_capture(int on) { emulation::is_capturing = on != 0; }
+int emulation_launches() { return std::exchange(emulation::launches, 0); }
+}

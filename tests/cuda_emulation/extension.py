@@ -1,0 +1,43 @@
+"""The whole native library with its CUDA side emulated: what runs on a GPU, from Python down, over the CPU's memory.
+
+``python -m pytest -p tests.cuda_emulation.extension …`` runs tests on it: the native backend then is the CUDA executor.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch.utils import cpp_extension
+
+from fused_adaptive import __version__, _extension
+from fused_adaptive.backends import native
+
+from . import build
+
+#: On the CPU too, the executor is that of CUDA.
+PATCH = ("plan_.executor = make_cpu_executor(plan_);", "plan_.executor = make_cuda_executor(plan_, 0, on_device_);")
+
+
+def library() -> Path:
+    """The path of the library."""
+    csrc, includes = build.ROOT / "csrc", [f"-I{path}" for path in cpp_extension.include_paths()]
+    files = [p for pattern in ("*.h", "*.cpp", "cpu/*", "cuda/*") for p in sorted(csrc.glob(pattern))]
+    texts = {p.relative_to(csrc).as_posix(): p.read_text() for p in files}
+    assert texts["tensors.cpp"].count(PATCH[0]) == 1
+    texts["tensors.cpp"] = texts["tensors.cpp"].replace(*PATCH)
+    texts |= {f"emulation/{p.name}": p.read_text() for p in build.HERE.iterdir() if p.suffix in (".h", ".cpp")}
+    for name in ("emulation/stubs.cpp", "emulation/entry.cpp", "cpu/kernels_v3.cpp", "cpu/kernels_v4.cpp"):
+        del texts[name]
+    # The CPU's loops are not what is looked at: the baseline's will do.
+    texts["cpu/kernels.h"] = texts["cpu/kernels.h"].replace("#define FA_X86_LEVELS 1", "")
+    flags = ["-DTORCH_TARGET_VERSION=0x020a000000000000ULL", f'-DFUSED_ADAPTIVE_VERSION="{__version__}"', *includes]
+    flags += [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu"]
+    return build.cached(texts, flags)
+
+
+def pytest_configure() -> None:
+    torch.ops.load_library(str(library()))
+    assert _extension.why_not() == "", "the library that is loaded is taken for the installed one"
+    # Counters that a GPU would keep are kept where a GPU would.
+    native._on_device = lambda slot: bool(slot.group.get("capturable") or slot.group.get("fused"))

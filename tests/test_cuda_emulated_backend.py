@@ -1,0 +1,33 @@
+"""The native backend with its CUDA side emulated, through tests that every backend passes, in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from .cuda_emulation import build
+
+pytestmark = [
+    pytest.mark.heavy,
+    pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler"),
+]
+
+SUITES = {
+    "parity": ("tests/test_parity.py", "float64_reference and native and (float32 or bfloat16)"),
+    "golden": ("tests/test_golden.py", "trajectory and native"),
+    "oracle": ("tests/test_oracle.py", "agrees and native"),
+    "changes": ("tests/test_gather.py", "native and (seen or many_changes)"),
+    "operators": ("tests/test_native.py", "not instruction_sets and not threads and not memory and not cannot_hold"),
+}
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_suite(name):
+    file, chosen = SUITES[name]
+    plugin = ("-p", "tests.cuda_emulation.extension", "-p", "no:cacheprovider")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", *plugin, file, "-k", chosen]
+    done = subprocess.run(command, cwd=build.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert " passed" in done.stdout

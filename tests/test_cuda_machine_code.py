@@ -1,0 +1,152 @@
+"""What nvcc makes of the CUDA kernels: registers, spills and the width of memory accesses, for each architecture.
+
+The compilation takes minutes; it is kept in build/ for as long as the sources stay as they are.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+CSRC = Path(__file__).parents[1] / "csrc"
+CACHE = CSRC.parent / "build" / "machine_code"
+ARCHITECTURES = ["80", "90", "100"]
+FILES = sorted(path.stem for path in (CSRC / "cuda").glob("*.cu"))
+# As in setup.py.
+FLAGS = ["-std=c++17", "-O3", "--fmad=false", "-lineinfo", "-Xcompiler", "-ffp-contract=off", "-Xptxas", "-v"]
+
+
+def find(tool: str) -> str | None:
+    """A tool of CUDA's: on the path, in CUDA's folder, or in one of the Python packages that bring it."""
+    homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
+    folders = [Path(home, "bin") for home in homes if home]
+    folders += [
+        p for entry in sys.path for g in ("nvidia/*/bin", "triton/backends/nvidia/bin") for p in Path(entry).glob(g)
+    ]
+    return shutil.which(tool) or next((str(f / tool) for f in folders if (f / tool).exists()), None)
+
+
+NVCC = find("nvcc")
+pytestmark = [pytest.mark.heavy, pytest.mark.skipif(NVCC is None, reason="no nvcc")]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What ptxas says of one kernel."""
+
+    registers: int
+    stack: int
+    spills: int
+
+
+@dataclass(frozen=True)
+class Code:
+    cubin: Path
+    ptx: str
+    log: str
+
+
+def with_includes(path: Path) -> set[Path]:
+    """A source and all of ours that it includes."""
+    own = {path.parent / name for name in re.findall(r'#include "(.*)"', path.read_text())}
+    return {path.resolve()}.union(*map(with_includes, own))
+
+
+def compiled(name: str, architecture: str) -> Code:
+    text = "\0".join(path.read_text() for path in sorted(with_includes(CSRC / "cuda" / f"{name}.cu")))
+    digest = hashlib.sha256("\0".join([*FLAGS, str(NVCC), text]).encode()).hexdigest()[:16]
+    folder = CACHE / f"{digest}-{name}-{architecture}"
+    cubin, log = folder / f"{name}.cubin", folder / "log"
+    if not log.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        target = ["-gencode", f"arch=compute_{architecture},code=sm_{architecture}"]
+        command = [str(NVCC), *FLAGS, *target, "-cubin", "--keep", "--keep-dir", str(folder), "-o", str(cubin)]
+        done = subprocess.run([*command, str(CSRC / "cuda" / f"{name}.cu")], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        for kept in folder.iterdir():
+            if kept.suffix not in (".cubin", ".ptx"):
+                kept.unlink()
+        log.write_text(done.stdout + done.stderr)
+    return Code(cubin, next(folder.glob("*.ptx")).read_text(), log.read_text())
+
+
+@cache
+def built(name: str) -> dict[str, Code]:
+    """A file, by architecture; two at a time."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w") as lock, ThreadPoolExecutor(2) as workers:  # tests run side by side
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return dict(zip(ARCHITECTURES, workers.map(lambda a: compiled(name, a), ARCHITECTURES), strict=True))
+
+
+def usages(name: str, architecture: str) -> dict[str, Usage]:
+    """Of every kernel of a file, by its demangled name."""
+    found = {}
+    for block in built(name)[architecture].log.split("Compiling entry function")[1:]:
+        mangled = re.findall(r"'(\S+)'", block)[0]
+        own = block[block.index(f"Function properties for {mangled}") :]
+        stack, stores, loads = map(int, re.findall(r"(\d+) bytes (?:stack|spill)", own)[:3])
+        registers = int(re.findall(r"Used (\d+) registers", own)[0])
+        found[mangled] = Usage(registers, stack, stores + loads)
+    names = subprocess.run(["c++filt"], input="\n".join(found), capture_output=True, text=True).stdout.split("\n")
+    return dict(zip(names, found.values(), strict=False))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", FILES)
+def test_no_kernel_spills(name, architecture):
+    found = usages(name, architecture)
+    assert {kernel: u for kernel, u in found.items() if u.spills} == {}
+    if name.startswith("step_"):
+        assert len(found) == 80  # 10 backbones, 4 modes, 2 decays
+        assert {kernel: u for kernel, u in found.items() if u.stack} == {}
+    if name == "step_f32":
+        # Four blocks a multiprocessor, or three where seven arrays and more keep the memory as busy.
+        few = {
+            kernel: u for kernel, u in found.items() if re.search(r"AdamW<false>, [02]|Sgd<.*>, |RAdam, [02]", kernel)
+        }
+        assert len(few) == 2 * (2 + 3 * 4 + 2)
+        assert max(u.registers for u in few.values()) <= 64
+        assert max(u.registers for u in found.values()) <= 80
+
+
+#: ActiveAdamW and AdamW with decoupled decay, as the names are mangled.
+MODES = {"AdamW": 0, "ActiveAdamW": 2}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", ["step_f32", "step_bf16"])
+@pytest.mark.parametrize("mode", MODES)
+def test_memory_is_accessed_by_16_bytes(name, architecture, mode):
+    code = built(name)[architecture]
+    kernel = re.search(rf"\b(_ZN\S*6updateINS_5AdamWILb0EEELi{MODES[mode]}ELb0E\S*)\(", code.ptx)
+    assert kernel is not None
+    body = code.ptx[kernel.start() :]
+    body = body[: body.index("\n}")]
+    arrays = 4 if mode == "AdamW" else 6  # parameter, gradient, two moments; gain and sum
+    words = 1 if name == "step_f32" else 2  # of state, for 16 bytes of bf16 parameters
+    wide = 2 + (arrays - 2) * words
+    assert len(re.findall(r"ld\.global\.(?:cs\.)?(?:v4\.[bfu]32|v2\.[bfu]64)", body)) >= wide
+    assert len(re.findall(r"ld\.global\.cs\.v4\.[bu]32", body)) == 1  # the gradient alone is not kept
+    assert len(re.findall(r"st\.global\.(?:v4\.[bfu]32|v2\.[bfu]64)", body)) >= wide - 1
+    disassembler, cuobjdump = find("nvdisasm"), find("cuobjdump")
+    if disassembler is None or cuobjdump is None:
+        return  # the compiler's own assembly has to do
+    path = f"{Path(disassembler).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [cuobjdump, "-sass", "-fun", kernel[1], str(code.cubin)]
+    sass = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path}).stdout
+    assert len(re.findall(r"LDG\.E\.[\w.]*128", sass)) >= wide
+    assert len(re.findall(r"STG\.E\.[\w.]*128", sass)) >= wide - 1
+    assert "LDL" not in sass
+    assert "STL" not in sass

@@ -1,0 +1,310 @@
+"""What is the native backend's own: its operators, its plan, and bits that depend on neither threads nor processor."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fused_adaptive as fa
+from fused_adaptive import backends
+from fused_adaptive.backends import native
+from fused_adaptive.policies import TrainableLR
+
+from . import test_pitfalls as pitfalls
+from . import test_pitfalls_runtime as runtime
+from .breaking import broken, fails
+from .cases import CASES, POLICIES, Case, Gradients, all_equal, parameters, state_of, train
+
+if reason := native.why_not([torch.device("cpu")]):
+    pytest.skip(reason, allow_module_level=True)
+
+SHAPES = [(70_001,), (3, 5), (), (0,), (4097,), (16_384,), (16_385,)]
+SOME_CASES = [case for case in CASES if case.optimizer in ("SGD-nesterov", "AdamW-amsgrad", "AdaBelief")]
+
+
+def run(case: Case, steps: int = 7, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    params = parameters(dtype, SHAPES)
+    optimizer = case.build(params, backend="native")
+    train(optimizer, steps, gradients=Gradients(missing=0.2))
+    return {f"param {i}": p.detach() for i, p in enumerate(params)} | state_of(optimizer)
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("case", SOME_CASES, ids=str)
+def test_threads_change_no_bit(case):
+    one = run(case)
+    torch.set_num_threads(2)
+    assert equal(one, run(case))
+
+
+BITS = """
+import sys, torch
+from tests.test_native import SOME_CASES, run
+assert torch.ops.fused_adaptive.cpu_capability() == sys.argv[1], "this processor has less"
+dtypes = (torch.float32, torch.bfloat16, torch.float16)
+torch.save([run(case, dtype=dtype) for case in SOME_CASES[::3] for dtype in dtypes], sys.argv[2])
+"""
+
+
+def test_instruction_sets_change_no_bit(tmp_path):
+    best = torch.ops.fused_adaptive.cpu_capability()
+    levels = ["baseline", "v3", "v4"][: ["baseline", "v3", "v4"].index(best) + 1]
+    results = []
+    for level in levels:
+        environment = {**os.environ, "FUSED_ADAPTIVE_CPU": level}
+        file = tmp_path / level
+        subprocess.run([sys.executable, "-c", BITS, level, str(file)], env=environment, check=True)
+        results.append(torch.load(file, weights_only=True))
+    for other in results[1:]:
+        assert all(equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_read_and_rounded_as_torch_does(dtype):
+    """Every number of the format, and a million float32 ones of every size, ties, infinities and NaN among them."""
+
+    def descend(param: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+        hypers = [1.0] + [0.0] * 6  # p ← p − g
+        torch.ops.fused_adaptive.step([param], [grad], [], [], "SgdPlain", False, False, hypers, [], [])
+        return param
+
+    def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+        return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    every = every[~every.isinf()]  # infinity less its decay of 0 is NaN
+    assert same(descend(every.clone(), torch.zeros(len(every))), every)
+    ties = every.float() * (1 + torch.finfo(dtype).eps / 2)
+    bits = torch.randint(-(2**31), 2**31, (10**6,)).to(torch.int32).view(torch.float32)
+    near = torch.randn(10**6) * torch.logspace(-9, 5, 10**6)
+    for values in (ties, bits, near):
+        assert same(descend(torch.zeros(len(values), dtype=dtype), values), (-values).to(dtype))
+
+
+# ---- operators ----
+
+
+def functional_arguments(capacity: int = 300) -> tuple:
+    params = [torch.randn(capacity), torch.randn(3, 5)]
+    grads = [torch.randn_like(p) for p in params]
+    state = [torch.zeros_like(p) for _ in range(2) for p in params] + [torch.zeros(()) for _ in params]
+    hypers = [0.01, 0.1, 0.9, 0.999, 1e-8, 0.0, 0.0]
+    return params, grads, state, ["state0", "state1", "step"], "AdamWPlain", False, False, hypers, [], []
+
+
+def test_the_functional_step_passes_opcheck():
+    native.register_fakes()
+    torch.library.opcheck(torch.ops.fused_adaptive.step.default, functional_arguments())
+
+
+def test_the_functional_step_is_the_plans_step():
+    params, grads, *rest = functional_arguments()
+    copies = [p.clone().requires_grad_() for p in params]
+    optimizer = fa.AdamW(copies, lr=0.01, weight_decay=0.1, backend="native")
+    for _ in range(3):
+        torch.ops.fused_adaptive.step(params, grads, *rest)
+        for p, grad in zip(copies, grads, strict=True):
+            p.grad = grad
+        optimizer.step()
+    assert all_equal(params, [p.detach() for p in copies])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a[0].__setitem__(0, a[0][0].to(torch.int32)), "not float64, float32"),
+        (lambda a: a[1].__setitem__(0, a[1][0].to_sparse()), "must be dense"),
+        (lambda a: a[2].__setitem__(0, a[2][0].double()), "wrong dtype"),
+        (lambda a: a[2].__setitem__(0, a[2][0][:-1]), "differs from it in shape"),
+        (lambda a: a[2].__setitem__(0, a[2][2]), "share memory"),
+        (lambda a: a[1].__setitem__(0, a[0][0]), "the parameter itself"),
+        (lambda a: a[2].pop(), "one tensor a parameter"),
+        (lambda a: (a[3].pop(), a[2].pop(), a[2].pop()), "parameter 0 lacks the state step"),
+        (lambda a: a[7].pop(), "hyperparameters a group"),
+        (lambda a: a[3].__setitem__(0, "velocity"), "unknown state 'velocity'"),
+        (lambda a: a[2].__setitem__(4, torch.zeros(2)), "one element"),
+    ],
+)
+def test_bad_input_of_the_operator_raises_before_anything_is_written(change, message):
+    arguments = functional_arguments()
+    change(arguments)
+    tensors = [t for group in arguments[:3] for t in group]
+    before = [t.clone() for t in tensors]
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.fused_adaptive.step(*arguments)
+    assert all(torch.equal(t.to_dense(), b.to_dense()) for t, b in zip(tensors, before, strict=True))
+
+
+# ---- what users complain about (docs/pitfalls.md), of the kernels ----
+
+
+@pytest.fixture
+def by_default(monkeypatch):
+    monkeypatch.setenv("FUSED_ADAPTIVE_BACKEND", "native")
+
+
+@pytest.mark.parametrize("case", SOME_CASES, ids=str)
+def test_08_empty_tensors_are_fine(case, by_default):
+    assert pitfalls.empty_tensors_change_nothing_for_others(case)
+
+
+@pytest.mark.parametrize("of_grad", pitfalls.LAYOUTS)
+@pytest.mark.parametrize("of_param", pitfalls.LAYOUTS)
+@pytest.mark.parametrize("policy", ["fixed", "active", "tlr-preconditioned-tensor", "hypergradient-global"])
+def test_09_strides_of_parameters_and_gradients_may_differ(policy, of_param, of_grad, by_default):
+    assert pitfalls.strides_do_not_matter(Case("SGD-momentum", policy, True), of_param, of_grad)
+
+
+@pytest.mark.parametrize("case", SOME_CASES, ids=str)
+def test_10_mixed_dtypes_move_and_state_is_not_cast(case, by_default):
+    assert pitfalls.every_dtype_moves_and_keeps_its_state(case)
+
+
+@pytest.mark.parametrize("case", [c for c in SOME_CASES if c.policy in ("fixed", "active")], ids=str)
+def test_16_no_element_of_a_large_odd_tensor_is_skipped(case, by_default):
+    assert pitfalls.large_odd_tensor_is_the_same_as_its_pieces(case)
+
+
+def test_17_hypergradient_rate_is_never_negative_nor_changed_midway(by_default):
+    assert pitfalls.hypergradient_rate_is_never_negative()
+    assert pitfalls.hypergradient_rate_is_one_for_all_tensors_of_a_step()
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam", "AdaBelief"])
+def test_19_decay_is_coupled_or_decoupled_as_asked(name, by_default):
+    assert pitfalls.decay_is_of_the_right_kind(name)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("policy", ["fixed", "active", "tlr-gradient-global", "hypergradient-global"])
+@pytest.mark.parametrize("optimizer", ["SGD-momentum", "AdamW"])
+def test_11_amp_overflow_changes_nothing_and_ends_no_interval(optimizer, policy, fused, by_default):
+    case = Case(optimizer, policy, True)
+    assert runtime.overflow_changes_nothing(case, fused)
+    if fused:
+        step = native.step
+        with broken(native, "step", lambda gathered, found_inf, *rest: step(gathered, None, *rest)):
+            assert fails(lambda: runtime.overflow_changes_nothing(case, fused))
+
+
+@pytest.mark.parametrize("policy", [p for p in POLICIES if "displacement" not in p])
+def test_14_a_step_allocates_no_tensor(policy, by_default):
+    assert runtime.extra_bytes_of_a_step(Case("AdamW", policy, True), torch.bfloat16) == 0
+
+
+# ---- the plan ----
+
+
+def adamw(params, **overrides):
+    return fa.AdamW(params, lr=0.01, weight_decay=0.1, backend="native", **overrides)
+
+
+def test_versions_go_up_so_that_autograd_notices():
+    params = parameters(torch.float32)
+    optimizer = adamw(params)
+    train(optimizer, 1)
+    versions = [p._version for p in params]
+    params[0].grad = None
+    optimizer.step()
+    assert [p._version - v for p, v in zip(params, versions, strict=True)] == [0, 1, 1, 1, 1, 1]
+    moment = optimizer.state[params[1]]["exp_avg"]
+    version = moment._version
+    optimizer.step()
+    assert moment._version == version + 1
+
+
+@pytest.mark.parametrize("policy", [None, fa.ActiveLR(interval=2)])
+def test_a_moved_parameter_is_found_again(policy):
+    moved, still = parameters(torch.float32), parameters(torch.float32)
+    a, b = adamw(moved, policy=policy), adamw(still, policy=policy)
+    train(a, 3)
+    train(b, 3)
+    for p in moved:
+        p.data = p.data.clone()
+    train(a, 1, start=3)
+    train(b, 1, start=3)
+    state = a.state[moved[0]]
+    state["exp_avg"].data = state["exp_avg"].data.clone()
+    a.end_interval()
+    b.end_interval()
+    assert all_equal(train(a, 3, start=4), train(b, 3, start=4))
+
+
+def test_a_parameter_whose_dtype_changes_keeps_its_state():
+    params = parameters(torch.float32)
+    optimizer = adamw(params)
+    train(optimizer, 2)
+    for p in params:
+        p.data, p.grad = p.data.bfloat16(), None
+    train(optimizer, 2, start=2)
+    assert all(p.dtype == torch.bfloat16 for p in params)
+    assert optimizer.state[params[0]]["exp_avg"].dtype == torch.float32
+    assert optimizer.state[params[0]]["step"] == 4
+
+
+def test_plans_are_freed():
+    before = torch.ops.fused_adaptive.plan_count()
+    optimizer = adamw(parameters(torch.float32))
+    train(optimizer, 2)
+    assert torch.ops.fused_adaptive.plan_count() == before + 1
+    del optimizer
+    gc.collect()
+    assert torch.ops.fused_adaptive.plan_count() == before
+
+
+def test_gradients_are_not_kept_alive():
+    import weakref
+
+    params = parameters(torch.float32)
+    optimizer = adamw(params)
+    train(optimizer, 2)
+    grad = weakref.ref(params[0].grad)
+    optimizer.zero_grad()
+    assert grad() is None
+
+
+def test_a_step_needs_no_memory_besides_the_state():
+    params = parameters(torch.float32, [(12_000_000,)])
+    optimizer = adamw(params, policy=fa.ActiveLR(interval=2))
+    params[0].grad = torch.randn(12_000_000)
+    optimizer.step()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(4):
+        optimizer.step()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 12_000  # KiB; one copy would be 47 000
+
+
+def test_what_the_plan_cannot_hold_in_one_goes_to_the_reference(monkeypatch):
+    """A global gain over tensors of several plans."""
+    monkeypatch.setattr(native, "_on_device", lambda slot: bool(slot.group["capturable"]))
+    policy = TrainableLR(interval=2)
+    runs = []
+    for backend in ("native", "reference"):
+        params = parameters(torch.float64)
+        groups = [{"params": params[:3], "capturable": True}, {"params": params[3:]}]
+        optimizer = fa.AdamW(groups, lr=0.01, policy=policy, backend=backend)
+        runs.append(train(optimizer, 5))
+    assert all_equal(*runs)
+
+
+def test_auto_takes_it_and_a_copy_of_the_optimizer_has_a_plan_of_its_own():
+    params = parameters(torch.float32)
+    optimizer = fa.AdamW(params, lr=0.01)
+    assert optimizer._backend.name == "native" == backends.select("auto", [torch.device("cpu")]).name
+    train(optimizer, 2)
+    twin = copy.deepcopy(optimizer)
+    twin_params = [p for group in twin.param_groups for p in group["params"]]
+    before = [p.detach().clone() for p in params]
+    train(twin, 2)
+    assert all_equal(before, params)
+    assert not all_equal(before, twin_params)
