@@ -18,6 +18,7 @@ from .optimizers import (
     RAdam,
 )
 from .policies import ActiveLR, FixedLR, Hypergradient, Policy, TrainableLR
+from .release import GradientRelease, release_gradients
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ __all__ = [
     "AdamW",
     "AdaptiveOptimizer",
     "FixedLR",
+    "GradientRelease",
     "Hypergradient",
     "Policy",
     "RAdam",
@@ -44,5 +46,6 @@ __all__ = [
     "__version__",
     "backends",
     "lr_range_test",
+    "release_gradients",
     "steps_per_epoch",
 ]

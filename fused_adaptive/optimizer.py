@@ -25,6 +25,7 @@ from .rates import group_rates
 
 if TYPE_CHECKING:
     from .controllers.draws import RateDraw
+    from .release import GradientRelease
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -52,6 +53,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     _rate_draw: RateDraw | None = None
     #: What the last step gathered. Not copied or saved with the optimizer either.
     _gathered: Gathered | None = None
+    #: Set by release_gradients, which steps in the backward pass; likewise.
+    _release: GradientRelease | None = None
 
     def __init__(self, params: Params, defaults: dict[str, Any], policy: Any = None, backend: str = "auto") -> None:
         check_hyperparameters(defaults)
@@ -104,6 +107,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             RuntimeError: for a gradient that is sparse, not floating-point, or of another shape or device than its
                 parameter. Then no parameter and no state has changed.
         """
+        if self._release is not None:
+            return self._release.step(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
