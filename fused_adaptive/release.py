@@ -1,13 +1,14 @@
-"""Gradient release: each parameter is stepped in the backward pass, as soon as its gradient is there, which is then freed.
+"""Gradient release: each parameter is stepped in the backward pass, when its gradient is there, which is then freed.
 
-Known from LOMO and from PyTorch's "optimizer step in backward". So at no time are all gradients alive, but those of
-about one layer.
+Known from LOMO and from PyTorch's "optimizer step in backward". So never are all gradients alive, but those of about
+one layer.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -70,7 +71,7 @@ class GradientRelease:
         if optimizer._release is not None:
             raise ValueError("this optimizer already releases its gradients: remove() the earlier handle first")
         _check_model(model, optimizer)
-        self._optimizer = optimizer
+        self._weak_optimizer = weakref.ref(optimizer)  # which owns this: hooks in the model keep neither alive
         self._lock = threading.Lock()  # with several GPUs each has a backward thread of its own
         self._hooks: dict[Tensor, Any] = {}
         self._slots: dict[Tensor, Slot] = {}  # of every parameter; the singles are those that have state
@@ -88,6 +89,12 @@ class GradientRelease:
         optimizer._gathered = None  # its plan holds memory, and would be of no use
         optimizer._release = self
 
+    @property
+    def _optimizer(self) -> AdaptiveOptimizer:
+        optimizer = self._weak_optimizer()
+        assert optimizer is not None
+        return optimizer
+
     def remove(self) -> None:
         """Back to the usual loop, in which ``step()`` moves all parameters. Call it between steps.
 
@@ -100,9 +107,10 @@ class GradientRelease:
             hook.remove()
         self._hooks.clear()
         self._singles.clear()
-        if self._optimizer._release is self:
-            self._optimizer._release = None
-            self._optimizer._step_supports_amp_scaling = self._took_scale
+        optimizer = self._weak_optimizer()
+        if optimizer is not None and optimizer._release is self:
+            optimizer._release = None
+            optimizer._step_supports_amp_scaling = self._took_scale
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:
@@ -121,7 +129,7 @@ class GradientRelease:
     @eager
     @torch.no_grad()
     def _on_gradient(self, param: Tensor) -> None:
-        if self._accumulates:
+        if self._accumulates or self._weak_optimizer() is None:
             return
         with self._lock:
             if not self._running:
@@ -204,7 +212,8 @@ class GradientRelease:
 
     def _hook(self, param: Tensor) -> None:
         if param.requires_grad and param not in self._hooks:
-            self._hooks[param] = param.register_post_accumulate_grad_hook(self._on_gradient)
+            of_release = weakref.WeakMethod(self._on_gradient)
+            self._hooks[param] = param.register_post_accumulate_grad_hook(lambda p: _call(of_release, p))
 
     def _check_first(self, param: Tensor) -> None:
         if param in self._stepped:
@@ -251,6 +260,12 @@ class GradientRelease:
             elif any(policy.counter for policy in policies_of(group, self._optimizer.backbone)):
                 idle.append(group)
         count_idle_calls(idle, None)
+
+
+def _call(method: weakref.WeakMethod[Callable[[Tensor], None]], param: Tensor) -> None:
+    on_gradient = method()
+    if on_gradient is not None:
+        on_gradient(param)
 
 
 class _Single(Gathered):
