@@ -15,10 +15,12 @@ ARGS ?=
 ifeq ($(strip $(VENV)),)
   PY := $(PYTHON)
   READY :=
+  TRAINERS :=
   export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 else
   PY := $(VENV)/bin/python
   READY := $(VENV)/.fused_adaptive-ready
+  TRAINERS := $(VENV)/.trainers-ready
 endif
 
 # CUDA kernels take minutes to compile and run nowhere without a GPU: there, FUSED_ADAPTIVE_BUILD=auto asks for them.
@@ -36,7 +38,7 @@ PYTEST = $(PY) -m pytest $$($(PY) -c 'import xdist' 2>/dev/null && echo '-n auto
 test: $(BUILT)
 	$(PYTEST) -m 'not heavy' $(ARGS)
 
-test-all: $(BUILT)
+test-all: $(BUILT) $(TRAINERS)
 	$(PYTEST) $(ARGS)
 
 build: $(READY)
@@ -68,6 +70,11 @@ $(VENV)/.fused_adaptive-ready: pyproject.toml setup.py constraints.txt
 	$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install '$(TORCH)'
 	$(PY) -m pip install -c constraints.txt setuptools wheel ninja numpy hypothesis pytest pytest-xdist ruff pyright clang-format matplotlib mlxtend rich
 	FUSED_ADAPTIVE_BUILD=none $(PY) -m pip install --no-deps --no-build-isolation -e .
+	touch $@
+
+# Hugging Face's Trainer, Accelerate and Lightning, which only some tests need: half a minute. torch stays as it is.
+$(VENV)/.trainers-ready: $(READY)
+	$(PY) -m pip install -c constraints.txt accelerate lightning scikit-learn transformers
 	touch $@
 
 clean:

@@ -2,6 +2,7 @@
 
 from . import backends
 from .controllers import AALR, ASLR, lr_range_test
+from .grouping import param_groups
 from .intervals import steps_per_epoch
 from .optimizer import AdaptiveOptimizer
 from .optimizers import (
@@ -18,6 +19,8 @@ from .optimizers import (
     RAdam,
 )
 from .policies import ActiveLR, FixedLR, Hypergradient, Policy, TrainableLR
+from .rate_logging import RateLogger, log_learning_rates
+from .release import GradientRelease, release_gradients
 
 __version__ = "0.1.0"
 
@@ -37,12 +40,17 @@ __all__ = [
     "AdamW",
     "AdaptiveOptimizer",
     "FixedLR",
+    "GradientRelease",
     "Hypergradient",
     "Policy",
     "RAdam",
+    "RateLogger",
     "TrainableLR",
     "__version__",
     "backends",
+    "log_learning_rates",
     "lr_range_test",
+    "param_groups",
+    "release_gradients",
     "steps_per_epoch",
 ]

@@ -21,10 +21,11 @@ from .eager import eager
 from .gather import Gathered, count_idle_calls, forget_idle_calls, gather, gather_complete, policies_of
 from .policies import Policy, TrainableLR, from_plain, to_plain
 from .policies.naive import evaluate_trial, needs_trial
-from .rates import group_rates
+from .rates import learning_rates
 
 if TYPE_CHECKING:
     from .controllers.draws import RateDraw
+    from .release import GradientRelease
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -52,6 +53,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     _rate_draw: RateDraw | None = None
     #: What the last step gathered. Not copied or saved with the optimizer either.
     _gathered: Gathered | None = None
+    #: Set by release_gradients, which steps in the backward pass; likewise.
+    _release: GradientRelease | None = None
 
     def __init__(self, params: Params, defaults: dict[str, Any], policy: Any = None, backend: str = "auto") -> None:
         check_hyperparameters(defaults)
@@ -104,6 +107,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             RuntimeError: for a gradient that is sparse, not floating-point, or of another shape or device than its
                 parameter. Then no parameter and no state has changed.
         """
+        if self._release is not None:
+            return self._release.step(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -149,7 +154,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def learning_rates(self, per_tensor: bool = False) -> list[dict[str, Any]]:
-        """The local learning rates ``lr·γ``. Reads them back from the device, so not for every step.
+        """The local learning rates ``lr·γ``. Reads them back from the device, all at once: not for every step.
 
         Args:
             per_tensor: adds ``"tensors"``, the same for each parameter of the group, in its order, with its name
@@ -158,8 +163,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         Returns:
             For each group ``{"min", "mean", "max"}``, floats; means are over elements.
         """
-        members = self._complete().members
-        return [group_rates(group, self.state, members, per_tensor) for group in self.param_groups]
+        return learning_rates(self.param_groups, self.state, self._complete().members, per_tensor)
 
     @eager
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,50 +1,76 @@
-"""Statistics of the local learning rates ``lr·γ``, for people to read."""
+"""Statistics of the local learning rates ``lr·γ``, for people to read: computed on the device, and read all at once."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .policies import Policy, from_plain
 from .slot import Slot
 from .state import State
 
-
-def group_rates(
-    group: dict[str, Any], states: Any, members: Mapping[Policy, Sequence[Slot]], per_tensor: bool
-) -> dict[str, Any]:
-    """The entry of ``AdaptiveOptimizer.learning_rates`` for one group. ``members``: of each policy, what has state."""
-    lr, policies = float(group["lr"]), from_plain(group["policy"])
-    names = group.get("param_names", [None] * len(group["params"]))
-    tensors = []
-    for name, p in zip(names, group["params"], strict=True):
-        rate: dict[str, float] = dict.fromkeys(("min", "mean", "max"), lr)
-        for policy in policies:
-            for key, gain in _gain_statistics(policy, states.get(p, {}), members.get(policy, [])).items():
-                rate[key] *= gain
-        tensors.append({"name": name, "numel": p.numel(), **rate})
-    return {**_summary(tensors, lr), **({"tensors": tensors} if per_tensor else {})}
+KEYS = ("min", "mean", "max")
 
 
-def _gain_statistics(policy: Policy, state: State, peers: Sequence[Slot]) -> dict[str, float]:
-    if ("element_gain" if policy.elementwise else "gain") not in state:
+def learning_rates(
+    groups: Sequence[dict[str, Any]], states: Any, members: Mapping[Policy, Sequence[Slot]], per_tensor: bool
+) -> list[dict[str, Any]]:
+    """What ``AdaptiveOptimizer.learning_rates`` returns. ``members``: of each policy, what has state."""
+    gains, lrs = [], []
+    for group in groups:
+        policies, lr = from_plain(group["policy"]), group["lr"]
+        lrs.append(lr.detach().double().reshape(()).expand(3) if isinstance(lr, Tensor) else None)
+        for p in group["params"]:
+            gains.append([_gain_statistics(policy, states.get(p, {}), members.get(policy, [])) for policy in policies])
+    wanted = [t for t in lrs + [t for of_param in gains for t in of_param] if t is not None]
+    read = dict(zip(map(id, wanted), to_host(wanted), strict=True))
+    result, remaining = [], iter(gains)
+    for group, lr in zip(groups, lrs, strict=True):
+        lr = float(group["lr"]) if lr is None else read[id(lr)][0]
+        names = group.get("param_names", [None] * len(group["params"]))
+        tensors = []
+        for name, p in zip(names, group["params"], strict=True):
+            rate = dict.fromkeys(KEYS, lr)
+            for statistics in next(remaining):
+                if statistics is not None:
+                    rate = {key: rate[key] * gain for key, gain in zip(KEYS, read[id(statistics)], strict=True)}
+            tensors.append({"name": name, "numel": p.numel(), **rate})
+        result.append({**_summary(tensors, lr), **({"tensors": tensors} if per_tensor else {})})
+    return result
+
+
+def to_host(values: Sequence[Tensor]) -> list[list[float]]:
+    """The numbers in small float64 tensors of equal size: one transfer a device."""
+    by_device: dict[torch.device, list[int]] = {}
+    for i, value in enumerate(values):
+        by_device.setdefault(value.device, []).append(i)
+    read: list[list[float]] = [[]] * len(values)
+    for positions in by_device.values():
+        for i, numbers in zip(positions, torch.stack([values[i] for i in positions]).tolist(), strict=True):
+            read[i] = numbers
+    return read
+
+
+def _gain_statistics(policy: Policy, state: State, peers: Sequence[Slot]) -> Tensor | None:
+    """Minimum, mean and maximum of a tensor's gain, on its device; None where it is 1 or there is none."""
+    name = "element_gain" if policy.elementwise else "gain"
+    if name not in state:
         if "gain" not in policy.shared_names() or not peers:
-            return {}
+            return None
         state = peers[0].state  # a tensor that has not moved yet shares a global gain all the same
-    gain = policy.gain(state)
-    if not isinstance(gain, Tensor):
-        return dict.fromkeys(("min", "mean", "max"), gain)
+    gain = state[name]
     if not gain.numel():
-        return {}
-    return {"min": gain.min().item(), "mean": gain.double().mean().item(), "max": gain.max().item()}
+        return None
+    return torch.stack([gain.min().double(), gain.mean(dtype=torch.float64), gain.max().double()])
 
 
 def _summary(tensors: list[dict[str, Any]], lr: float) -> dict[str, float]:
     filled = [t for t in tensors if t["numel"]]
     if not filled:
-        return dict.fromkeys(("min", "mean", "max"), lr)
+        return dict.fromkeys(KEYS, lr)
     total = sum(t["numel"] for t in filled)
     return {
         "min": min(t["min"] for t in filled),

@@ -40,7 +40,11 @@ class PeakMemory(TorchDispatchMode):
         inputs = {a.untyped_storage()._cdata for a in args if isinstance(a, torch.Tensor)}
         result = func(*args, **(kwargs or {}))
         for out in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(out, torch.Tensor) and out.untyped_storage()._cdata not in inputs | self.seen:
+            if (
+                isinstance(out, torch.Tensor)
+                and not out.is_meta
+                and out.untyped_storage()._cdata not in inputs | self.seen
+            ):
                 self._count(out.untyped_storage())
         return result
 

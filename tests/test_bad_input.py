@@ -211,6 +211,7 @@ def snapshot(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [value.detach().clone() for value in [*values, *state_of(optimizer).values()]]
 
 
+@pytest.mark.feature("bad gradients are refused before anything changes")
 @pytest.mark.parametrize("kind", BAD_GRADIENTS)
 @pytest.mark.parametrize("steps", [0, 3])
 def test_gradients(kind, steps):

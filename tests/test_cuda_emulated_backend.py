@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,24 @@ SUITES = {
 }
 
 
-@pytest.mark.parametrize("name", SUITES)
+#: What the suites hold, for README's matrix.
+FEATURES = {
+    "golden": ["golden trajectories in float64"],
+    "changes": ["intermittent gradients, groups and policies that change"],
+    "operators": [
+        "empty tensors",
+        "channels_last, strided and misaligned tensors",
+        "no copy of the parameters in a step",
+    ],
+}
+
+
+def marked(name: str) -> Any:
+    features = [pytest.mark.feature(f, backend="native-cuda", emulated=True) for f in FEATURES.get(name, ())]
+    return pytest.param(name, marks=features)
+
+
+@pytest.mark.parametrize("name", map(marked, SUITES))
 def test_suite(name):
     file, chosen = SUITES[name]
     plugin = ("-p", "tests.cuda_emulation.extension", "-p", "no:cacheprovider")

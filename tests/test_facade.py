@@ -98,6 +98,7 @@ def test_torch_compile_around_the_step_changes_nothing(policy):
     assert all_equal(compiled.param_groups[0]["params"], train(eager, 5))
 
 
+@pytest.mark.feature("closures")
 def test_closure_runs_once_with_gradients_enabled_and_its_loss_is_returned():
     p = torch.tensor([2.0], requires_grad=True)
     optimizer, calls = fa.SGD([p], lr=0.1), []
@@ -115,6 +116,7 @@ def test_closure_runs_once_with_gradients_enabled_and_its_loss_is_returned():
     assert p.item() == pytest.approx(1.6)
 
 
+@pytest.mark.feature("hooks of step() and state_dict()")
 def test_hooks_are_called_around_the_step_and_around_the_state_dict():
     optimizer, seen = fa.AdamW(parameters(), policy=fa.ActiveLR(interval=2)), []
     optimizer.register_step_pre_hook(lambda *_: seen.append("pre"))
@@ -160,6 +162,7 @@ def test_zero_grad_sets_to_none_or_zero():
     assert all(p.grad is None for p in optimizer.param_groups[0]["params"])
 
 
+@pytest.mark.feature("add_param_group in the middle")
 def test_add_param_group_mid_training_equals_groups_from_the_start():
     """With missing gradients until then, a group that is added late goes the same way as one that was there."""
     late = parameters()
@@ -178,6 +181,7 @@ def test_add_param_group_mid_training_equals_groups_from_the_start():
     assert all_equal(late, early)
 
 
+@pytest.mark.feature("named parameters")
 def test_named_parameters_and_their_names_survive():
     model = torch.nn.Linear(3, 2)
     optimizer = fa.AdamW(model.named_parameters(), policy=fa.ActiveLR(interval=2))
@@ -241,6 +245,7 @@ def test_scheduler_drives_ours_as_it_drives_torchs(name, cls):
     assert all_equal(ours, theirs)
 
 
+@pytest.mark.feature("every torch.optim.lr_scheduler, with an adapting policy")
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_scheduler_and_adapting_policy_resume_together(name):
     """lr is the scheduler's and gains are ours: neither writes what the other owns."""

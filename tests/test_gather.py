@@ -153,6 +153,7 @@ def test_an_optimizer_that_is_made_anew_gathers_anew(name):
     assert results[0] == results[1]
 
 
+@pytest.mark.feature("intermittent gradients, groups and policies that change")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("seed", range(12))
 def test_many_changes_with_intermittent_gradients(seed, backend, monkeypatch):

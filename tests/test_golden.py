@@ -79,6 +79,7 @@ def worst_deviation(golden: dict[str, Any], cls: Any, policy: Any, arguments: di
     return worst
 
 
+@pytest.mark.feature("golden trajectories in float64")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", TRAJECTORIES)
 def test_trajectory(name, backend):

@@ -22,6 +22,7 @@ def on_gpu(params: list[torch.Tensor]) -> list[torch.Tensor]:
     return [p.detach().cuda().requires_grad_() for p in params]
 
 
+@pytest.mark.feature("every optimizer, policy, decay and dtype within rounding of float64", backend="native")
 @every_dtype
 @every_case
 def test_a_step_is_within_rounding_of_the_float64_reference(case, dtype):
@@ -49,6 +50,7 @@ def test_counters_on_the_device_change_no_bit(case):
     assert all(torch.equal(state[name].cpu(), other_state[name].cpu()) for name in state)
 
 
+@pytest.mark.feature("a captured CUDA graph, through interval ends", backend="native")
 @every_policy
 def test_a_captured_graph_goes_through_interval_ends(policy):
     """Replays of one captured step, against steps as they come: three intervals and more."""
@@ -77,6 +79,7 @@ def test_a_captured_graph_goes_through_interval_ends(policy):
     assert all(torch.equal(state[name], other_state[name]) for name in state)
 
 
+@pytest.mark.feature("GradScaler, with and without fused=True", backend="native")
 @every_policy
 @pytest.mark.parametrize("optimizer", ["SGD-momentum", "AdamW"])
 def test_a_skipped_step_changes_nothing(optimizer, policy):
@@ -92,6 +95,7 @@ def test_a_skipped_step_changes_nothing(optimizer, policy):
     assert all(torch.equal(before[1][name], value) for name, value in state_of(built).items())
 
 
+@pytest.mark.feature("the same bits with any number of threads, any grid", backend="native")
 @pytest.mark.parametrize("case", CASES[::5], ids=str)
 def test_two_runs_have_the_same_bits(case):
     runs = []
@@ -105,6 +109,7 @@ def test_two_runs_have_the_same_bits(case):
     assert all(torch.equal(state[name], other_state[name]) for name in state)
 
 
+@pytest.mark.feature("no host synchronisation in step()", backend="native")
 @every_policy
 def test_the_host_does_not_wait_in_a_step(policy):
     params = on_gpu(parameters(torch.float32))
@@ -121,6 +126,7 @@ def test_the_host_does_not_wait_in_a_step(policy):
             torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.feature("10 000 tensors", backend="native")
 def test_ten_thousand_tensors():
     """More gradient pointers than the kernel arguments hold."""
     params = [torch.randn(64, device="cuda").requires_grad_() for _ in range(10_000)]
@@ -137,6 +143,7 @@ def test_ten_thousand_tensors():
     assert worst < 1e-5
 
 
+@pytest.mark.feature("a tensor of more than 2³¹ elements", backend="native")
 def test_more_than_two_to_the_31_elements():
     numel = 2**31 + 4099
     if torch.cuda.mem_get_info()[0] < 14 * numel:

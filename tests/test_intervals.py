@@ -23,6 +23,7 @@ def without_interval(policy):
     return type(policy).from_arguments(arguments)
 
 
+@pytest.mark.feature("end_interval() by hand")
 @pytest.mark.parametrize("name", INTERVAL_POLICIES)
 def test_end_interval_by_hand_equals_the_automatic_end(name):
     """But for the gradient source, whose gain changes before the last update when the end is known in advance."""

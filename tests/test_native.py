@@ -40,6 +40,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.feature("the same bits with any number of threads, any grid", backend="native")
 @pytest.mark.parametrize("case", SOME_CASES, ids=str)
 def test_threads_change_no_bit(case):
     one = run(case)
@@ -56,6 +57,7 @@ torch.save([run(case, dtype=dtype) for case in SOME_CASES[::3] for dtype in dtyp
 """
 
 
+@pytest.mark.feature("the same bits on AVX-512, AVX2 and neither", backend="native")
 def test_instruction_sets_change_no_bit(tmp_path):
     best = torch.ops.fused_adaptive.cpu_capability()
     levels = ["baseline", "v3", "v4"][: ["baseline", "v3", "v4"].index(best) + 1]
@@ -153,11 +155,13 @@ def by_default(monkeypatch):
     monkeypatch.setenv("FUSED_ADAPTIVE_BACKEND", "native")
 
 
+@pytest.mark.feature("empty tensors", backend="native")
 @pytest.mark.parametrize("case", SOME_CASES, ids=str)
 def test_08_empty_tensors_are_fine(case, by_default):
     assert pitfalls.empty_tensors_change_nothing_for_others(case)
 
 
+@pytest.mark.feature("channels_last, strided and misaligned tensors", backend="native")
 @pytest.mark.parametrize("of_grad", pitfalls.LAYOUTS)
 @pytest.mark.parametrize("of_param", pitfalls.LAYOUTS)
 @pytest.mark.parametrize("policy", ["fixed", "active", "tlr-preconditioned-tensor", "hypergradient-global"])
@@ -165,6 +169,7 @@ def test_09_strides_of_parameters_and_gradients_may_differ(policy, of_param, of_
     assert pitfalls.strides_do_not_matter(Case("SGD-momentum", policy, True), of_param, of_grad)
 
 
+@pytest.mark.feature("mixed dtypes; state that loading does not cast", backend="native")
 @pytest.mark.parametrize("case", SOME_CASES, ids=str)
 def test_10_mixed_dtypes_move_and_state_is_not_cast(case, by_default):
     assert pitfalls.every_dtype_moves_and_keeps_its_state(case)
@@ -185,6 +190,7 @@ def test_19_decay_is_coupled_or_decoupled_as_asked(name, by_default):
     assert pitfalls.decay_is_of_the_right_kind(name)
 
 
+@pytest.mark.feature("GradScaler, with and without fused=True", backend="native")
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("policy", ["fixed", "active", "tlr-gradient-global", "hypergradient-global"])
 @pytest.mark.parametrize("optimizer", ["SGD-momentum", "AdamW"])
@@ -197,6 +203,7 @@ def test_11_amp_overflow_changes_nothing_and_ends_no_interval(optimizer, policy,
             assert fails(lambda: runtime.overflow_changes_nothing(case, fused))
 
 
+@pytest.mark.feature("no copy of the parameters in a step", backend="native")
 @pytest.mark.parametrize("policy", [p for p in POLICIES if "displacement" not in p])
 def test_14_a_step_allocates_no_tensor(policy, by_default):
     assert runtime.extra_bytes_of_a_step(Case("AdamW", policy, True), torch.bfloat16) == 0

@@ -133,12 +133,14 @@ def state_excesses(
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 
 
+@pytest.mark.feature("every optimizer, policy, decay and dtype within rounding of float64", backend="reference")
 @every_dtype
 @every_case
 def test_a_reference_step_is_within_rounding_of_the_float64_reference(case, dtype):
     assert worst_excess(case, dtype, "reference") <= 1.0
 
 
+@pytest.mark.feature("every optimizer, policy, decay and dtype within rounding of float64")
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize(
     "dtype",

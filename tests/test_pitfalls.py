@@ -91,6 +91,7 @@ def empty_tensors_change_nothing_for_others(case: Case) -> bool:
     return all(torch.equal(with_empty[i], without[i]) for i in (0, 2)) and with_empty[1].shape == (0, 4)
 
 
+@pytest.mark.feature("empty tensors", backend="reference")
 @every_case
 def test_08_empty_tensors_are_fine(case):
     assert empty_tensors_change_nothing_for_others(case)
@@ -131,6 +132,7 @@ def strides_do_not_matter(case: Case, of_param: str, of_grad: str) -> bool:
     return torch.allclose(plain, strided, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.feature("channels_last, strided and misaligned tensors", backend="reference")
 @pytest.mark.parametrize("of_grad", LAYOUTS)
 @pytest.mark.parametrize("of_param", LAYOUTS)
 @pytest.mark.parametrize("policy", ["fixed", "active", "tlr-preconditioned-tensor", "hypergradient-global"])
@@ -165,6 +167,7 @@ def every_dtype_moves_and_keeps_its_state(case: Case) -> bool:
     return same and kept and moved
 
 
+@pytest.mark.feature("mixed dtypes; state that loading does not cast", backend="reference")
 @pytest.mark.parametrize("policy", ["fixed", "active", "tlr-gradient-global", "hypergradient-tensor"])
 def test_10_mixed_dtypes_move_and_state_is_not_cast(policy):
     check = lambda: every_dtype_moves_and_keeps_its_state(Case("AdamW", policy, True))  # noqa: E731

@@ -50,6 +50,7 @@ def overflow_changes_nothing(case: Case, fused: bool) -> bool:
     return all_equal(with_overflow, without) and all(torch.equal(v, state_without[n]) for n, v in state_with.items())
 
 
+@pytest.mark.feature("GradScaler, with and without fused=True", backend="reference")
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("policy", ["fixed", "active", "tlr-gradient-global", "hypergradient-global"])
 @pytest.mark.parametrize("optimizer", ["SGD-momentum", "AdamW"])
@@ -106,6 +107,7 @@ def extra_bytes_of_a_step(case: Case, dtype: torch.dtype) -> int:
     return memory.peak
 
 
+@pytest.mark.feature("no copy of the parameters in a step", backend="reference")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("policy", [p for p in POLICIES if "displacement" not in p])
 def test_14_a_step_allocates_a_few_tensors_and_not_a_copy_of_all(policy, dtype):

@@ -54,6 +54,7 @@ def resumes_bit_for_bit(case: Case, dtype: torch.dtype, at: int, drop: str = "")
     return all_equal(straight, resumed)
 
 
+@pytest.mark.feature("checkpoints resume bit for bit, anywhere in an interval")
 @every_case
 def test_resume_at_any_point_of_an_interval(case):
     """Intervals are of 2 and 3 steps: these points are their middles and their ends."""
@@ -144,6 +145,7 @@ def dtypes_of(optimizer: torch.optim.Optimizer) -> dict[str, torch.dtype]:
     return {name: value.dtype for name, value in state_of(optimizer).items()}
 
 
+@pytest.mark.feature("checkpoints of torch.optim go on, bit for bit", backend="reference")
 @pytest.mark.usefixtures("reference_backend")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", NAMESAKES)
@@ -297,6 +299,7 @@ def test_capturable_and_fused_keep_counts_on_the_parameters_device():
         assert spec.device_for(meta, {}).type == "cpu"
 
 
+@pytest.mark.feature("torch.distributed.checkpoint, one process")
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")  # one process is what is wanted
 @pytest.mark.parametrize("policy", ["fixed", "active", "tlr-preconditioned-global", "tlr-times-active"])
 @pytest.mark.parametrize("named", [False, True])

@@ -165,11 +165,11 @@ class Plan:
         self._groups = list({id(slot.group): slot.group for slot in slots}.values())
         self._backbone = slots[0].backbone
         # A parameter with gaps or overlaps in memory is updated in a dense copy.
-        dense = [torch.empty_like(p) for p in self._params]
-        self._copies = [(p, d) for p, d in zip(self._params, dense, strict=True) if p.stride() != d.stride()]
+        dense = [torch.empty_like(p, device="meta").stride() for p in self._params]  # of all at once: not in memory
+        gaps = [p for p, stride in zip(self._params, dense, strict=True) if p.stride() != stride]
+        self._copies = [(p, torch.empty_like(p)) for p in gaps]
         copied = {id(p): d for p, d in self._copies}
         self._dense = [copied.get(id(p), p) for p in self._params]
-        del dense
         self._grads: list[Tensor] = []
         self._absent: list[int] = []
         self._build(gathered)

@@ -1,0 +1,240 @@
+"""README's matrix, feature × backend, made from the outcomes of the tests themselves.
+
+A test says which feature it holds by a marker::
+
+    @pytest.mark.feature("closures")                       # on every backend that runs here, by FUSED_ADAPTIVE_BACKEND
+    @pytest.mark.feature("empty tensors", backend="reference")
+    @pytest.mark.feature("parity", backend="native-cuda", emulated=True)
+
+A test with a parameter ``backend`` needs no ``backend=``; with the marker ``gpu``, "native" is "native-cuda". Then::
+
+    python -m tests.matrix                # runs the marked tests, writes docs/matrix.json and README's table
+    python -m tests.matrix --only PART    # runs anew the features whose names contain PART; the others stay
+    python -m tests.matrix --table        # the table alone, from the results that are there
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RESULTS, README = ROOT / "docs" / "matrix.json", ROOT / "README.md"
+BEGIN, END = "<!-- matrix:begin -->", "<!-- matrix:end -->"
+
+#: The columns; one that has no test at all is left out.
+BACKENDS = {
+    "reference": "reference",
+    "native": "native, CPU",
+    "native-cuda": "native, CUDA",
+    "triton": "Triton",
+}
+#: The order of the rows; features that are not named here follow.
+ORDER = (
+    "every optimizer, policy, decay and dtype within rounding of float64",
+    "golden trajectories in float64",
+)
+
+#: Tests of one file that hold features of the CUDA kernels, whose source they execute on the CPU.
+EMULATED = {
+    "test_every_kernel_is_within_rounding_of_the_float64_reference": ORDER[0],
+    "test_float64_trajectories_are_those_of_the_reference": ORDER[1],
+    "test_amp_maximize_and_draws": "GradScaler, with and without fused=True",
+    "test_the_same_bits_whatever_the_grid_and_the_order": "the same bits with any number of threads, any grid",
+    "test_elements_beyond_2_to_the_31": "a tensor of more than 2³¹ elements",
+    "test_intervals_ended_by_hand_and_restarted": "end_interval() by hand",
+}
+
+Features = dict[str, dict[str, dict[str, Any]]]
+
+
+# ---- the plugin: what is marked, and how it went ----
+
+
+class Recorder:
+    """Collects the outcomes of marked tests, by feature and backend."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.path, self.only = config.getoption("--matrix"), config.getoption("--matrix-only")
+        self.auto_only = config.getoption("--matrix-auto")
+        self.features: Features = {}
+
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        chosen, others = [], []
+        for item in items:
+            marks = [mark for mark in features_of(item) if self.only in mark["feature"]]
+            if self.auto_only:
+                marks = [mark for mark in marks if mark["auto"]]
+            item.user_properties.extend(("feature", mark) for mark in marks)
+            (chosen if marks else others).append(item)
+        config.hook.pytest_deselected(items=others)
+        items[:] = chosen
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "call" and report.outcome == "passed":
+            return
+        for mark in [value for name, value in report.user_properties if name == "feature"]:
+            self.count(mark, report)  # type: ignore[arg-type]
+
+    def count(self, mark: dict[str, Any], report: pytest.TestReport) -> None:
+        cell = self.features.setdefault(mark["feature"], {}).setdefault(mark["backend"], {"tests": {}})
+        outcome = report.outcome
+        if outcome == "passed" and mark["emulated"]:
+            outcome = "emulated"
+        if outcome == "skipped" and isinstance(report.longrepr, tuple):
+            cell["reason"] = str(report.longrepr[2]).removeprefix("Skipped: ")
+        outcomes = cell["tests"].setdefault(report.nodeid.split("[")[0], {})
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if not hasattr(session.config, "workerinput"):
+            Path(self.path).write_text(json.dumps(self.features))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--matrix", help="where the outcomes of marked tests go")
+    parser.addoption("--matrix-only", default="", help="features whose names contain this")
+    parser.addoption("--matrix-auto", action="store_true", help="those that run on the backend that is chosen outside")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--matrix"):
+        config.pluginmanager.register(Recorder(config), "matrix-recorder")
+
+
+def features_of(item: pytest.Item) -> list[dict[str, Any]]:
+    """What the markers of a test say, with its backend filled in."""
+    from fused_adaptive import backends
+
+    found = []
+    marks = list(item.iter_markers("feature"))
+    if item.path.stem == "test_cuda_emulation" and getattr(item, "originalname", "") in EMULATED:
+        feature = EMULATED[getattr(item, "originalname", "")]
+        marks.append(pytest.mark.feature(feature, backend="native-cuda", emulated=True).mark)
+    for mark in marks:
+        arguments = dict(zip(("feature", "backend", "emulated"), mark.args, strict=False)) | mark.kwargs
+        parameter = getattr(getattr(item, "callspec", None), "params", {}).get("backend")
+        backend = arguments.get("backend") or parameter
+        auto = backend is None
+        backend = backends.select("auto", ()).name if auto else backend
+        if backend == "native" and item.get_closest_marker("gpu"):
+            backend = "native-cuda"
+        # Where there is no GPU, Triton's kernels run in its interpreter.
+        emulated = bool(arguments.get("emulated")) or (backend == "triton" and not item.get_closest_marker("gpu"))
+        found.append({"feature": arguments["feature"], "backend": backend, "emulated": emulated, "auto": auto})
+    return found
+
+
+# ---- the command ----
+
+
+def run(only: str) -> dict[str, Any]:
+    """Runs the marked tests, once more for each further backend, and returns the results."""
+    import torch
+
+    from fused_adaptive import backends
+
+    names = [name for name, why_not in backends.available(["cpu"]).items() if not why_not]
+    features: Features = {}
+    for i, name in enumerate(names):
+        file = ROOT / "build" / f"matrix_{name}.json"
+        file.parent.mkdir(exist_ok=True)
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "tests.matrix",
+            "-m",
+            "feature",
+            "-p",
+            "no:cacheprovider",
+        ]
+        command += ["--matrix", str(file), "--matrix-only", only, *(["--matrix-auto"] if i else [])]
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, backends.ENVIRONMENT_VARIABLE: name})
+        if done.returncode not in (0, 1, 5):
+            raise SystemExit(f"pytest ended with {done.returncode}")
+        for feature, cells in json.loads(file.read_text()).items():
+            for backend, cell in cells.items():
+                merge(features.setdefault(feature, {}).setdefault(backend, {"tests": {}}), cell)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    where = {"torch": torch.__version__, "python": platform.python_version(), "gpu": gpu}
+    return {"where": where, "features": features}
+
+
+def merge(into: dict[str, Any], cell: dict[str, Any]) -> None:
+    if "reason" in cell:
+        into["reason"] = cell["reason"]
+    for test, outcomes in cell["tests"].items():
+        own = into["tests"].setdefault(test, {})
+        for outcome, number in outcomes.items():
+            own[outcome] = own.get(outcome, 0) + number
+
+
+def verdict(cell: dict[str, Any] | None) -> str:
+    """What stands in the table."""
+    if cell is None:
+        return "–"
+    outcomes = list(cell["tests"].values())
+    seen = {outcome for own in outcomes for outcome in own}
+    if "failed" in seen:
+        return "**fails**"
+    if "passed" in seen:
+        return "yes"
+    if "emulated" in seen:
+        return "emulated"
+    return "no GPU: not run" if "no GPU" in cell.get("reason", "") else "not run"
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    features: Features = results["features"]
+    columns = [name for name in BACKENDS if any(name in cells for cells in features.values())]
+    lines = ["| | " + " | ".join(BACKENDS[name] for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    known = [name for name in ORDER if name in features]
+    for feature in known + sorted(set(features) - set(known)):
+        cells = [verdict(features[feature].get(name)) for name in columns]
+        lines.append(f"| {feature} | " + " | ".join(cells) + " |")
+    where = results["where"]
+    gpu = where["gpu"] or "no GPU"
+    lines += ["", f"From {count(features)} tests; torch {where['torch']}, Python {where['python']}, {gpu}."]
+    return "\n".join(lines)
+
+
+def count(features: Features) -> int:
+    """Tests that ran, with all their parameters."""
+    cells = [cell for of_feature in features.values() for cell in of_feature.values()]
+    return sum(n for cell in cells for own in cell["tests"].values() for o, n in own.items() if o != "skipped")
+
+
+def write_table(results: dict[str, Any]) -> None:
+    text = README.read_text(encoding="utf-8")
+    head, rest = text.split(BEGIN)
+    README.write_text(f"{head}{BEGIN}\n{table(results)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", metavar="PART")
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"where": {}, "features": {}}
+    if not arguments.table:
+        new = run(arguments.only)
+        kept = results["features"] if arguments.only else {}
+        results = {"where": new["where"], "features": dict(sorted({**kept, **new["features"]}.items()))}
+        RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    write_table(results)
+
+
+if __name__ == "__main__":
+    main()
