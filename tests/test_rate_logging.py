@@ -43,6 +43,7 @@ def adamw(policy, **arguments):
     return fa.AdamW(parameters(torch.float32), lr=0.01, policy=policy, **arguments)
 
 
+@pytest.mark.feature("log_learning_rates: one transfer an interval")
 def test_rates_are_written_at_the_ends_of_intervals_with_one_transfer_each(transfers):
     writer, optimizer = Recorder(), adamw(fa.ActiveLR(interval=3))
     fa.log_learning_rates(optimizer, writer)
