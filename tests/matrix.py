@@ -120,7 +120,7 @@ def features_of(item: pytest.Item) -> list[dict[str, Any]]:
         feature = EMULATED[getattr(item, "originalname", "")]
         marks.append(pytest.mark.feature(feature, backend="native-cuda", emulated=True).mark)
     for mark in marks:
-        arguments = dict(zip(("feature", "backend", "emulated"), mark.args, strict=False)) | mark.kwargs
+        arguments = {**dict(zip(("feature", "backend", "emulated"), mark.args, strict=False)), **mark.kwargs}
         parameter = getattr(getattr(item, "callspec", None), "params", {}).get("backend")
         backend = arguments.get("backend") or parameter
         auto = backend is None

@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
 import fused_adaptive as fa
 from fused_adaptive.release import GradientRelease
@@ -128,7 +129,7 @@ class Deep(nn.Module):
 
     def forward(self, x: torch.Tensor, checkpoint: bool = False) -> torch.Tensor:
         for layer in self.layers:
-            run = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False) if checkpoint else layer(x)
+            run = recomputed(layer, x, use_reentrant=False) if checkpoint else layer(x)
             x = run.tanh()
         return x.square().mean()
 
