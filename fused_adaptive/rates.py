@@ -37,7 +37,7 @@ def learning_rates(
             for statistics in next(remaining):
                 if statistics is not None:
                     rate = {key: rate[key] * gain for key, gain in zip(KEYS, read[id(statistics)], strict=True)}
-            tensors.append({"name": name, "numel": p.numel(), **rate})
+            tensors.append({"name": name, "numel": p.numel()} | rate)
         result.append({**_summary(tensors, lr), **({"tensors": tensors} if per_tensor else {})})
     return result
 

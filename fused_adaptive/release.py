@@ -52,7 +52,8 @@ def release_gradients(model: nn.Module, optimizer: AdaptiveOptimizer) -> Gradien
     Raises:
         TypeError: for an optimizer of another package.
         ValueError: for parameters that are not the model's, models and parameters that are spread over processes,
-            global and naive policies, an optimizer that already releases. Nothing has changed then.
+            global and naive policies, clipping by the optimizer, an optimizer that already releases. Nothing has
+            changed then.
         RuntimeError: from ``backward()``, for a second gradient of a parameter before ``step()``, and for gradients
             that ``step()`` would refuse; the parameter has not moved. From ``step()``, under GradScaler.
     """
@@ -116,7 +117,7 @@ class GradientRelease:
     def accumulate(self) -> Iterator[None]:
         """Within it, ``backward()`` keeps gradients and moves nothing; the next one outside adds its own and steps.
 
-        Gradients that are accumulated have to live: those memory is not saved between the passes.
+        Gradients that are accumulated have to live: their memory is not saved between the passes.
         """
         self._accumulates, before = True, self._accumulates
         try:
@@ -194,6 +195,11 @@ class GradientRelease:
     def _prepare(self) -> None:
         """Takes in param groups and state as they are now, and refuses what cannot work."""
         optimizer = self._optimizer
+        if getattr(optimizer, "max_grad_norm", None) is not None or getattr(optimizer, "skip_nonfinite", False):
+            raise ValueError(
+                "release_gradients: max_grad_norm and skip_nonfinite need the gradients of all tensors before any of "
+                "them moves; leave them out"
+            )
         for group in optimizer.param_groups:
             for policy in policies_of(group, optimizer.backbone):
                 _check_policy(policy)

@@ -9,7 +9,7 @@ A test says which feature it holds by a marker::
 A test with a parameter ``backend`` needs no ``backend=``; with the marker ``gpu``, "native" is "native-cuda". Then::
 
     python -m tests.matrix                # runs the marked tests, writes docs/matrix.json and README's table
-    python -m tests.matrix --only PART    # runs anew the features whose names contain PART; the others stay
+    python -m tests.matrix --only PART …  # runs anew the features whose names contain one of these; the others stay
     python -m tests.matrix --table        # the table alone, from the results that are there
 """
 
@@ -63,14 +63,14 @@ class Recorder:
     """Collects the outcomes of marked tests, by feature and backend."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self.path, self.only = config.getoption("--matrix"), config.getoption("--matrix-only")
+        self.path, self.only = config.getoption("--matrix"), config.getoption("--matrix-only") or [""]
         self.auto_only = config.getoption("--matrix-auto")
         self.features: Features = {}
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         chosen, others = [], []
         for item in items:
-            marks = [mark for mark in features_of(item) if self.only in mark["feature"]]
+            marks = [mark for mark in features_of(item) if any(part in mark["feature"] for part in self.only)]
             if self.auto_only:
                 marks = [mark for mark in marks if mark["auto"]]
             item.user_properties.extend(("feature", mark) for mark in marks)
@@ -101,7 +101,7 @@ class Recorder:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix", help="where the outcomes of marked tests go")
-    parser.addoption("--matrix-only", default="", help="features whose names contain this")
+    parser.addoption("--matrix-only", action="append", help="features whose names contain one of these")
     parser.addoption("--matrix-auto", action="store_true", help="those that run on the backend that is chosen outside")
 
 
@@ -120,7 +120,7 @@ def features_of(item: pytest.Item) -> list[dict[str, Any]]:
         feature = EMULATED[getattr(item, "originalname", "")]
         marks.append(pytest.mark.feature(feature, backend="native-cuda", emulated=True).mark)
     for mark in marks:
-        arguments = dict(zip(("feature", "backend", "emulated"), mark.args, strict=False)) | mark.kwargs
+        arguments = {**dict(zip(("feature", "backend", "emulated"), mark.args, strict=False)), **mark.kwargs}
         parameter = getattr(getattr(item, "callspec", None), "params", {}).get("backend")
         backend = arguments.get("backend") or parameter
         auto = backend is None
@@ -136,7 +136,7 @@ def features_of(item: pytest.Item) -> list[dict[str, Any]]:
 # ---- the command ----
 
 
-def run(only: str) -> dict[str, Any]:
+def run(only: list[str]) -> dict[str, Any]:
     """Runs the marked tests, once more for each further backend, and returns the results."""
     import torch
 
@@ -159,7 +159,8 @@ def run(only: str) -> dict[str, Any]:
             "-p",
             "no:cacheprovider",
         ]
-        command += ["--matrix", str(file), "--matrix-only", only, *(["--matrix-auto"] if i else [])]
+        command += ["--matrix", str(file), *(f"--matrix-only={part}" for part in only)]
+        command += ["--matrix-auto"] if i else []
         done = subprocess.run(command, cwd=ROOT, env={**os.environ, backends.ENVIRONMENT_VARIABLE: name})
         if done.returncode not in (0, 1, 5):
             raise SystemExit(f"pytest ended with {done.returncode}")
@@ -224,7 +225,7 @@ def write_table(results: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", metavar="PART")
+    parser.add_argument("--only", nargs="+", default=[], metavar="PART")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"where": {}, "features": {}}

@@ -45,7 +45,7 @@ def marked(name: str) -> Any:
     return pytest.param(name, marks=features)
 
 
-@pytest.mark.parametrize("name", map(marked, SUITES))
+@pytest.mark.parametrize("name", [marked(name) for name in SUITES])
 def test_suite(name):
     file, chosen = SUITES[name]
     plugin = ("-p", "tests.cuda_emulation.extension", "-p", "no:cacheprovider")

@@ -271,6 +271,14 @@ def test_18_no_policy_writes_the_groups_lr(case):
 
         with broken(hypergradient, "ascend", ascend_in_the_group):
             assert fails(lambda: lr_is_the_users(case))
+    update = reference.update
+
+    def update_in_the_group(slot):
+        update(slot)
+        slot.group["lr"] *= 0.99
+
+    with broken(reference, "update", update_in_the_group):
+        assert fails(lambda: lr_is_the_users(case))
 
 
 # ---- 19: which decay ----

@@ -60,7 +60,7 @@ def all_elements_moved(p: Tensor, border: int) -> bool:
     for i in expected:
         p[i] = GRADS[0.5]
     lowest, highest = p.view(torch.int16 if p.dtype == torch.bfloat16 else torch.int32).aminmax()  # bits, for speed
-    return bool(p[2] == GRADS[0.5]) and lowest == highest
+    return p[2].item() == GRADS[0.5] and bool(lowest == highest)
 
 
 def step_over(numel: int, border: int, dtype: torch.dtype, backend: str) -> Tensor:
@@ -131,7 +131,7 @@ def test_14_the_first_step_copies_no_parameters(backend):
 
     def gather_with_copies(*arguments: Any) -> Any:
         result = gather(*arguments)
-        result.copies = [torch.empty_like(p) for p in result.params]
+        result.compiled = [torch.empty_like(p) for p in result.params]
         return result
 
     from fused_adaptive import optimizer

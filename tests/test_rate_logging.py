@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_adaptive as fa
 from fused_adaptive import rate_logging, rates
@@ -43,6 +44,7 @@ def adamw(policy, **arguments):
     return fa.AdamW(parameters(torch.float32), lr=0.01, policy=policy, **arguments)
 
 
+@pytest.mark.feature("log_learning_rates: one transfer an interval")
 def test_rates_are_written_at_the_ends_of_intervals_with_one_transfer_each(transfers):
     writer, optimizer = Recorder(), adamw(fa.ActiveLR(interval=3))
     fa.log_learning_rates(optimizer, writer)
@@ -56,7 +58,7 @@ def test_rates_are_written_at_the_ends_of_intervals_with_one_transfer_each(trans
     assert transfers == [1, 1, 1]
 
 
-class NoGainIsRead(torch.utils._python_dispatch.TorchDispatchMode):
+class NoGainIsRead(TorchDispatchMode):
     """Fails where a number that is no count is read on the host."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -109,7 +111,8 @@ def test_skipped_steps_put_an_end_off(on_host, monkeypatch):
     fa.log_learning_rates(optimizer, writer)
     for step in range(12):
         Gradients().set(optimizer.param_groups[0]["params"], step)
-        optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.tensor(float(step in (3, 7)))
+        optimizer.grad_scale = torch.ones(())  # type: ignore[attr-defined]
+        optimizer.found_inf = torch.tensor(float(step in (3, 7)))  # type: ignore[attr-defined]
         optimizer.step()
     assert writer.steps() == [3, 7, 11]
 

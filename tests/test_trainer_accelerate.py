@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,9 @@ def build(model: nn.Module, backend: str) -> tuple[fa.AdaptiveOptimizer, Any]:
 def accelerated(
     backend: str, clip: float | None, accumulate: int = 1, folder: Path | None = None, resume: bool = False
 ) -> list[Tensor]:
-    from accelerate import Accelerator
-    from accelerate.utils import GradientAccumulationPlugin
-
-    plugin = GradientAccumulationPlugin(num_steps=accumulate, sync_with_dataloader=False)
-    accelerator = Accelerator(cpu=True, gradient_accumulation_plugin=plugin)
+    accelerate = import_module("accelerate")
+    plugin = accelerate.utils.GradientAccumulationPlugin(num_steps=accumulate, sync_with_dataloader=False)
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_plugin=plugin)
     model = perceptron()
     model, optimizer, scheduler = accelerator.prepare(model, *build(model, backend))
     assert unwrap(optimizer) is optimizer.optimizer

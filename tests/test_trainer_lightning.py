@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def fit(
     optimizer: Any = None,
     validate: bool = False,
 ) -> list[Tensor]:
-    import lightning
+    lightning = import_module("lightning")
 
     class Module(lightning.LightningModule):
         def __init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,11 @@ def dataset() -> list[dict[str, Tensor]]:
 
 
 def gpt2() -> nn.Module:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
+    transformers = import_module("transformers")
     torch.manual_seed(0)
     size = {"vocab_size": 128, "n_positions": LENGTH, "n_embd": 16, "n_layer": 2, "n_head": 2}
     no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    return GPT2LMHeadModel(GPT2Config(**size, **no_dropout, bos_token_id=0, eos_token_id=0))
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**size, **no_dropout, bos_token_id=0, eos_token_id=0))
 
 
 def recorded(model: nn.Module) -> list[dict[str, Any]]:
@@ -45,9 +45,8 @@ def recorded(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def trainer(model: nn.Module, folder: Path, accumulate: int = 1, **arguments: Any) -> Any:
-    from transformers import Trainer, TrainingArguments
-
-    settings = TrainingArguments(
+    transformers = import_module("transformers")
+    settings = transformers.TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=EPOCHS,
         per_device_train_batch_size=BATCH // accumulate,
@@ -62,13 +61,11 @@ def trainer(model: nn.Module, folder: Path, accumulate: int = 1, **arguments: An
         report_to="none",
         dataloader_pin_memory=False,
     )
-    return Trainer(model, settings, train_dataset=dataset(), **arguments)
+    return transformers.Trainer(model, settings, train_dataset=dataset(), **arguments)
 
 
 def linear(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
-    from transformers import get_linear_schedule_with_warmup
-
-    return get_linear_schedule_with_warmup(optimizer, 2, EPOCHS * EPOCH)
+    return import_module("transformers").get_linear_schedule_with_warmup(optimizer, 2, EPOCHS * EPOCH)
 
 
 def plain(
@@ -181,15 +178,14 @@ def test_the_callback_names_a_foreign_optimizer(tmp_path):
 
 @pytest.mark.parametrize("metric", ["eval_loss", "eval_runtime"])
 def test_a_controller_hears_of_evaluations_and_is_saved(metric, tmp_path):
-    from transformers import Trainer, TrainingArguments
-
+    transformers = import_module("transformers")
     from fused_adaptive.integrations.transformers import ControllerCallback, IdleScheduler
 
     def start() -> tuple[Any, fa.ASLR]:
         model = gpt2()
         optimizer = fa.AdamW(model.parameters(), lr=0.01)
         controller = fa.ASLR(optimizer, jitter=False)
-        settings = TrainingArguments(
+        settings = transformers.TrainingArguments(
             output_dir=str(tmp_path),
             num_train_epochs=3,
             per_device_train_batch_size=BATCH,
@@ -202,7 +198,7 @@ def test_a_controller_hears_of_evaluations_and_is_saved(metric, tmp_path):
         )
         pair, callback = (optimizer, IdleScheduler(controller)), ControllerCallback(controller, metric)
         data = {"train_dataset": dataset(), "eval_dataset": dataset()[:BATCH]}
-        return Trainer(model, settings, **data, optimizers=pair, callbacks=[callback]), controller
+        return transformers.Trainer(model, settings, **data, optimizers=pair, callbacks=[callback]), controller
 
     of_model, controller = start()
     heard = []

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import lightning
+from lightning.pytorch.callbacks import Callback  # pyright: ignore[reportMissingImports]
 
 from ..controllers import AALR, ASLR
 from ..optimizer import AdaptiveOptimizer
 
 
-class EndIntervalCallback(lightning.Callback):
+class EndIntervalCallback(Callback):
     """Ends the interval of every optimizer of this package at the end of each epoch: for ``interval=None``.
 
     ``Trainer(…, callbacks=[EndIntervalCallback()])``. It comes before the epoch's checkpoint. TypeError from ``fit()``
@@ -26,7 +26,7 @@ class EndIntervalCallback(lightning.Callback):
             optimizer.end_interval()
 
 
-class ControllerCallback(lightning.Callback):
+class ControllerCallback(Callback):
     """Makes a controller for the first optimizer, tells it each validation's loss, and saves it with the checkpoint.
 
     The module logs the loss in ``validation_step`` and has no scheduler in ``configure_optimizers``.

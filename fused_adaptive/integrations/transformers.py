@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import transformers
+from transformers.trainer_callback import TrainerCallback  # pyright: ignore[reportMissingImports]
 
 from ..controllers import AALR, ASLR
 from . import unwrap
 
 
-class EndIntervalCallback(transformers.TrainerCallback):
+class EndIntervalCallback(TrainerCallback):
     """Ends the optimizer's interval at the end of each epoch, before the epoch's checkpoint: for ``interval=None``.
 
     ``Trainer(…, callbacks=[EndIntervalCallback()])``. TypeError from ``train()`` if the optimizer is not this
@@ -21,7 +21,7 @@ class EndIntervalCallback(transformers.TrainerCallback):
         unwrap(optimizer).end_interval()
 
 
-class ControllerCallback(transformers.TrainerCallback):
+class ControllerCallback(TrainerCallback):
     """Tells AALR or ASLR each evaluation's loss.
 
     The Trainer insists on a scheduler, which it steps after each batch and saves: give it the :class:`IdleScheduler`
