@@ -275,7 +275,7 @@ def check_split(groups: Sequence[dict[str, Any]], policies: Sequence[Sequence[An
 
 def _check_flat(index: int, param: Tensor, policy: str, process_group: Any) -> None:
     what = f"{describe(index, param)} was split by FullyShardedDataParallel"
-    if type(param).__name__ != "FlatParameter":
+    if not getattr(param, "_is_flat_param", False):
         raise RuntimeError(
             f"{what} with use_orig_params=True, where ranks without a part have no gradient: {policy} cannot sum over "
             "them; use torch.distributed.fsdp.fully_shard, or use_orig_params=False with process_group="

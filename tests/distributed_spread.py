@@ -331,11 +331,11 @@ def check_broken_variants_fail(device: torch.device) -> None:
                     return agrees(device, "AdamW", POLICIES[policy], backend=backend, partial=True)
 
                 with broken(target, name, replacement):
-                    assert _fails_somewhere(check), f"{what}, {backend}, {policy}: not noticed"
+                    assert fails_somewhere(check), f"{what}, {backend}, {policy}: not noticed"
                 assert check()
 
 
-def _fails_somewhere(check: Callable[[], bool]) -> bool:
+def fails_somewhere(check: Callable[[], bool]) -> bool:
     seen: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(seen, fails(check))
     return any(seen)
