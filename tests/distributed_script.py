@@ -21,6 +21,10 @@ import torch.distributed as dist
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    if "--emulate-cuda" in sys.argv:  # before the library is loaded, which this replaces
+        from tests.cuda_emulation import extension
+
+        extension.pytest_configure()
 
 from tests import distributed_models, distributed_spread
 
@@ -59,6 +63,7 @@ def initialize(backend: str, rank: int, world: int, **options: object) -> torch.
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--backend", default="gloo", choices=["gloo", "nccl"])
+    parser.add_argument("--emulate-cuda", action="store_true", help="the CUDA executor, emulated on the CPU")
     parser.add_argument("--only", default="", help="a part of the names of the checks to run")
     arguments = parser.parse_args()
     device = initialize(arguments.backend, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))

@@ -208,6 +208,14 @@ def check_explicit_intervals(device: torch.device) -> None:
                 assert b["min"] * (1 - 1e-12) <= a["min"] <= a["mean"] <= a["max"] <= b["max"] * (1 + 1e-12)
 
 
+def check_capturable(device: torch.device) -> None:
+    """Counters on the device, where one may: then the sums over ranks run every step, and count at interval ends only."""
+    names = ("tlr-gradient-global", "tlr-preconditioned-tensor", "tlr-gradient-eta", "hypergradient-global")
+    for backend in backends(device):
+        for name in names:
+            agrees(device, "AdamW", POLICIES[name], backend=backend, capturable=True)
+
+
 def check_draws(device: torch.device) -> None:
     """ASLR draws a rate for each tensor: the same on all ranks, whatever part of it they hold."""
     for backend in backends(device):
