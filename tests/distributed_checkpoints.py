@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -17,6 +16,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.fsdp import fully_shard
 
 import fused_adaptive as fa
@@ -76,16 +77,15 @@ def save(directory: Path, device: torch.device) -> None:
     for name in RUNS:
         model, optimizer = build(name, device, spread=True)
         train(model, optimizer, 0, BEFORE)
-        dcp.save(
-            {"model": get_model_state_dict(model), "optim": get_optimizer_state_dict(model, optimizer)},
-            checkpoint_id=directory / name,
-        )
+        save_sharded(directory / name, model, optimizer)
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         full = {
             "model": get_model_state_dict(model, options=options),
             "optim": get_optimizer_state_dict(model, optimizer, options=options),
         }
-        torch.save({"model": model.state_dict(), "optim": optimizer.state_dict()}, directory / f"{name}.{dist.get_rank()}")
+        torch.save(
+            {"model": model.state_dict(), "optim": optimizer.state_dict()}, directory / f"{name}.{dist.get_rank()}"
+        )
         if dist.get_rank() == 0:
             torch.save(full, directory / f"{name}.full")
         saved = everything(model, optimizer)
@@ -96,23 +96,28 @@ def save(directory: Path, device: torch.device) -> None:
     dist.barrier()
 
 
-def load_sharded(directory: Path, name: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def save_sharded(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     state = {"model": get_model_state_dict(model), "optim": get_optimizer_state_dict(model, optimizer)}
-    dcp.load(state, checkpoint_id=directory / name)
+    dcp_save(state, checkpoint_id=path)
+
+
+def load_sharded(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    state = {"model": get_model_state_dict(model), "optim": get_optimizer_state_dict(model, optimizer)}
+    dcp_load(state, checkpoint_id=path)
     set_model_state_dict(model, state["model"])
     set_optimizer_state_dict(model, optimizer, state["optim"])
 
 
-def load_full(directory: Path, name: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    full = torch.load(directory / f"{name}.full", weights_only=True)
+def load_full(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    full = torch.load(f"{path}.full", weights_only=True)
     options = StateDictOptions(full_state_dict=True)
     set_model_state_dict(model, full["model"], options=options)
     set_optimizer_state_dict(model, optimizer, full["optim"], options=options)
 
 
-def load_plain(directory: Path, name: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def load_plain(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Each rank its own file; at the same world size only."""
-    mine = torch.load(directory / f"{name}.{dist.get_rank()}", weights_only=True)
+    mine = torch.load(f"{path}.{dist.get_rank()}", weights_only=True)
     model.load_state_dict(mine["model"])
     optimizer.load_state_dict(mine["optim"])
 
@@ -132,7 +137,7 @@ def resume(directory: Path, device: torch.device, same_world: bool) -> None:
             with torch.no_grad():
                 for p in model.parameters():
                     p.add_(1)
-            load(directory, name, model, optimizer)
+            load(directory / name, model, optimizer)
             assert_same(everything(model, optimizer), expected["saved"])
             train(model, optimizer, BEFORE, AFTER)
             final = everything(model, optimizer)

@@ -9,8 +9,10 @@ and all ranks with each other, bit for bit. Deliberately broken variants must fa
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -37,11 +39,14 @@ def run(device: torch.device, chosen: str = "") -> dict[str, str]:
     for name, check in CHECKS.items():
         if chosen not in name:
             continue
+        start = time.perf_counter()
         try:
             check(device)
             problem = ""
         except Exception:
             problem = traceback.format_exc()
+        if dist.get_rank() == 0:
+            print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
         problems: list[str] = [""] * dist.get_world_size()
         dist.all_gather_object(problems, problem)
         if any(problems):
@@ -60,6 +65,14 @@ def initialize(backend: str, rank: int, world: int, **options: object) -> torch.
     return device
 
 
+def finish() -> None:
+    """Ends a rank together with the others, with nothing left that still holds a process group."""
+    distributed_spread.meshes.clear()
+    gc.collect()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--backend", default="gloo", choices=["gloo", "nccl"])
@@ -69,12 +82,10 @@ def main() -> int:
     device = initialize(arguments.backend, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     failures = run(device, arguments.only)
     if dist.get_rank() == 0:
-        for name in CHECKS:
-            if arguments.only in name:
-                print(f"{name}: {'FAILED' if name in failures else 'ok'}")
         for name, problem in failures.items():
-            print(f"--- {name}\n{problem}")
-    dist.destroy_process_group()
+            print(f"--- {name} FAILED\n{problem}")
+        print("failed: " + ", ".join(failures) if failures else "all passed")
+    finish()
     return bool(failures)
 
 
