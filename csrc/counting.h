@@ -2,6 +2,7 @@
 // rates.
 #pragma once
 
+#include <algorithm>
 #include <limits>
 #include <vector>
 
@@ -127,6 +128,14 @@ void for_units(const Policy& policy, const Body& body) {
     return;
   }
   for (int i = 0; i < n; ++i) body(members + i, members + i + 1);
+}
+
+// From the inner products of this rank's parts to those of whole tensors, on the CPU.
+inline void sum_over_ranks(const Plan& plan, std::vector<Products>& products) {
+  if (plan.sharing.sum == nullptr) return;
+  std::copy(products.begin(), products.end(), plan.sharing.products);
+  plan.sharing.sum();
+  std::copy_n(plan.sharing.products, products.size(), products.begin());
 }
 
 // The backbone's scalars for the tensors of a group, which mostly have taken the same number of steps.

@@ -96,6 +96,12 @@ struct StepInputs {
   const float* found_inf = nullptr;
 };
 
+// Where other ranks hold parts of a plan's parameters: how inner products become those of the whole.
+struct Sharing {
+  Products* products = nullptr;  // of each member, on the plan's device
+  void (*sum)() = nullptr;       // sums them over the ranks, on the current stream; null: every parameter is whole
+};
+
 struct Plan;
 
 class Executor {
@@ -117,6 +123,7 @@ struct Plan {
   std::vector<Group> groups;
   std::vector<Member> members;
   std::vector<Policy> policies;
+  Sharing sharing;
   std::unique_ptr<Executor> executor;
 };
 

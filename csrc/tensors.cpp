@@ -221,6 +221,15 @@ void TensorPlan::add_policy(const std::string& kind, const std::vector<int64_t>&
   plan_.policies.push_back(std::move(policy));
 }
 
+void TensorPlan::share(Tensor products, void (*sum)()) {
+  STD_TORCH_CHECK(products.scalar_type() == ScalarType::Double && products.is_contiguous() &&
+                      products.numel() == 2 * static_cast<int64_t>(params_.size()) &&
+                      same_device(products, device_type_, device_index_),
+                  "products must be float64, (members, 2), on the parameters' device");
+  plan_.sharing = {static_cast<Products*>(products.data_ptr()), sum};
+  shared_ = {std::move(products)};
+}
+
 // A kernel reads what its mode needs without asking: all of it has to be there, and nothing that would change the mode.
 void TensorPlan::check_complete(const Member& m) const {
   const auto need = [&](Role role, bool needed) {

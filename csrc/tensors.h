@@ -32,6 +32,9 @@ class TensorPlan {
   // These parameters' momentum buffers hold nothing yet: their first step writes them.
   void mark_first(const std::vector<int64_t>& members);
   void add_policy(const std::string& kind, const std::vector<int64_t>& members, const std::vector<double>& arguments);
+  // Other ranks hold parts of the parameters: sum() makes the inner products of parts in `products`, float64 (members,
+  // 2) on the parameters' device, those of the whole. It must live as long as the plan.
+  void share(Tensor products, void (*sum)());
   // Checks the whole and makes it ready for steps.
   void finish();
 
@@ -54,7 +57,7 @@ class TensorPlan {
   const float* device_scalar(const std::optional<Tensor>& tensor, const char* name) const;
 
   Plan plan_;
-  std::vector<Tensor> params_, grads_;
+  std::vector<Tensor> params_, grads_, shared_;
   std::vector<Bound> bound_;
   int32_t device_type_ = 0, device_index_ = 0;
   bool on_device_ = false, is_ready_ = false;

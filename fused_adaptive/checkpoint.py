@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .backbones import Backbone
 from .checks import describe
+from .distributed import conform
 from .policies import from_plain, to_plain
 from .state import State, StateSpec
 
@@ -141,4 +142,5 @@ def _restore_value(
             f"the loaded state {name!r} of {which} has shape {tuple(value.shape)} instead of {shape}: it belongs to "
             "another model or another order of parameters"
         )
+    value = conform(value, param, f"the loaded state {name!r} of {which}")
     return value.to(param.device, spec.dtype_for(param))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -11,6 +12,12 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def is_dtensor(value: Any) -> bool:
+    """Whether ``value`` is a DTensor. Imports nothing: without the module there are none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
 
 
 def describe(index: int, param: Tensor, name: str | None = None) -> str:
@@ -74,6 +81,19 @@ def check_gradients(groups: Sequence[Mapping[str, Any]]) -> None:
         check_gradient(index, p, name)
 
 
+def spread_problem(param: Any, grad: Any) -> str | None:
+    """What is wrong with how a gradient is spread, and what to do."""
+    if not (is_dtensor(param) or is_dtensor(grad)):
+        return None
+    if not is_dtensor(grad):
+        return "is a plain tensor and the parameter a DTensor: assign a DTensor (distribute_tensor), or backward again"
+    if not is_dtensor(param):
+        return "is a DTensor and the parameter is not: assign its full_tensor(), or backward again"
+    if grad.device_mesh != param.device_mesh:
+        return f"is on {grad.device_mesh} and the parameter on {param.device_mesh}: backward again"
+    return None
+
+
 def _problem(param: Tensor, grad: Tensor) -> tuple[str, str] | None:
     """What is wrong, and how; None for a good gradient, so that no message is built for it."""
     if grad.layout != torch.strided:
@@ -85,6 +105,9 @@ def _problem(param: Tensor, grad: Tensor) -> tuple[str, str] | None:
         if dtype not in FLOATS:
             remedy = "optimize torch.view_as_real(p)" if dtype.is_complex else "leave it out of the optimizer"
             return what, f"is {dtype}: only float64, float32, bfloat16 and float16 are supported; {remedy}"
+    spread = spread_problem(param, grad)
+    if spread is not None:
+        return "gradient", spread
     if grad.shape != param.shape:
         return "gradient", (
             f"has shape {tuple(grad.shape)}: was the parameter's data replaced after backward? zero_grad(), then "

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from itertools import repeat
 from operator import is_
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,10 +14,14 @@ from torch import Tensor
 from .backbones import Backbone
 from .checkpoint import specs
 from .checks import check_gradients
+from .distributed import Part, split_slots
 from .fingerprint import Fingerprint
 from .policies import Policy, from_plain, to_plain
 from .slot import Slot
 from .state import State, StateSpec
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Groups = list[dict[str, Any]]
 States = MutableMapping[Tensor, dict[str, Any]]
@@ -38,6 +42,7 @@ class Gathered:
         groups: the param groups.
         backbone: of the optimizer.
         idle: the groups that have no state yet although their policies count steps.
+        parts: behind the slots of DTensors.
         compiled: what a backend keeps with it; it dies with this object.
     """
 
@@ -47,17 +52,35 @@ class Gathered:
     groups: Groups
     backbone: Backbone
     idle: Groups
+    parts: list[Part] = field(default_factory=list)
     compiled: Any = None
     _waiting: list[Tensor] = field(default_factory=list, repr=False)
     _fingerprint: Fingerprint | None = field(default=None, repr=False)
 
     def is_current(self, groups: Groups, states: States) -> bool:
         """Whether nothing has changed but values: the optimizer's groups, policies, structure and state tensors."""
-        return self._fingerprint is not None and self._fingerprint.matches(groups, states)
+        is_same = self._fingerprint is not None and self._fingerprint.matches(groups, states)
+        return is_same and all(part.holds() for part in self.parts)
 
     def has_newcomers(self) -> bool:
         """Whether a parameter that is not in ``slots`` has a gradient."""
         return not all(map(is_, [p.grad for p in self._waiting], repeat(None)))
+
+    def bring_gradients(self) -> None:
+        """Gives the slots of DTensors this step's gradients, spread like their parameters; may communicate.
+
+        Raises:
+            RuntimeError: for a gradient that is no DTensor, or of another shape or mesh. Then nothing has changed.
+        """
+        if any(part.is_mismatched() for part in self.parts):
+            self.check_gradients()
+        for part in self.parts:
+            part.bring_gradient()
+
+    def take_back(self) -> None:
+        """What a step has made of the slots of DTensors becomes theirs."""
+        for part in self.parts:
+            part.take_back()
 
     def check_gradients(self) -> None:
         """Raises RuntimeError that names the first parameter whose gradient cannot be used, as ``step()`` promises."""
@@ -72,7 +95,13 @@ def policies_of(group: dict[str, Any], backbone: Backbone) -> tuple[Policy, ...]
     return from_plain(group["policy"])
 
 
-def gather(backbone: Backbone, groups: Groups, states: States, before: Collection[Tensor] = ()) -> Gathered:
+def gather(
+    backbone: Backbone,
+    groups: Groups,
+    states: States,
+    before: Collection[Tensor] = (),
+    process_group: ProcessGroup | None = None,
+) -> Gathered:
     """The tensors of this step: those with a gradient, and those that have had one. Their state is complete.
 
     Args:
@@ -81,6 +110,7 @@ def gather(backbone: Backbone, groups: Groups, states: States, before: Collectio
         states: its state; grows by what is missing.
         before: the tensors of the last gathering. Those that need no state stay, lest each step in which one of them
             has a gradient, and had none in the step before, gathers anew.
+        process_group: the ranks that hold parts of parameters that are no DTensors, or None.
     """
     slots, late, known = [], [], set(map(id, before))
     for slot, spec in _all(backbone, groups, states):
@@ -93,7 +123,7 @@ def gather(backbone: Backbone, groups: Groups, states: States, before: Collectio
             late.append((slot, spec))
     if late:
         _join(slots, late, groups)
-    gathered = _gathered(backbone, groups, states, slots)
+    gathered = _gathered(backbone, groups, states, slots, process_group)
     active = {id(slot.group) for slot in slots}
     for group in groups:
         if id(group) in active:
@@ -101,10 +131,12 @@ def gather(backbone: Backbone, groups: Groups, states: States, before: Collectio
     return gathered
 
 
-def gather_complete(backbone: Backbone, groups: Groups, states: States) -> Gathered:
+def gather_complete(
+    backbone: Backbone, groups: Groups, states: States, process_group: ProcessGroup | None = None
+) -> Gathered:
     """The tensors whose state is complete, outside of a step: nothing is created, gradients do not matter."""
     slots = [s for s, spec in _all(backbone, groups, states) if s.state and not _missing(spec, s.state)]
-    return _gathered(backbone, groups, states, slots)
+    return _gathered(backbone, groups, states, slots, process_group)
 
 
 def _all(backbone: Backbone, groups: Groups, states: States) -> Iterator[tuple[Slot, dict[str, StateSpec]]]:
@@ -117,15 +149,20 @@ def _all(backbone: Backbone, groups: Groups, states: States) -> Iterator[tuple[S
             index += 1
 
 
-def _gathered(backbone: Backbone, groups: Groups, states: States, slots: list[Slot]) -> Gathered:
-    inside, active = {id(slot.param) for slot in slots}, {id(slot.group) for slot in slots}
+def _gathered(
+    backbone: Backbone, groups: Groups, states: States, slots: list[Slot], process_group: ProcessGroup | None
+) -> Gathered:
+    params, active = [slot.param for slot in slots], {id(slot.group) for slot in slots}
+    inside = set(map(id, params))
+    slots, parts = split_slots(slots, process_group)
     return Gathered(
         slots,
         by_policy(slots),
-        [slot.param for slot in slots],
+        params,
         list(groups),
         backbone,
         [g for g in groups if id(g) not in active and any(policy.counter for policy in from_plain(g["policy"]))],
+        parts,
         _waiting=[p for group in groups for p in group["params"] if id(p) not in inside],
         _fingerprint=Fingerprint(backbone, groups, states),
     )

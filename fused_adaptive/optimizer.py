@@ -17,6 +17,7 @@ from . import backends
 from .backbones import Backbone
 from .checkpoint import restore
 from .checks import check_gradients, check_hyperparameters, check_parameters
+from .distributed import check_not_partitioned, check_split
 from .eager import eager
 from .gather import Gathered, count_idle_calls, forget_idle_calls, gather, gather_complete, policies_of
 from .policies import Policy, TrainableLR, from_plain, to_plain
@@ -24,6 +25,8 @@ from .policies.naive import evaluate_trial, needs_trial
 from .rates import learning_rates
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from .controllers.draws import RateDraw
     from .release import GradientRelease
 
@@ -39,6 +42,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         policy: a :class:`~fused_adaptive.policies.Policy`, a tuple of one ActiveLR and one TrainableLR, or None
             (:class:`FixedLR`).
         backend: ``"auto"`` (default) or the name of a backend, see :func:`fused_adaptive.backends.available`.
+        process_group: the ranks over which a framework has split the parameters without DTensor (flat shards): each
+            rank's optimizer has as many parameters in the same order, and holds a part, perhaps empty, of each. Inner
+            products are summed over them. None (default): plain parameters are whole. DTensors tell their own.
 
     Raises:
         TypeError, ValueError: for bad hyperparameters, parameters or combinations of backbone and policy.
@@ -55,9 +61,18 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     _gathered: Gathered | None = None
     #: Set by release_gradients, which steps in the backward pass; likewise.
     _release: GradientRelease | None = None
+    process_group: ProcessGroup | None = None
 
-    def __init__(self, params: Params, defaults: dict[str, Any], policy: Any = None, backend: str = "auto") -> None:
+    def __init__(
+        self,
+        params: Params,
+        defaults: dict[str, Any],
+        policy: Any = None,
+        backend: str = "auto",
+        process_group: ProcessGroup | None = None,
+    ) -> None:
         check_hyperparameters(defaults)
+        self.process_group = process_group
         self._backend_requested = backend
         self._backend = backends.select(backend, ())
         super().__init__(params, {**defaults, "policy": to_plain(policy, self.backbone, defaults)})
@@ -80,6 +95,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         check_hyperparameters(group)
         policy = to_plain(group["policy"], self.backbone, group)
         self._check_naive([*(policies_of(g, self.backbone) for g in self.param_groups), from_plain(policy)])
+        check_not_partitioned(from_plain(policy))
         backend = backends.select(self._backend_requested, self._devices() | devices_of(param_group["params"]))
         param_group["policy"] = policy
         super().add_param_group(param_group)
@@ -120,14 +136,17 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             check_gradients(self.param_groups)
             policies = [policies_of(group, self.backbone) for group in self.param_groups]
             self._check_naive(policies)
+            check_split(self.param_groups, policies, self.process_group)
             naive = self._needs_trial(chain.from_iterable(policies), closure)
             gathered = self._gather()
         else:
             naive = self._needs_trial(gathered.members, closure)
         if naive is not None and closure is not None:
             params = list(chain.from_iterable(group["params"] for group in self.param_groups))
-            evaluate_trial(naive, gathered.members[naive], params, closure, grad_scale)
+            evaluate_trial(naive, gathered, params, closure, grad_scale)
+        self._enter(gathered)
         self._backend.step(gathered, found_inf, grad_scale, self._rate_draw)
+        self._leave(gathered)
         count_idle_calls(gathered.idle, found_inf)
         return loss
 
@@ -138,7 +157,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         The only way with ``interval=None``. Always allowed; tensors that had no gradient since the last end keep what
         they have.
         """
-        self._backend.end_interval(self._complete())
+        complete = self._complete()
+        self._backend.end_interval(complete)
+        self._leave(complete)
         forget_idle_calls(self.param_groups)
 
     @torch.no_grad()
@@ -158,7 +179,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
         Args:
             per_tensor: adds ``"tensors"``, the same for each parameter of the group, in its order, with its name
-                where the parameters are named.
+                where the parameters are named. Of a parameter that is spread over ranks, the elements on this one:
+                nothing is communicated, so that one rank alone may ask.
 
         Returns:
             For each group ``{"min", "mean", "max"}``, floats; means are over elements.
@@ -187,6 +209,11 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
+        if self.process_group is not None:
+            raise TypeError(
+                "an optimizer with process_group= cannot be copied or pickled, since the group cannot: build another "
+                "and load this one's state_dict() into it"
+            )
         return {
             **super().__getstate__(),
             "_backend_requested": self._backend_requested,
@@ -216,7 +243,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         if naive is None:
             return None
         check_gradients(self.param_groups)  # their values are about to be read
-        if not needs_trial(self.param_groups):
+        if not needs_trial(self.param_groups, self.process_group):
             return None
         if closure is None:
             raise RuntimeError(
@@ -235,13 +262,22 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     def _gather(self) -> Gathered:
         before = () if self._gathered is None else self._gathered.params
         self._gathered = None  # first, so that state which the user has dropped is freed before there is new one
-        self._gathered = gather(self.backbone, self.param_groups, self.state, before)
+        self._gathered = gather(self.backbone, self.param_groups, self.state, before, self.process_group)
         return self._gathered
+
+    @eager
+    def _enter(self, gathered: Gathered) -> None:
+        """Before the step: DTensors lend it what this rank holds of them."""
+        gathered.bring_gradients()
+
+    @eager
+    def _leave(self, gathered: Gathered) -> None:
+        gathered.take_back()
 
     @eager
     def _complete(self) -> Gathered:
         """The tensors whose state is complete, outside of a step."""
-        return self._current() or gather_complete(self.backbone, self.param_groups, self.state)
+        return self._current() or gather_complete(self.backbone, self.param_groups, self.state, self.process_group)
 
 
 def devices_of(params: Iterable[Any]) -> set[torch.device]:

@@ -4,7 +4,9 @@ Every class takes, besides:
 
 * ``decoupled_weight_decay``: whether decay acts on the parameter (``p ← p·(1 − α·wd)``) or joins the gradient;
 * ``policy``: what drives the learning rate, see :mod:`fused_adaptive.policies`; also per param group;
-* ``backend``: ``"auto"`` or a backend's name.
+* ``backend``: ``"auto"`` or a backend's name;
+* ``process_group``: the ranks over which a framework has split the parameters without DTensor, see
+  :class:`~fused_adaptive.optimizer.AdaptiveOptimizer`.
 
 ``foreach`` and ``fused`` choose nothing, except that ``fused=True`` takes torch's fused AMP contract: GradScaler hands
 its scale and its overflow flag to the step, which unscales as it reads (``p.grad`` stays as it is).
@@ -14,7 +16,7 @@ its scale and its overflow flag to the step, which unscales as it reads (``p.gra
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -22,6 +24,9 @@ from . import backbones
 from .optimizer import AdaptiveOptimizer, Params
 from .policies import ActiveLR
 from .policies.base import REQUIRED
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Betas = tuple[float | Tensor, float | Tensor]
 
@@ -52,6 +57,7 @@ class SGD(AdaptiveOptimizer):
         decoupled_weight_decay: bool = False,
         policy: Any = None,
         backend: str = "auto",
+        process_group: ProcessGroup | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -66,7 +72,7 @@ class SGD(AdaptiveOptimizer):
             "capturable": capturable,
             "decoupled_weight_decay": decoupled_weight_decay,
         }
-        super().__init__(params, defaults, policy, backend)
+        super().__init__(params, defaults, policy, backend, process_group)
 
 
 class Adam(AdaptiveOptimizer):
@@ -96,6 +102,7 @@ class Adam(AdaptiveOptimizer):
         decoupled_weight_decay: bool = False,
         policy: Any = None,
         backend: str = "auto",
+        process_group: ProcessGroup | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -110,7 +117,7 @@ class Adam(AdaptiveOptimizer):
             "fused": fused,
             "decoupled_weight_decay": decoupled_weight_decay,
         }
-        super().__init__(params, defaults, policy, backend)
+        super().__init__(params, defaults, policy, backend, process_group)
 
 
 class AdamW(Adam):
@@ -135,6 +142,7 @@ class AdamW(Adam):
         decoupled_weight_decay: bool = True,
         policy: Any = None,
         backend: str = "auto",
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -151,6 +159,7 @@ class AdamW(Adam):
             decoupled_weight_decay=decoupled_weight_decay,
             policy=policy,
             backend=backend,
+            process_group=process_group,
         )
 
 
@@ -179,6 +188,7 @@ class RAdam(AdaptiveOptimizer):
         fused: bool | None = None,
         policy: Any = None,
         backend: str = "auto",
+        process_group: ProcessGroup | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -192,7 +202,7 @@ class RAdam(AdaptiveOptimizer):
             "differentiable": differentiable,
             "fused": fused,
         }
-        super().__init__(params, defaults, policy, backend)
+        super().__init__(params, defaults, policy, backend, process_group)
 
 
 class AdaBelief(AdaptiveOptimizer):
@@ -226,6 +236,7 @@ class AdaBelief(AdaptiveOptimizer):
         fused: bool | None = None,
         policy: Any = None,
         backend: str = "auto",
+        process_group: ProcessGroup | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -241,7 +252,7 @@ class AdaBelief(AdaptiveOptimizer):
             "differentiable": differentiable,
             "fused": fused,
         }
-        super().__init__(params, defaults, policy, backend)
+        super().__init__(params, defaults, policy, backend, process_group)
 
 
 class _Active(AdaptiveOptimizer):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .distributed import local_part
 from .policies import Policy, from_plain
 from .slot import Slot
 from .state import State
@@ -31,14 +32,15 @@ def learning_rates(
     for group, lr in zip(groups, lrs, strict=True):
         lr = float(group["lr"]) if lr is None else read[id(lr)][0]
         names = group.get("param_names", [None] * len(group["params"]))
-        tensors = []
+        tensors, weights = [], []
         for name, p in zip(names, group["params"], strict=True):
             rate = dict.fromkeys(KEYS, lr)
             for statistics in next(remaining):
                 if statistics is not None:
                     rate = {key: rate[key] * gain for key, gain in zip(KEYS, read[id(statistics)], strict=True)}
             tensors.append({"name": name, "numel": p.numel()} | rate)
-        result.append({**_summary(tensors, lr), **({"tensors": tensors} if per_tensor else {})})
+            weights.append(local_part(p).numel())
+        result.append({**_summary(tensors, weights, lr), **({"tensors": tensors} if per_tensor else {})})
     return result
 
 
@@ -61,19 +63,20 @@ def _gain_statistics(policy: Policy, state: State, peers: Sequence[Slot]) -> Ten
         if "gain" not in policy.shared_names() or not peers:
             return None
         state = peers[0].state  # a tensor that has not moved yet shares a global gain all the same
-    gain = state[name]
+    gain = local_part(state[name])
     if not gain.numel():
         return None
     return torch.stack([gain.min().double(), gain.mean(dtype=torch.float64), gain.max().double()])
 
 
-def _summary(tensors: list[dict[str, Any]], lr: float) -> dict[str, float]:
-    filled = [t for t in tensors if t["numel"]]
+def _summary(tensors: list[dict[str, Any]], weights: list[int], lr: float) -> dict[str, float]:
+    """Over the elements that this rank holds: ``weights`` of each tensor."""
+    filled = [(t, weight) for t, weight in zip(tensors, weights, strict=True) if weight]
     if not filled:
         return dict.fromkeys(KEYS, lr)
-    total = sum(t["numel"] for t in filled)
+    total = sum(weight for _, weight in filled)
     return {
-        "min": min(t["min"] for t in filled),
-        "mean": sum(t["mean"] * t["numel"] for t in filled) / total,
-        "max": max(t["max"] for t in filled),
+        "min": min(t["min"] for t, _ in filled),
+        "mean": sum(t["mean"] * weight for t, weight in filled) / total,
+        "max": max(t["max"] for t, _ in filled),
     }

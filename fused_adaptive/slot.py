@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .backbones import Backbone
 from .state import State, state_dtype
+
+if TYPE_CHECKING:
+    from .distributed import Ranks
 
 #: Inner products are summed in float64 over chunks of this many elements, then over the chunks, in index order.
 CHUNK = 16384
@@ -21,14 +24,15 @@ class Slot:
     """A parameter that has state, with its group and, where it has one, its gradient. Kept between steps.
 
     Args:
-        param: any dense floating-point tensor.
-        state: ``optimizer.state[param]``, complete.
+        param: any dense floating-point tensor; of a DTensor, this rank's part.
+        state: ``optimizer.state[param]``, complete; of a DTensor, this rank's parts.
         group: the param group; hyperparameters are read from it.
         backbone: stateless.
         policies: of the group.
         index: the parameter's position over all param groups.
         grad_scale: 0-dim tensor that gradients are divided by (AMP), or None; set anew for each step by who reads it.
         draw: ASLR's factor on ``γ``, 1 without ASLR; likewise.
+        ranks: those that hold parts of the parameter; None if this one holds all of it.
     """
 
     param: Tensor
@@ -39,6 +43,7 @@ class Slot:
     index: int = 0
     grad_scale: Tensor | None = None
     draw: float = 1.0
+    ranks: Ranks | None = None
 
     @property
     def applies(self) -> bool:

@@ -330,7 +330,7 @@ def test_tensors_without_state_stay_when_their_gradient_is_missing(monkeypatch):
     Run(sgd()(), True, missing=0.5).train(30)
     assert calls.count <= 6
     function = calls.function
-    calls.count, calls.function = 0, lambda backbone, groups, states, before: function(backbone, groups, states)
+    calls.count, calls.function = 0, lambda backbone, groups, states, before, group: function(backbone, groups, states)
     Run(sgd()(), True, missing=0.5).train(30)
     assert calls.count > 12
 

@@ -268,8 +268,9 @@ class CpuExecutor : public Executor {
           m.dtype == DType::f64 ? slope_piece<double>(plan, m, piece) : slope_piece<float>(plan, m, piece);
       partials_[&piece - pieces_.data()] = {slope, 0};
     });
+    sum_products(plan, policy, measured);
     const auto slope_of = [&](int i) {
-      return measured[i] ? products(plan, i).num / inputs.hypers[plan.members[i].group].lr : 0.0;
+      return measured[i] ? products_[i].num / inputs.hypers[plan.members[i].group].lr : 0.0;
     };
     for_units(policy, [&](const int* begin, const int* end) {
       double slope = 0;
@@ -302,6 +303,7 @@ class CpuExecutor : public Executor {
                                                ? measure_piece<double>(plan, m, piece, policy, with_grads)
                                                : measure_piece<float>(plan, m, piece, policy, with_grads);
     });
+    sum_products(plan, policy, measured);
     std::vector<bool> restarts(plan.members.size(), false);
     for_units(policy,
               [&](const int* begin, const int* end) { adapt_unit(plan, policy, begin, end, measured, restarts); });
@@ -322,7 +324,7 @@ class CpuExecutor : public Executor {
     double slope = 0;
     for (const int* i = begin; i != end; ++i) {
       if (!measured[*i]) continue;
-      const Products own = products(plan, *i);
+      const Products& own = products_[*i];
       sum.num += own.num;
       sum.sq += own.sq;
       if (policy.has_eta) {
@@ -377,14 +379,19 @@ class CpuExecutor : public Executor {
                                                         at<T>(m, kStart, piece.begin), piece.n);
   }
 
-  Products products(const Plan& plan, int member) const {
-    return sum_chunks(partials_.data() + first_piece_[member], chunks_of(plan.members[member].numel));
+  void sum_products(const Plan& plan, const Policy& policy, const std::vector<bool>& measured) {
+    products_.assign(plan.members.size(), {0, 0});
+    for (int i : policy.members) {
+      if (!measured[i]) continue;
+      products_[i] = sum_chunks(partials_.data() + first_piece_[i], chunks_of(plan.members[i].numel));
+    }
+    sum_over_ranks(plan, products_);
   }
 
   const Kernels& kernels_;
   std::vector<Piece> pieces_;
   std::vector<int64_t> bins_, first_piece_;
-  std::vector<Products> partials_;
+  std::vector<Products> partials_, products_;
   std::vector<Scalars<double>> scalars_;
   double grad_factor_ = 1;
 };

@@ -90,6 +90,7 @@ class CudaExecutor : public Executor {
   void begin(const Plan& plan, const std::vector<Hyper>* hypers) {
     stream_ = current_stream(device_);
     capturing_ = is_capturing(stream_);
+    sharing_ = plan.sharing;
     if (capturing_ && !on_device_) {
       throw std::runtime_error(
           "fused_adaptive: this optimizer counts on the host and cannot be captured in a CUDA "
@@ -199,12 +200,16 @@ class CudaExecutor : public Executor {
     work.shares = unit.shares;
     work.share_count = unit.share_count;
     work.outcomes = layout_->outcomes;
+    work.products = sharing_.products;
     for (const Measurement& measurement : unit.launches) {
       work.chunks = measurement.chunks;
       work.count = measurement.count;
       work.partials = layout_->partials + measurement.first_partial;
       launch(measurement.kernel, measurement.blocks, stream_, args, work);
     }
+    if (sharing_.sum == nullptr) return;
+    sharing_.sum();
+    launch(finish_kernel(), 1, stream_, args, work);
   }
 
   void count_on_host(Plan& plan, const std::vector<bool>& ending) {
@@ -252,6 +257,7 @@ class CudaExecutor : public Executor {
   std::vector<const void*> grads_, found_grads_;
   std::vector<Hyper> hypers_;
   cudaStream_t stream_ = nullptr;
+  Sharing sharing_;
   bool capturing_ = false;
 };
 

@@ -16,6 +16,8 @@ Kernel update_kernel_f16(int backbone, int mode, bool coupled);
 Kernel slope_kernel(int backbone, DType param);
 // num and sq of TrainableLR; the running interval becomes the previous one.
 Kernel measure_kernel(DType param);
+// The gains, where inner products had to be summed over ranks first. One block.
+Kernel finish_kernel();
 // ActiveLR's interval end outside of a step.
 Kernel adjust_kernel(DType param);
 

@@ -84,6 +84,8 @@ Kernel measure_kernel(DType param) {
   }
 }
 
+Kernel finish_kernel() { return finish; }
+
 Kernel adjust_kernel(DType param) { return param == DType::f64 ? adjust<double> : adjust<float>; }
 
 SmallUpload small_upload_kernel() { return upload<SmallParcel>; }

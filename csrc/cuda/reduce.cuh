@@ -70,14 +70,15 @@ FA_DEVICE double slope_of_interval(const Step& step, const Launch& launch, int t
   return lr != 0 ? products.num * steps / lr : 0.0;
 }
 
-FA_DEVICE void sum_tensor(const Step& step, const Launch& launch, const Rule& rule, int share_index) {
-  const Share& share = launch.shares[share_index];
-  const int tensor = share.tensor;
-  Outcome o = {{0, 0}, 0, false, false};
-  for (int64_t g = share.first_group; g < share.first_group + share.group_count; ++g) {
-    o.products.num += launch.group_sums[g].num;
-    o.products.sq += launch.group_sums[g].sq;
-  }
+FA_DEVICE Products sum_share(const Launch& launch, const Share& share) {
+  return sum_group(launch.group_sums + share.first_group, share.group_count);
+}
+
+// products: of the whole tensor.
+FA_DEVICE void judge_tensor(const Step& step, const Launch& launch, const Rule& rule, int share_index,
+                            Products products) {
+  const int tensor = launch.shares[share_index].tensor;
+  Outcome o = {products, 0, false, false};
   if (rule.kind == PolicyKind::hypergradient) {
     o.measured = has_slope(step, tensor);
     if (o.measured) o.slope = o.products.num / hyper_of(step, step.tensors[tensor].group).lr;
@@ -114,19 +115,13 @@ FA_DEVICE void adapt_gain(const Rule& rule, const Outcome& unit, double* gain, O
   }
 }
 
-// What was measured goes into the gains; the interval that was measured is over.
-__device__ FA_NOINLINE inline void finish_measurement(const Step& step, const Launch& launch) {
+// What was measured goes into the gains; the interval that was measured is over. Outcomes are there.
+__device__ FA_NOINLINE inline void adapt_gains(const Step& step, const Launch& launch) {
   FA_SHARED(Outcome, unit);
   FA_SHARED(bool, any_restarts);
   const DeviceRule& rule = step.rules[launch.rule];
   const int thread = threadIdx.x;
-  for (int64_t g = thread; g < launch.group_count; g += kThreads) {
-    launch.group_sums[g] = sum_group(launch.all_partials + launch.groups[g].first, launch.groups[g].count);
-  }
   if (thread == 0) any_restarts = false;
-  __syncthreads();
-  for (int i = thread; i < launch.share_count; i += kThreads) sum_tensor(step, launch, rule, i);
-  __syncthreads();
   if (thread == 0 && !rule.per_tensor) unit = sum_unit(launch);
   __syncthreads();
   for (int i = thread; i < launch.share_count; i += kThreads) {
@@ -148,6 +143,41 @@ __device__ FA_NOINLINE inline void finish_measurement(const Step& step, const La
     const Tensor& x = step.tensors[launch.shares[i].tensor];
     const int64_t words = x.state_is_double ? 2 * x.numel : x.numel;
     for (int64_t word = thread; word < words; word += kThreads) *at<uint32_t>(x, kPrevious, word) = 0;
+  }
+}
+
+__device__ FA_NOINLINE inline void finish_measurement(const Step& step, const Launch& launch) {
+  const DeviceRule& rule = step.rules[launch.rule];
+  for (int64_t g = threadIdx.x; g < launch.group_count; g += kThreads) {
+    launch.group_sums[g] = sum_group(launch.all_partials + launch.groups[g].first, launch.groups[g].count);
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < launch.share_count; i += kThreads) {
+    const Share& share = launch.shares[i];
+    if (launch.products != nullptr) {
+      launch.products[share.tensor] = sum_share(launch, share);
+    } else {
+      judge_tensor(step, launch, rule, i, sum_share(launch, share));
+    }
+  }
+  if (launch.products != nullptr) return;
+  __syncthreads();
+  adapt_gains(step, launch);
+}
+
+// The rest, once products have been summed over the ranks. They were so in vain where no interval ends; zeros stay.
+__global__ void __launch_bounds__(kThreads)
+    finish(const __grid_constant__ Step step, const __grid_constant__ Launch launch) {
+  if (is_due(step, launch)) {
+    for (int i = threadIdx.x; i < launch.share_count; i += kThreads) {
+      judge_tensor(step, launch, step.rules[launch.rule], i, launch.products[launch.shares[i].tensor]);
+    }
+    __syncthreads();
+    adapt_gains(step, launch);
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < launch.share_count; i += kThreads) {
+    launch.products[launch.shares[i].tensor] = {0, 0};
   }
 }
 

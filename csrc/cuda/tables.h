@@ -93,6 +93,7 @@ struct Launch {
   const Share* shares;
   Outcome* outcomes;
   int32_t share_count;
+  Products* products;  // of each tensor, where other ranks hold parts of it: then the finish kernel goes on
 };
 
 using Kernel = void (*)(Step, Launch);

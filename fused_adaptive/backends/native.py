@@ -6,6 +6,7 @@ gathered anew, and lives as long as they do.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import weakref
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from .. import _extension
 from ..checkpoint import specs
+from ..distributed import RowSums
 from ..eager import eager
 from ..policies import ActiveLR, Hypergradient, Policy, TrainableLR
 from ..slot import Slot
@@ -195,11 +197,30 @@ class Plan:
             own = [position[id(slot)] for slot in members if id(slot) in position]
             if own and isinstance(policy, (ActiveLR, TrainableLR, Hypergradient)) and not policy.naive:
                 ops.plan_policy(number, type(policy).__name__, own, _policy_arguments(policy))
+        self._share(number)
         ops.plan_finish(number)
         # What a step writes, as autograd has to know: every tensor but those of one element.
         state = [[t for t in slot.state.values() if t.dim() or slot.param.dim() == 0] for slot in slots]
         self._written = [[slot.param, *own] for slot, own in zip(slots, state, strict=True)]
         self._written_by_all = [tensor for own in self._written for tensor in own]
+
+    def _share(self, number: int) -> None:
+        """Where other ranks hold parts of these parameters, the plan calls back for sums of inner products."""
+        row_sums = RowSums([slot.ranks for slot in self._slots], self.device)
+        self._failures: list[BaseException] = []
+        if not row_sums:
+            return
+        table = torch.zeros(len(self._slots), 2, dtype=torch.float64, device=self.device)
+        failures = self._failures  # no reference to self, which would free it late
+
+        def sum_up() -> None:
+            try:
+                row_sums(table)
+            except BaseException as error:  # it cannot pass through C++
+                failures.append(error)
+
+        self._sum_up = ctypes.CFUNCTYPE(None)(sum_up)
+        torch.ops.fused_adaptive.plan_share(number, table, ctypes.cast(self._sum_up, ctypes.c_void_p).value)
 
     def _gather_state(self) -> dict[str, dict[int, Tensor]]:
         """Of every role, its tensors by member, made and laid out as the update needs them."""
@@ -254,6 +275,7 @@ class Plan:
             _scalar(grad_scale, self.device),
             _scalar(found_inf, self.device),
         )
+        self._raise_failure()
         for param, dense in self._copies:
             param.copy_(dense)
         self._grads = []  # a gradient must not live longer than its parameter's .grad
@@ -267,6 +289,11 @@ class Plan:
         for param, dense in self._copies:
             dense.copy_(param)
         torch.ops.fused_adaptive.plan_end_interval(self._number)
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        if self._failures:
+            raise self._failures.pop()
 
 
 def _structure(backbone: str, group: dict[str, Any]) -> str:

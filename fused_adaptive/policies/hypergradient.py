@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..backbones import Backbone, Direction, Group
+from ..distributed import whole_products
 from ..slot import Slot, applied, inner_product
 from ..state import ELEMENTS, GAIN, StateSpec
 from .base import ScalarPolicy, ascend, check_granularity, check_number, set_field
@@ -48,20 +49,23 @@ class Hypergradient(ScalarPolicy):
         return {"gain": GAIN} if backbone.direction_in_state(group) else {"gain": GAIN, "direction_prev": ELEMENTS}
 
     def before_update(self, slots: Sequence[Slot], ending: bool) -> None:
+        moving = [slot for slot in applied(slots) if slot.lr != 0]
+        products = whole_products(moving, [(_product(slot),) for slot in moving])
+        slopes = {id(slot): product / slot.lr for slot, (product,) in zip(moving, products, strict=True)}
         for unit in self.units(slots):
-            ascend(unit, self.hyper_lr * sum(_slope(slot) for slot in applied(unit) if slot.lr != 0))
+            ascend(unit, self.hyper_lr * sum(slopes.get(id(slot), 0.0) for slot in unit))
 
     def observe(self, slot: Slot, direction: Direction) -> None:
         if "direction_prev" in slot.state:
             slot.state["direction_prev"].copy_(direction.tensor())
 
 
-def _slope(slot: Slot) -> float:
-    """``⟨ĝ, u_prev⟩ / lr`` of one tensor; 0 at its first step."""
+def _product(slot: Slot) -> float:
+    """``⟨ĝ, u_prev⟩`` of one tensor; 0 at its first step."""
     grad = slot.coupled_grad()
     if slot.backbone.direction_in_state(slot.group):
         direction = slot.backbone.direction(slot.state, slot.group)
-        return 0.0 if direction is None else inner_product(grad, direction.tensor()) / slot.lr
+        return 0.0 if direction is None else inner_product(grad, direction.tensor())
     # A stored direction is all zeros before the first step: 0 times a gradient that is not finite is nothing.
     u_prev = slot.state["direction_prev"]
-    return inner_product(torch.where(u_prev == 0, 0, grad), u_prev) / slot.lr
+    return inner_product(torch.where(u_prev == 0, 0, grad), u_prev)

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..slot import Slot, applied, inner_product
+from ..distributed import any_rank, local_part, whole_products
+from ..slot import applied, inner_product
 from .base import ascend
 from .trainable import TrainableLR
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
-def needs_trial(param_groups: Sequence[dict[str, Any]]) -> bool:
-    """False where no parameter can move: all lr are 0, or all gradients are."""
-    return any(
-        float(group["lr"]) != 0 and any(p.grad is not None and bool((p.grad != 0).any()) for p in group["params"])
+    from ..gather import Gathered
+
+
+def needs_trial(param_groups: Sequence[dict[str, Any]], process_group: ProcessGroup | None = None) -> bool:
+    """False where no parameter can move on any rank: all lr are 0, or all gradients are."""
+    moves = any(
+        float(group["lr"]) != 0
+        and any(p.grad is not None and bool((local_part(p.grad) != 0).any()) for p in group["params"])
         for group in param_groups
     )
+    return any_rank(chain.from_iterable(group["params"] for group in param_groups), process_group, moves)
 
 
 def evaluate_trial(
     policy: TrainableLR,
-    slots: Sequence[Slot],
+    gathered: Gathered,
     params: Iterable[Tensor],
     closure: Callable[[], Any],
     grad_scale: Tensor | None,
@@ -34,17 +43,19 @@ def evaluate_trial(
 
     Args:
         policy: of all tensors.
-        slots: the tensors that have state.
+        gathered: the tensors that have state.
         params: all parameters of the optimizer: the trial may give gradients to some that had none.
         closure: evaluates the loss and its gradients.
         grad_scale: what gradients are to be divided by (AMP), or None.
     """
+    slots = gathered.members[policy]
+    gathered.bring_gradients()
     for slot in slots:
         slot.grad_scale = grad_scale
     moving = applied(slots)
     values, grads = [slot.param.clone() for slot in moving], [slot.grad() for slot in moving]
     kept = [(p, p.grad) for p in params]
-    slopes = []
+    products = []
     try:
         for slot, grad in zip(moving, grads, strict=True):
             slot.param.add_(grad, alpha=-slot.lr * policy.gain(slot.state))
@@ -52,13 +63,14 @@ def evaluate_trial(
             p.grad = None
         with torch.enable_grad():
             closure()
+        gathered.bring_gradients()
         for slot, grad in zip(moving, grads, strict=True):
-            if slot.param.grad is not None and slot.lr != 0:
-                slopes.append(inner_product(slot.grad(), grad) / slot.lr)
+            products.append((inner_product(slot.grad(), grad) if slot.applies else 0.0,))
     finally:
         for slot, value in zip(moving, values, strict=True):
             slot.param.copy_(value)
         for p, grad in kept:
             p.grad = grad
     assert policy.eta is not None
-    ascend(slots, policy.eta * sum(slopes))
+    whole = zip(moving, whole_products(moving, products), strict=True)
+    ascend(slots, policy.eta * sum(product / slot.lr for slot, (product,) in whole if slot.lr != 0))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..backbones import Backbone, Group
+from ..distributed import whole_products
 from ..slot import Slot, applied, inner_product
 from ..state import COUNTER, ELEMENTS, GAIN, SUM, StateSpec
 from .base import REQUIRED, Policy, ScalarPolicy, ascend, check_granularity, check_interval, check_number, set_field
@@ -162,15 +163,17 @@ class TrainableLR(ScalarPolicy):
                 slot.state["interval_start"].copy_(slot.param)
 
     def _adapt(self, slots: Sequence[Slot]) -> None:
+        tensors = [slot for slot in slots if self._is_measurable(slot)]
+        products = whole_products(tensors, [self._measure(slot) for slot in tensors])
+        products_of = {id(slot): (num, sq) for slot, (num, sq) in zip(tensors, products, strict=True)}
         for unit in self.units(slots):
-            measured = [slot for slot in unit if self._is_measurable(slot)]
+            measured = [slot for slot in unit if id(slot) in products_of]
             if not measured:
                 continue
             if self.eta is not None:
-                ascend(unit, self.eta * sum(self._slope(slot) for slot in measured))
+                ascend(unit, self.eta * sum(self._slope(slot, *products_of[id(slot)]) for slot in measured))
                 continue
-            products = [self._measure(slot) for slot in measured]
-            num, sq = sum(p[0] for p in products), sum(p[1] for p in products)
+            num, sq = (sum(column) for column in zip(*(products_of[id(slot)] for slot in measured), strict=True))
             for slot in unit:
                 slot.state["gain"].mul_(newton_factor(num, sq))
             if not (math.isfinite(num) and math.isfinite(sq)):
@@ -187,7 +190,7 @@ class TrainableLR(ScalarPolicy):
         return slot.state["grad_mean_prev" if self.source == "gradient" else "direction_prev"]
 
     def _measure(self, slot: Slot) -> tuple[float, float]:
-        """``num`` and ``sq`` of one tensor, whose running interval becomes the previous one."""
+        """``num`` and ``sq`` of one tensor, or of a part of it, whose running interval becomes the previous one."""
         state = slot.state
         if self.source == "gradient":
             mean = direction = state["grad_mean_sum"] / state["tlr_applied"].item()
@@ -201,11 +204,10 @@ class TrainableLR(ScalarPolicy):
         self._previous(slot).copy_(direction)
         return num, sq
 
-    def _slope(self, slot: Slot) -> float:
+    def _slope(self, slot: Slot, num: float, sq: float) -> float:
         """``⟨ΣG, ΣG_prev⟩ / lr`` of one tensor [D.4]; 0 where lr is 0, since nothing there moves."""
         state = slot.state
         steps = state["tlr_applied"].item() * state["tlr_applied_prev"].item()
-        num, sq = self._measure(slot)
         if not (math.isfinite(num) and math.isfinite(sq)):
             self._previous(slot).zero_()
         state["tlr_applied_prev"].copy_(state["tlr_applied"])
