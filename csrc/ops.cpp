@@ -55,8 +55,8 @@ void plan_finish(int64_t number) { plan(number)->finish(); }
 int64_t plan_check(int64_t number, Tensors grads, Ints absent) { return plan(number)->check(std::move(grads), absent); }
 
 void plan_step(int64_t number, Doubles hypers, std::optional<Tensor> draws, std::optional<Tensor> grad_scale,
-               std::optional<Tensor> found_inf) {
-  plan(number)->step(hypers, draws, grad_scale, found_inf);
+               std::optional<Tensor> found_inf, Tensors lrs, Ints lr_groups) {
+  plan(number)->step(hypers, draws, grad_scale, found_inf, lrs, lr_groups);
 }
 
 void plan_end_interval(int64_t number) { plan(number)->end_interval(); }
@@ -116,7 +116,9 @@ STABLE_TORCH_LIBRARY(fused_adaptive, m) {
   m.def("plan_policy(int plan, str kind, int[] members, float[] arguments) -> ()");
   m.def("plan_finish(int plan) -> ()");
   m.def("plan_check(int plan, Tensor[] grads, int[] absent) -> int");
-  m.def("plan_step(int plan, float[] hypers, Tensor? draws, Tensor? grad_scale, Tensor? found_inf) -> ()");
+  m.def(
+      "plan_step(int plan, float[] hypers, Tensor? draws, Tensor? grad_scale, Tensor? found_inf, Tensor[] lrs, "
+      "int[] lr_groups) -> ()");
   m.def("plan_end_interval(int plan) -> ()");
   m.def("plan_free(int plan) -> ()");
   m.def("plan_count() -> int");

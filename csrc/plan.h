@@ -88,11 +88,22 @@ struct Member {
   DType grad_dtype = DType::f32;
 };
 
+// A number on the device, float32 or float64.
+struct DeviceNumber {
+  const void* at = nullptr;  // null: there is none
+  bool is_double = false;
+
+  FA_INLINE double value() const {
+    return is_double ? *static_cast<const double*>(at) : static_cast<double>(*static_cast<const float*>(at));
+  }
+};
+
 // What changes from step to step.
 struct StepInputs {
   std::vector<Hyper> hypers;          // of each group
+  std::vector<DeviceNumber> lrs;      // of each group whose lr is a tensor on the device; empty: none is
   const double* draws = nullptr;      // ASLR's factors, by Member::index; on the device
-  const float* grad_scale = nullptr;  // AMP, on the device
+  DeviceNumber grad_scale;            // AMP and clipping, on the device
   const float* found_inf = nullptr;
 };
 

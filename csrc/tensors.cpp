@@ -318,12 +318,12 @@ bool TensorPlan::take_gradient(Member& m, const Tensor& param, const Tensor& gra
   return m.grad != nullptr;
 }
 
-const float* TensorPlan::device_scalar(const std::optional<Tensor>& tensor, const char* name) const {
-  if (!tensor.has_value()) return nullptr;
-  STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Float && tensor->numel() == 1, name,
-                  " must be a float32 tensor of one element");
-  STD_TORCH_CHECK(same_device(*tensor, device_type_, device_index_), name, " must be on the parameters' device");
-  return static_cast<const float*>(tensor->data_ptr());
+DeviceNumber TensorPlan::device_number(const Tensor& tensor, const char* name) const {
+  const bool is_double = tensor.scalar_type() == ScalarType::Double;
+  STD_TORCH_CHECK((is_double || tensor.scalar_type() == ScalarType::Float) && tensor.numel() == 1, name,
+                  " must be a float32 or float64 tensor of one element");
+  STD_TORCH_CHECK(same_device(tensor, device_type_, device_index_), name, " must be on the parameters' device");
+  return {tensor.data_ptr(), is_double};
 }
 
 Outcome TensorPlan::check(std::vector<Tensor> grads, const std::vector<int64_t>& absent) {
@@ -350,7 +350,8 @@ Outcome TensorPlan::check(std::vector<Tensor> grads, const std::vector<int64_t>&
 }
 
 void TensorPlan::step(const std::vector<double>& hypers, const std::optional<Tensor>& draws,
-                      const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) {
+                      const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
+                      const std::vector<Tensor>& lrs, const std::vector<int64_t>& lr_groups) {
   STD_TORCH_CHECK(is_ready_, "take the gradients first");
   STD_TORCH_CHECK(hypers.size() == kHypers * plan_.groups.size(), kHypers, " hyperparameters a group");
   StepInputs inputs;
@@ -364,8 +365,17 @@ void TensorPlan::step(const std::vector<double>& hypers, const std::optional<Ten
     for (const Member& m : plan_.members) STD_TORCH_CHECK(m.index < draws->numel(), "one draw a parameter");
     inputs.draws = static_cast<const double*>(draws->data_ptr());
   }
-  inputs.grad_scale = device_scalar(grad_scale, "grad_scale");
-  inputs.found_inf = device_scalar(found_inf, "found_inf");
+  if (grad_scale.has_value()) inputs.grad_scale = device_number(*grad_scale, "grad_scale");
+  if (found_inf.has_value()) {
+    const DeviceNumber found = device_number(*found_inf, "found_inf");
+    STD_TORCH_CHECK(!found.is_double, "found_inf must be float32");
+    inputs.found_inf = static_cast<const float*>(found.at);
+  }
+  STD_TORCH_CHECK(lrs.size() == lr_groups.size(), "one group a tensor lr");
+  if (!lrs.empty()) inputs.lrs.resize(plan_.groups.size());
+  for (size_t i = 0; i < lrs.size(); ++i) {
+    inputs.lrs.at(static_cast<size_t>(lr_groups[i])) = device_number(lrs[i], "lr");
+  }
   plan_.executor->step(plan_, inputs);
   is_ready_ = false;
   grads_.clear();

@@ -38,7 +38,8 @@ class TensorPlan {
   // Takes the gradients of all members in order, but for those of the absent (ascending), for the step to come.
   Outcome check(std::vector<Tensor> grads, const std::vector<int64_t>& absent);
   void step(const std::vector<double>& hypers, const std::optional<Tensor>& draws,
-            const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf);
+            const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
+            const std::vector<Tensor>& lrs = {}, const std::vector<int64_t>& lr_groups = {});
   void end_interval();
 
  private:
@@ -51,7 +52,7 @@ class TensorPlan {
   void check_complete(const Member& member) const;
   bool addresses_hold() const;
   bool take_gradient(Member& member, const Tensor& param, const Tensor& grad) const;
-  const float* device_scalar(const std::optional<Tensor>& tensor, const char* name) const;
+  DeviceNumber device_number(const Tensor& tensor, const char* name) const;
 
   Plan plan_;
   std::vector<Tensor> params_, grads_;

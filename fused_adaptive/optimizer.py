@@ -17,6 +17,7 @@ from . import backends
 from .backbones import Backbone
 from .checkpoint import restore
 from .checks import check_gradients, check_hyperparameters, check_parameters
+from .clipping import check_max_grad_norm, clip
 from .eager import eager
 from .gather import Gathered, count_idle_calls, forget_idle_calls, gather, gather_complete, policies_of
 from .policies import Policy, TrainableLR, from_plain, to_plain
@@ -38,6 +39,15 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         policy: a :class:`~fused_adaptive.policies.Policy`, a tuple of one ActiveLR and one TrainableLR, or None
             (:class:`FixedLR`).
         backend: ``"auto"`` (default) or the name of a backend, see :func:`fused_adaptive.backends.available`.
+        max_grad_norm: clips gradients as ``torch.nn.utils.clip_grad_norm_`` does, over all groups, devices and shards,
+            after unscaling (AMP); ``p.grad`` stays as it is. Default None. May be set between steps, as an attribute.
+        skip_nonfinite: skips the step where the norm of all gradients is not finite, as AMP skips one: nothing
+            changes, nothing counts. Default False. With the native backend on a GPU it needs ``capturable=True`` or
+            ``fused=True``, since only the device knows whether the step counts.
+
+    Attributes:
+        grad_norm: of the last step with ``max_grad_norm`` or ``skip_nonfinite``, the 2-norm of its unscaled,
+            unclipped gradients: 0-dim, on their device, float32 (float64 for float64); None before.
 
     Raises:
         TypeError, ValueError: for bad hyperparameters, parameters or combinations of backbone and policy.
@@ -52,9 +62,21 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     _rate_draw: RateDraw | None = None
     #: What the last step gathered. Not copied or saved with the optimizer either.
     _gathered: Gathered | None = None
+    max_grad_norm: float | None = None
+    skip_nonfinite: bool = False
+    grad_norm: Tensor | None = None
 
-    def __init__(self, params: Params, defaults: dict[str, Any], policy: Any = None, backend: str = "auto") -> None:
+    def __init__(
+        self,
+        params: Params,
+        defaults: dict[str, Any],
+        policy: Any = None,
+        backend: str = "auto",
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
         check_hyperparameters(defaults)
+        self.max_grad_norm, self.skip_nonfinite = check_max_grad_norm(max_grad_norm), bool(skip_nonfinite)
         self._backend_requested = backend
         self._backend = backends.select(backend, ())
         super().__init__(params, {**defaults, "policy": to_plain(policy, self.backbone, defaults)})
@@ -119,6 +141,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             gathered = self._gather()
         else:
             naive = self._needs_trial(gathered.members, closure)
+        if self.max_grad_norm is not None or self.skip_nonfinite:
+            grad_scale, found_inf = self._clip(gathered, grad_scale, found_inf)
         if naive is not None and closure is not None:
             params = list(chain.from_iterable(group["params"] for group in self.param_groups))
             evaluate_trial(naive, gathered.members[naive], params, closure, grad_scale)
@@ -187,12 +211,28 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             **super().__getstate__(),
             "_backend_requested": self._backend_requested,
             "_step_supports_amp_scaling": self._step_supports_amp_scaling,
+            "max_grad_norm": self.max_grad_norm,
+            "skip_nonfinite": self.skip_nonfinite,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._gathered = None
         self._backend = backends.select(self._backend_requested, self._devices())
+
+    def _clip(
+        self, gathered: Gathered, grad_scale: Tensor | None, found_inf: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What the gradients are to be divided by and whether to skip, with the norm of them all in it."""
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        try:
+            self.grad_norm, grad_scale, found_inf = clip(
+                grads, self.max_grad_norm, self.skip_nonfinite, grad_scale, found_inf
+            )
+        except RuntimeError:
+            gathered.check_gradients()  # a sparse one, say: named, with a remedy
+            raise
+        return grad_scale, found_inf
 
     # ---- gathering: of objects by their identity, so torch.compile does not trace it ----
 

@@ -51,6 +51,10 @@ class SGD(AdaptiveOptimizer):
         capturable: bool = False,
         decoupled_weight_decay: bool = False,
         policy: Any = None,
+        master: str = "none",
+        rounding_seed: int = 0,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
         backend: str = "auto",
     ) -> None:
         defaults = {
@@ -65,8 +69,10 @@ class SGD(AdaptiveOptimizer):
             "fused": fused,
             "capturable": capturable,
             "decoupled_weight_decay": decoupled_weight_decay,
+            "master": master,
+            "rounding_seed": rounding_seed,
         }
-        super().__init__(params, defaults, policy, backend)
+        super().__init__(params, defaults, policy, backend, max_grad_norm, skip_nonfinite)
 
 
 class Adam(AdaptiveOptimizer):
@@ -95,6 +101,10 @@ class Adam(AdaptiveOptimizer):
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
         policy: Any = None,
+        master: str = "none",
+        rounding_seed: int = 0,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
         backend: str = "auto",
     ) -> None:
         defaults = {
@@ -109,8 +119,10 @@ class Adam(AdaptiveOptimizer):
             "differentiable": differentiable,
             "fused": fused,
             "decoupled_weight_decay": decoupled_weight_decay,
+            "master": master,
+            "rounding_seed": rounding_seed,
         }
-        super().__init__(params, defaults, policy, backend)
+        super().__init__(params, defaults, policy, backend, max_grad_norm, skip_nonfinite)
 
 
 class AdamW(Adam):
@@ -134,6 +146,10 @@ class AdamW(Adam):
         fused: bool | None = None,
         decoupled_weight_decay: bool = True,
         policy: Any = None,
+        master: str = "none",
+        rounding_seed: int = 0,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
         backend: str = "auto",
     ) -> None:
         super().__init__(
@@ -150,6 +166,10 @@ class AdamW(Adam):
             fused=fused,
             decoupled_weight_decay=decoupled_weight_decay,
             policy=policy,
+            master=master,
+            rounding_seed=rounding_seed,
+            max_grad_norm=max_grad_norm,
+            skip_nonfinite=skip_nonfinite,
             backend=backend,
         )
 
@@ -178,6 +198,10 @@ class RAdam(AdaptiveOptimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         policy: Any = None,
+        master: str = "none",
+        rounding_seed: int = 0,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
         backend: str = "auto",
     ) -> None:
         defaults = {
@@ -189,10 +213,12 @@ class RAdam(AdaptiveOptimizer):
             "foreach": foreach,
             "capturable": capturable,
             "decoupled_weight_decay": decoupled_weight_decay,
+            "master": master,
+            "rounding_seed": rounding_seed,
             "differentiable": differentiable,
             "fused": fused,
         }
-        super().__init__(params, defaults, policy, backend)
+        super().__init__(params, defaults, policy, backend, max_grad_norm, skip_nonfinite)
 
 
 class AdaBelief(AdaptiveOptimizer):
@@ -225,6 +251,10 @@ class AdaBelief(AdaptiveOptimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         policy: Any = None,
+        master: str = "none",
+        rounding_seed: int = 0,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
         backend: str = "auto",
     ) -> None:
         defaults = {
@@ -238,10 +268,12 @@ class AdaBelief(AdaptiveOptimizer):
             "foreach": foreach,
             "capturable": capturable,
             "decoupled_weight_decay": decoupled_weight_decay,
+            "master": master,
+            "rounding_seed": rounding_seed,
             "differentiable": differentiable,
             "fused": fused,
         }
-        super().__init__(params, defaults, policy, backend)
+        super().__init__(params, defaults, policy, backend, max_grad_norm, skip_nonfinite)
 
 
 class _Active(AdaptiveOptimizer):

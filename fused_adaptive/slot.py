@@ -55,7 +55,8 @@ class Slot:
         assert grad is not None
         grad = grad.to(state_dtype(self.param))
         if self.grad_scale is not None:
-            grad = grad / self.grad_scale.to(grad.device)
+            # As GradScaler.unscale_ does, and clip_grad_norm_: the rounded factor multiplies.
+            grad = grad * _precise(self.grad_scale).reciprocal().to(grad.device, grad.dtype)
         return -grad if self.group["maximize"] else grad
 
     def coupled_grad(self, param: Tensor | None = None) -> Tensor:
@@ -65,6 +66,10 @@ class Slot:
             return grad
         param = self.param if param is None else param
         return grad.add(param.to(grad.dtype), alpha=weight_decay)
+
+
+def _precise(scale: Tensor) -> Tensor:
+    return scale if scale.device.type == "mps" else scale.double()  # MPS has no float64
 
 
 def inner_product(a: Tensor, b: Tensor) -> float:

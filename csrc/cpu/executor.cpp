@@ -124,9 +124,13 @@ class CpuExecutor : public Executor {
     scalars_.resize(plan.members.size());
   }
 
-  void step(Plan& plan, const StepInputs& inputs) override {
+  void step(Plan& plan, const StepInputs& given) override {
+    StepInputs inputs = given;
+    for (size_t i = 0; i < inputs.lrs.size(); ++i) {
+      if (inputs.lrs[i].at != nullptr) inputs.hypers[i].lr = inputs.lrs[i].value();
+    }
     if (inputs.found_inf != nullptr && *inputs.found_inf != 0) return;
-    grad_factor_ = inputs.grad_scale != nullptr ? 1.0 / *inputs.grad_scale : 1.0;
+    grad_factor_ = inputs.grad_scale.at != nullptr ? 1.0 / inputs.grad_scale.value() : 1.0;
     const std::vector<bool> ending = ending_policies(plan);
     std::vector<std::vector<bool>> measured(plan.policies.size());
     for (size_t i = 0; i < plan.policies.size(); ++i) {

@@ -120,7 +120,7 @@ FA_DEVICE bool is_skipped(const Step& step) { return step.found_inf != nullptr &
 
 FA_DEVICE Hyper hyper_of(const Step& step, int group) {
   Hyper hyper = step.far_hypers != nullptr ? step.far_hypers[group] : step.hypers[group];
-  if (step.lrs != nullptr && step.lrs[group] != nullptr) hyper.lr = *step.lrs[group];
+  if (step.lrs != nullptr && step.lrs[group].at != nullptr) hyper.lr = step.lrs[group].value();
   return hyper;
 }
 
@@ -138,7 +138,7 @@ FA_DEVICE bool is_wide(const Tensor& x, const void* grad) {
 }
 
 FA_DEVICE double grad_factor_of(const Step& step, const Tensor& x) {
-  const double factor = step.grad_scale != nullptr ? 1.0 / *step.grad_scale : 1.0;
+  const double factor = step.grad_scale.at != nullptr ? 1.0 / step.grad_scale.value() : 1.0;
   return x.maximize ? -factor : factor;
 }
 

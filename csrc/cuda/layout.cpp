@@ -202,6 +202,7 @@ void Layout::build_units(const Plan& plan, int device) {
   const size_t at_ticket = sizes.add(std::vector<uint64_t>(1));
   const size_t at_grads = sizes.add(std::vector<const void*>(plan.members.size()));
   const size_t at_hypers = sizes.add(std::vector<Hyper>(plan.groups.size()));
+  const size_t at_lrs = sizes.add(std::vector<DeviceNumber>(plan.groups.size()));
   const size_t at_partials = sizes.add(std::vector<Products>(most_partials));
   const size_t at_groups = sizes.add(std::vector<Products>(most_groups));
   const size_t at_outcomes = sizes.add(std::vector<Outcome>(most_shares));
@@ -209,6 +210,7 @@ void Layout::build_units(const Plan& plan, int device) {
   ticket = scratch_.at<uint32_t>(at_ticket);
   grads = scratch_.at<const void*>(at_grads);
   hypers = plan.groups.size() > kNearHypers ? scratch_.at<Hyper>(at_hypers) : nullptr;
+  lrs = scratch_.at<DeviceNumber>(at_lrs);
   partials = scratch_.at<Products>(at_partials);
   group_sums = scratch_.at<Products>(at_groups);
   outcomes = scratch_.at<Outcome>(at_outcomes);

@@ -68,8 +68,9 @@ struct Step {
   const DeviceRule* rules;
   const void* const* grads;  // of each tensor; null outside of a step, and for one that does not take part
   const double* draws;
-  const float *grad_scale, *found_inf;
-  const double* const* lrs;  // of each group: an lr that is a tensor; null: it is in the hyperparameters
+  DeviceNumber grad_scale;
+  const float* found_inf;
+  const DeviceNumber* lrs;  // of each group: an lr that is a tensor; none: it is in the hyperparameters
   const Hyper* far_hypers;   // of each group, if they are more than fit here
   Hyper hypers[kNearHypers];
 };

@@ -247,12 +247,16 @@ class Plan:
         """The step with the gradients that were taken."""
         for param, dense in self._copies:
             dense.copy_(param)
+        on_device = [i for i, group in enumerate(self._groups) if _is_read_there(group["lr"], self.device)]
+        lrs = [_scalar(self._groups[i]["lr"], self.device, torch.float64) for i in on_device]
         torch.ops.fused_adaptive.plan_step.default(
             self._number,
-            [number for group in self._groups for number in _hyperparameters(group)],
+            [x for i, group in enumerate(self._groups) for x in _hyperparameters(group, i in on_device)],
             None if draws is None else draws.to(self.device),
-            _scalar(grad_scale, self.device),
+            _scalar(grad_scale, self.device, torch.float64),
             _scalar(found_inf, self.device),
+            lrs,
+            on_device,
         )
         for param, dense in self._copies:
             param.copy_(dense)
@@ -278,11 +282,16 @@ def _structure(backbone: str, group: dict[str, Any]) -> str:
     return f"{backbone}{variant or 'Plain'}"
 
 
-def _hyperparameters(group: dict[str, Any]) -> tuple[float, ...]:
+def _is_read_there(value: Any, device: torch.device) -> bool:
+    """Whether a number is a tensor on the GPU that uses it: the kernels read it, the host would have to wait for it."""
+    return isinstance(value, Tensor) and device.type != "cpu" and value.device == device
+
+
+def _hyperparameters(group: dict[str, Any], lr_on_device: bool = False) -> tuple[float, ...]:
     """In the order of csrc/backbones.h's Hyper."""
     beta1, beta2 = group.get("betas", (0.0, 0.0))
     return (
-        float(group["lr"]),
+        math.nan if lr_on_device else float(group["lr"]),
         float(group["weight_decay"]),
         float(beta1),
         float(beta2),
@@ -319,5 +328,8 @@ def _conform(grad: Tensor, param: Tensor) -> Tensor:
     return torch.empty_like(param, dtype=dtype).copy_(grad)
 
 
-def _scalar(value: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if value is None else value.to(device=device, dtype=torch.float32)
+def _scalar(value: Tensor | None, device: torch.device, *others: torch.dtype) -> Tensor | None:
+    """On this device, in float32 or in one of the ``others``."""
+    if value is None:
+        return None
+    return value.to(device=device, dtype=value.dtype if value.dtype in others else torch.float32)

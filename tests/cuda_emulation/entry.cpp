@@ -90,7 +90,7 @@ int emulation_step(Emulated* e, const void* const* grads, const double* hypers, 
     const Hyper* all = reinterpret_cast<const Hyper*>(hypers);
     inputs.hypers.assign(all, all + plan.groups.size());
     inputs.draws = draws;
-    inputs.grad_scale = grad_scale;
+    inputs.grad_scale = {grad_scale, false};
     inputs.found_inf = found_inf;
     plan.executor->step(plan, inputs);
   });
