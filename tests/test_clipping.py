@@ -241,3 +241,32 @@ def test_the_naive_trial_is_taken_with_clipped_gradients():
     torch.testing.assert_close(gain, 1 + 0.5 * c * c * (1 - 0.1 * c) * 25 / 0.1)
     torch.testing.assert_close(clipped, (1 - 0.1 * c * gain) * torch.tensor([3.0, -4.0], dtype=torch.float64))
     assert not torch.equal(free, clipped)
+
+
+def _norms_of_shards(rank: int, directory: str, results: Any) -> None:
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2)
+    try:
+        mesh = init_device_mesh("cpu", (2,))
+        whole = [torch.randn(s, generator=torch.Generator().manual_seed(i)) for i, s in enumerate([(5, 3), (7,), (1,)])]
+        shared = [distribute_tensor(g, mesh, [kind]) for g, kind in zip(whole, (Shard(0), Replicate(), Shard(0)), strict=True)]
+        results[rank] = clipping.total_norm([*shared, torch.ones(4)])
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.heavy
+def test_the_norm_is_over_all_shards(tmp_path):
+    with torch.multiprocessing.Manager() as manager:
+        results = manager.dict()
+        torch.multiprocessing.spawn(_norms_of_shards, (str(tmp_path), results), nprocs=2)
+        norms = [results[rank] for rank in range(2)]
+    whole = [torch.randn(s, generator=torch.Generator().manual_seed(i)) for i, s in enumerate([(5, 3), (7,), (1,)])]
+    expected = torch.cat([*(g.flatten() for g in whole), torch.ones(4)]).norm()
+    for norm in norms:
+        assert type(norm) is Tensor
+        torch.testing.assert_close(norm, expected)
