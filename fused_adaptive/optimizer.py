@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, overload
 import torch
 from torch import Tensor
 
-from . import backends
+from . import backends, compiled
 from .backbones import Backbone
 from .checkpoint import restore
 from .checks import check_gradients, check_hyperparameters, check_parameters
@@ -62,6 +62,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     _rate_draw: RateDraw | None = None
     #: What the last step gathered. Not copied or saved with the optimizer either.
     _gathered: Gathered | None = None
+    #: What was traced of its steps by torch.compile: compiled code knows them by their keys.
+    _traced: list[compiled.Traced]
     max_grad_norm: float | None = None
     skip_nonfinite: bool = False
     grad_norm: Tensor | None = None
@@ -79,6 +81,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self.max_grad_norm, self.skip_nonfinite = check_max_grad_norm(max_grad_norm), bool(skip_nonfinite)
         self._backend_requested = backend
         self._backend = backends.select(backend, ())
+        self._traced = []
         super().__init__(params, {**defaults, "policy": to_plain(policy, self.backbone, defaults)})
         # Asks GradScaler to hand over grad_scale and found_inf instead of unscaling and skipping itself.
         self._step_supports_amp_scaling = bool(defaults.get("fused"))
@@ -130,6 +133,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if torch.compiler.is_compiling():
+            compiled.traced_step(self, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+            return loss
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         gathered = self._current()
         if gathered is None or gathered.has_newcomers():
@@ -142,7 +148,12 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         else:
             naive = self._needs_trial(gathered.members, closure)
         if self.max_grad_norm is not None or self.skip_nonfinite:
-            grad_scale, found_inf = self._clip(gathered, grad_scale, found_inf)
+            grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+            try:
+                grad_scale, found_inf = self._clip(grads, grad_scale, found_inf)
+            except RuntimeError:
+                gathered.check_gradients()  # a sparse one, say: named, with a remedy
+                raise
         if naive is not None and closure is not None:
             params = list(chain.from_iterable(group["params"] for group in self.param_groups))
             evaluate_trial(naive, gathered.members[naive], params, closure, grad_scale)
@@ -217,21 +228,16 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._gathered = None
+        self._gathered, self._traced = None, []
         self._backend = backends.select(self._backend_requested, self._devices())
 
     def _clip(
-        self, gathered: Gathered, grad_scale: Tensor | None, found_inf: Tensor | None
+        self, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """What the gradients are to be divided by and whether to skip, with the norm of them all in it."""
-        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        try:
-            self.grad_norm, grad_scale, found_inf = clip(
-                grads, self.max_grad_norm, self.skip_nonfinite, grad_scale, found_inf
-            )
-        except RuntimeError:
-            gathered.check_gradients()  # a sparse one, say: named, with a remedy
-            raise
+        self.grad_norm, grad_scale, found_inf = clip(
+            grads, self.max_grad_norm, self.skip_nonfinite, grad_scale, found_inf
+        )
         return grad_scale, found_inf
 
     # ---- gathering: of objects by their identity, so torch.compile does not trace it ----
@@ -273,6 +279,21 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self._gathered = None  # first, so that state which the user has dropped is freed before there is new one
         self._gathered = gather(self.backbone, self.param_groups, self.state, before)
         return self._gathered
+
+    def _gathered_for_trace(self) -> Gathered:
+        """What a step that is being traced works on, with whatever checks a step makes."""
+        check_gradients(self.param_groups)
+        policies = list(chain.from_iterable(policies_of(group, self.backbone) for group in self.param_groups))
+        if any(policy.naive for policy in policies):
+            raise RuntimeError("TrainableLR(naive=True) evaluates the loss twice, which torch.compile cannot trace")
+        gathered = self._current()
+        return self._gather() if gathered is None or gathered.has_newcomers() else gathered
+
+    def _init_group(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: list[Tensor]
+    ) -> int:
+        """Called by torch.compile, once a compilation, in place of being traced. The name is torch's."""
+        return compiled.init_group(self, group, params, grads, state)
 
     @eager
     def _complete(self) -> Gathered:
