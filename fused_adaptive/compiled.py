@@ -1,8 +1,8 @@
 """A step inside of ``torch.compile``: one operator that declares what it writes, whatever backbone, policy and backend.
 
-Dynamo calls ``Optimizer._init_group`` in Python, once a compilation, instead of tracing it: there the tensors of a step
-are gathered. The compiled graph then hands them to the operator, which runs the backend on them as an ordinary step
-does: the same kernels, the same bits, and interval ends decided where they always are, from counters that are tensors.
+Dynamo traces no more than which tensors and numbers there are. The compiled graph hands them to the operator, which
+runs the backend on them as an ordinary step does: the same kernels, the same bits, and interval ends decided where they
+always are, from counters that are tensors.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .checkpoint import specs
-from .gather import Gathered, by_policy
+from .clipping import clip
+from .gather import Gathered, by_policy, count_idle_calls
 from .slot import Slot
 
 if TYPE_CHECKING:
@@ -25,137 +25,87 @@ if TYPE_CHECKING:
 #: The hyperparameters that may change from step to step. Tensors are inputs of the graph, all else is compiled in.
 NUMBERS = ("lr", "weight_decay", "betas", "eps", "momentum", "dampening")
 
-_records: weakref.WeakValueDictionary[int, Traced] = weakref.WeakValueDictionary()
-_keys = itertools.count(1)
+NO_STATE = (
+    "this step would create state, which a compiled step cannot: take one step outside of torch.compile first, with a "
+    "gradient for every parameter"
+)
+
+#: The optimizers whose tensors compiled code may ask for, by the key of what they gathered last.
+_optimizers: weakref.WeakValueDictionary[int, AdaptiveOptimizer] = weakref.WeakValueDictionary()
 
 
-class Traced:
-    """What the tensors of one compiled step are. Keeps none of them, but for the aliases of the optimizer's own.
+def announce(optimizer: AdaptiveOptimizer, gathered: Gathered) -> None:
+    """Makes what was gathered known to compiled code."""
+    _optimizers[gathered.key] = optimizer
+
+
+class Bound:
+    """The tensors that a graph hands over, as those of a step.
 
     Args:
-        optimizer: whose step is being traced; its state is complete.
-        gathered: its tensors.
+        gathered: the optimizer's own tensors.
+        params, state: the graph's: the same, or copies that functionalization has made.
     """
 
-    def __init__(self, optimizer: AdaptiveOptimizer, gathered: Gathered) -> None:
-        self.key = next(_keys)
-        self._optimizer = weakref.ref(optimizer)
-        self._backend, self._backbone = optimizer._backend, gathered.backbone
+    def __init__(self, gathered: Gathered, params: Sequence[Tensor], state: Sequence[Tensor]) -> None:
+        self.of = gathered
+        # Dicts of their own: numbers are those of the call. Parameters without state are there for their positions.
+        groups = [g | {"params": [torch.empty(0) for _ in g["params"]]} for g in gathered.groups]
         number = {id(group): i for i, group in enumerate(gathered.groups)}
-        self._groups = [{k: v for k, v in group.items() if k != "params"} for group in gathered.groups]
-        self._sizes = [len(group["params"]) for group in gathered.groups]
-        self._members = [
-            (number[id(s.group)], s.policies, s.index, tuple(s.state), s.applies) for s in gathered.slots
-        ]
-        self.tensors = [
-            [(s.param, list(s.state.values())) for s in gathered.slots if s.group is g] for g in gathered.groups
-        ]
-        self.idle = [group["idle_calls"] for group in gathered.idle]
-        own = itertools.chain.from_iterable(self.tensors)
-        self._addresses = [t.data_ptr() for p, state in own for t in (p, *state)]
-        self._bound: Gathered | None = None
-        _records[self.key] = self
+        first = list(itertools.accumulate((len(g["params"]) for g in groups), initial=0))
+        remaining, slots = iter(state), []
+        for own, param in zip(gathered.slots, params, strict=True):
+            i = number[id(own.group)]
+            alias = groups[i]["params"][own.index - first[i]] = param.detach()
+            values = dict(zip(own.state, remaining, strict=False))
+            slots.append(Slot(alias, values, groups[i], own.backbone, own.policies, own.index))
+        self.gathered = Gathered(
+            slots, by_policy(slots), [s.param for s in slots], groups, gathered.backbone, idle=[]
+        )
 
-    def bind(self, params: Sequence[Tensor], grads: Sequence[Tensor], state: Sequence[Tensor]) -> Gathered:
-        """The tensors of the graph as those of a step. Functionalization may have made them copies of the optimizer's."""
-        remaining, present = iter(state), iter(grads)
-        states = [dict(zip(names, remaining, strict=False)) for *_, names, _ in self._members]
-        found = [t.data_ptr() for p, s in zip(params, states, strict=True) for t in (p, *s.values())]
-        bound = self._bound if found == self._addresses else None
-        if bound is None:
-            bound = self._gathered(params, states)
-        if found == self._addresses:
-            self._bound = bound
-        for slot, (*_, applies) in zip(bound.slots, self._members, strict=True):
-            slot.param.grad = None
-            if applies:
-                grad = next(present)
-                if grad.dtype != slot.param.dtype:
-                    slot.param.grad_dtype = None
-                slot.param.grad = grad
-        return bound
+    def set_gradients(self, grads: Sequence[Tensor], applies: Sequence[bool]) -> None:
+        present = iter(grads)
+        for slot, has_grad in zip(self.gathered.slots, applies, strict=True):
+            grad = next(present) if has_grad else None
+            if grad is not None and grad.dtype != slot.param.dtype:
+                slot.param.grad_dtype = None
+            slot.param.grad = grad
 
-    def _gathered(self, params: Sequence[Tensor], states: Sequence[dict[str, Tensor]]) -> Gathered:
-        groups = [group | {"params": [torch.empty(0)] * n} for group, n in zip(self._groups, self._sizes, strict=True)]
-        first = list(itertools.accumulate(self._sizes, initial=0))
-        slots = []
-        for param, own, (number, policies, index, _, _) in zip(params, states, self._members, strict=True):
-            alias = groups[number]["params"][index - first[number]] = param.detach()
-            slots.append(Slot(alias, own, groups[number], self._backbone, policies, index))
-        return Gathered(slots, by_policy(slots), [s.param for s in slots], groups, self._backbone, [])
-
-    def run(
-        self,
-        bound: Gathered,
-        tensors: Sequence[Tensor],
-        floats: Sequence[float],
-        draw_step: Tensor | None,
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
-    ) -> None:
-        """The step, with the numbers of this call."""
+    def set_numbers(self, tensors: Sequence[Tensor], floats: Sequence[float]) -> None:
         remaining = {True: iter(tensors), False: iter(floats)}
-        for group, traced in zip(bound.groups, self._groups, strict=True):
+        for group, own in zip(self.gathered.groups, self.of.groups, strict=True):
             for name in NUMBERS:
-                if name == "betas" and name in traced:
-                    group[name] = tuple(next(remaining[isinstance(b, Tensor)]) for b in traced[name])
-                elif name in traced:
-                    group[name] = next(remaining[isinstance(traced[name], Tensor)])
-        draw = getattr(self._optimizer(), "_rate_draw", None)
-        if draw is not None and draw_step is not None:
-            draw = type(draw)(draw.seed, draw.relative_width, draw_step.clone())
-        self._backend.step(bound, found_inf, grad_scale, draw)
-        if draw is not None and draw_step is not None:
-            draw_step.copy_(draw.step)
-        for slot in bound.slots:
-            slot.param.grad = None  # a gradient must not live longer than its parameter's
+                if name == "betas" and name in own:
+                    group[name] = tuple(next(remaining[isinstance(beta, Tensor)]) for beta in own[name])
+                elif name in own:
+                    group[name] = next(remaining[isinstance(own[name], Tensor)])
 
 
-def init_group(
-    optimizer: AdaptiveOptimizer, group: Any, params: list[Tensor], grads: list[Tensor], state: list[Tensor]
-) -> int:
-    """Fills the lists with the group's tensors that take part in the step being traced, and returns the step's key.
+def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    """What Dynamo traces of a step: the tensors, the numbers, the norm if gradients are clipped, and one operator.
 
     Raises:
         RuntimeError: where the step would create what later steps do not.
     """
-    number = next(i for i, g in enumerate(optimizer.param_groups) if g is group)
-    if number == 0:
-        gathered = optimizer._gathered_for_trace()
-        missing = any("idle_calls" not in g for g in gathered.idle) or any(
-            slot.applies and specs(gathered.backbone, slot.group).keys() - slot.state.keys() for slot in gathered.slots
-        )
-        if missing:
-            raise RuntimeError(
-                "this step would create state, which a compiled step cannot: take one step outside of torch.compile "
-                "first, with a gradient for every parameter"
-            )
-        optimizer._traced.append(Traced(optimizer, gathered))
-    record = optimizer._traced[-1]
-    for param, values in record.tensors[number]:
-        params.append(param)
-        state.extend(values)
-        if param.grad is not None:
-            grads.append(param.grad)
-    return record.key
-
-
-def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-    """What Dynamo traces of a step: the tensors, the numbers, the norm if gradients are clipped, and one operator."""
+    gathered = optimizer._gathered
+    if gathered is None or any(p.grad is not None for p in gathered._waiting):
+        raise RuntimeError(NO_STATE)
+    if any(policy.naive for policy in gathered.members):
+        raise RuntimeError("TrainableLR(naive=True) evaluates the loss twice, which torch.compile cannot trace")
     params: list[Tensor] = []
     grads: list[Tensor] = []
     state: list[Tensor] = []
+    applies: list[bool] = []
     tensors: list[Tensor] = []
     floats: list[float] = []
-    key = 0
-    for group in optimizer.param_groups:
-        own_params: list[Tensor] = []
-        own_grads: list[Tensor] = []
-        own_state: list[Tensor] = []
-        key = optimizer._init_group(group, own_params, own_grads, own_state)
-        params += own_params
-        grads += own_grads
-        state += own_state
+    for slot in gathered.slots:
+        grad = slot.param.grad
+        params.append(slot.param)
+        state += slot.state.values()
+        applies.append(grad is not None)
+        if grad is not None:
+            grads.append(grad)
+    for group in gathered.groups:
         for name in NUMBERS:
             if name in group:
                 for value in group[name] if name == "betas" else (group[name],):
@@ -164,10 +114,18 @@ def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_i
                     else:
                         floats.append(float(value))
     if optimizer.max_grad_norm is not None or optimizer.skip_nonfinite:
-        grad_scale, found_inf = optimizer._clip(grads, grad_scale, found_inf)
+        norm, grad_scale, found_inf = clip(
+            grads, optimizer.max_grad_norm, optimizer.skip_nonfinite, grad_scale, found_inf
+        )
+        if optimizer.grad_norm is None:
+            raise RuntimeError(NO_STATE)
+        optimizer.grad_norm.copy_(norm)  # an attribute that is set in a graph is lost
     draw = optimizer._rate_draw
     draw_step = [] if draw is None else [draw.step]
-    torch.ops.fused_adaptive.compiled_step(key, params, grads, state, tensors, floats, draw_step, grad_scale, found_inf)
+    torch.ops.fused_adaptive.compiled_step(
+        gathered.key, params, grads, state, applies, tensors, floats, draw_step, grad_scale, found_inf
+    )
+    count_idle_calls(gathered.idle, found_inf)
 
 
 def _compiled_step(
@@ -175,22 +133,53 @@ def _compiled_step(
     params: list[Tensor],
     grads: list[Tensor],
     state: list[Tensor],
+    applies: list[bool],
     tensors: list[Tensor],
     floats: list[float],
     draw_step: list[Tensor],
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    record = _records[key]
-    bound = record.bind(params, grads, state)
-    with torch.no_grad():
-        record.run(bound, tensors, floats, draw_step[0] if draw_step else None, grad_scale, found_inf)
+    optimizer = _optimizers.get(key)
+    own = None if optimizer is None else optimizer._current()
+    if optimizer is None or own is None or own.key != key:
+        raise RuntimeError(
+            "param groups, policies or state have changed since this step was compiled: take one step outside of "
+            "torch.compile, which gathers them anew"
+        )
+    bound = optimizer._bound
+    if bound is None or bound.of is not own or not _is_where(bound, params, state):
+        bound = Bound(own, params, state)
+        # Copies die with the call.
+        optimizer._bound = bound if all(map(_same, params, own.params)) else None
+    bound.set_gradients(grads, applies)
+    bound.set_numbers(tensors, floats)
+    draw = optimizer._rate_draw
+    if draw is not None:
+        draw = type(draw)(draw.seed, draw.relative_width, draw_step[0].clone())
+    try:
+        with torch.no_grad():
+            optimizer._backend.step(bound.gathered, found_inf, grad_scale, draw)
+            if draw is not None:
+                draw_step[0].copy_(draw.step)
+    finally:
+        bound.set_gradients([], [False] * len(params))  # they must not live longer than the parameters' own
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr()
+
+
+def _is_where(bound: Bound, params: Sequence[Tensor], state: Sequence[Tensor]) -> bool:
+    slots = bound.gathered.slots
+    own = itertools.chain.from_iterable(slot.state.values() for slot in slots)
+    return all(map(_same, params, bound.gathered.params)) and all(map(_same, state, own))
 
 
 torch.library.define(
     "fused_adaptive::compiled_step",
-    "(int key, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] state, Tensor[] tensors, float[] floats, "
-    "Tensor(c!)[] draw_step, Tensor? grad_scale, Tensor? found_inf) -> ()",
+    "(int key, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] state, bool[] applies, Tensor[] tensors, "
+    "float[] floats, Tensor(c!)[] draw_step, Tensor? grad_scale, Tensor? found_inf) -> ()",
 )
 torch.library.impl("fused_adaptive::compiled_step", "CompositeExplicitAutograd")(_compiled_step)
 torch.library.register_fake("fused_adaptive::compiled_step")(lambda *_: None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import count, repeat
 from operator import is_
 from typing import Any
 
@@ -39,6 +39,7 @@ class Gathered:
         backbone: of the optimizer.
         idle: the groups that have no state yet although their policies count steps.
         compiled: what a backend keeps with it; it dies with this object.
+        key: no other one's in this process.
     """
 
     slots: list[Slot]
@@ -48,6 +49,7 @@ class Gathered:
     backbone: Backbone
     idle: Groups
     compiled: Any = None
+    key: int = field(default_factory=count(1).__next__)
     _waiting: list[Tensor] = field(default_factory=list, repr=False)
     _fingerprint: Fingerprint | None = field(default=None, repr=False)
 

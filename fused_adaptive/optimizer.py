@@ -47,7 +47,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     Attributes:
         grad_norm: of the last step with ``max_grad_norm`` or ``skip_nonfinite``, the 2-norm of its unscaled,
-            unclipped gradients: 0-dim, on their device, float32 (float64 for float64); None before.
+            unclipped gradients: 0-dim, on their device, float32 (float64 for float64); None before. A compiled step
+            or a captured graph writes into the same tensor again.
 
     Raises:
         TypeError, ValueError: for bad hyperparameters, parameters or combinations of backbone and policy.
@@ -62,8 +63,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     _rate_draw: RateDraw | None = None
     #: What the last step gathered. Not copied or saved with the optimizer either.
     _gathered: Gathered | None = None
-    #: What was traced of its steps by torch.compile: compiled code knows them by their keys.
-    _traced: list[compiled.Traced]
+    #: The tensors that code compiled by torch.compile has handed to the last step. Nor this.
+    _bound: compiled.Bound | None = None
     max_grad_norm: float | None = None
     skip_nonfinite: bool = False
     grad_norm: Tensor | None = None
@@ -81,7 +82,6 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self.max_grad_norm, self.skip_nonfinite = check_max_grad_norm(max_grad_norm), bool(skip_nonfinite)
         self._backend_requested = backend
         self._backend = backends.select(backend, ())
-        self._traced = []
         super().__init__(params, {**defaults, "policy": to_plain(policy, self.backbone, defaults)})
         # Asks GradScaler to hand over grad_scale and found_inf instead of unscaling and skipping itself.
         self._step_supports_amp_scaling = bool(defaults.get("fused"))
@@ -105,7 +105,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         backend = backends.select(self._backend_requested, self._devices() | devices_of(param_group["params"]))
         param_group["policy"] = policy
         super().add_param_group(param_group)
-        self._gathered = None
+        self._gathered = self._bound = None
         self._backend = backend
 
     @overload
@@ -129,6 +129,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             RuntimeError: for a gradient that is sparse, not floating-point, or of another shape or device than its
                 parameter. Then no parameter and no state has changed.
         """
+        self._opt_called = True  # for torch's schedulers
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -138,7 +139,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             return loss
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         gathered = self._current()
-        if gathered is None or gathered.has_newcomers():
+        is_new = gathered is None or gathered.has_newcomers()
+        if gathered is None or is_new:
             # Whatever can be refused is refused before state is created. Later steps leave the check to the backend.
             check_gradients(self.param_groups)
             policies = [policies_of(group, self.backbone) for group in self.param_groups]
@@ -159,7 +161,24 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             evaluate_trial(naive, gathered.members[naive], params, closure, grad_scale)
         self._backend.step(gathered, found_inf, grad_scale, self._rate_draw)
         count_idle_calls(gathered.idle, found_inf)
+        if is_new and self._current() is None:
+            self._gather()  # the update has created state (SGD's buffer): torch.compile traces what stands here
         return loss
+
+    # Else schedulers of torch put a wrapper around it that torch.compile refuses to trace.
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients, as ``torch.optim.Optimizer.zero_grad``, which torch.compile refuses to trace."""
+        if not torch.compiler.is_compiling():
+            super().zero_grad(set_to_none)
+            return
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and set_to_none:
+                    p.grad = None
+                elif p.grad is not None:
+                    p.grad = torch.zeros_like(p.grad)
 
     @torch.no_grad()
     def end_interval(self) -> None:
@@ -228,7 +247,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._gathered, self._traced = None, []
+        self._gathered = self._bound = None
         self._backend = backends.select(self._backend_requested, self._devices())
 
     def _clip(
@@ -276,24 +295,10 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     @eager
     def _gather(self) -> Gathered:
         before = () if self._gathered is None else self._gathered.params
-        self._gathered = None  # first, so that state which the user has dropped is freed before there is new one
+        self._gathered = self._bound = None  # first, so that state which the user has dropped is freed before there is new one
         self._gathered = gather(self.backbone, self.param_groups, self.state, before)
+        compiled.announce(self, self._gathered)
         return self._gathered
-
-    def _gathered_for_trace(self) -> Gathered:
-        """What a step that is being traced works on, with whatever checks a step makes."""
-        check_gradients(self.param_groups)
-        policies = list(chain.from_iterable(policies_of(group, self.backbone) for group in self.param_groups))
-        if any(policy.naive for policy in policies):
-            raise RuntimeError("TrainableLR(naive=True) evaluates the loss twice, which torch.compile cannot trace")
-        gathered = self._current()
-        return self._gather() if gathered is None or gathered.has_newcomers() else gathered
-
-    def _init_group(
-        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: list[Tensor]
-    ) -> int:
-        """Called by torch.compile, once a compilation, in place of being traced. The name is torch's."""
-        return compiled.init_group(self, group, params, grads, state)
 
     @eager
     def _complete(self) -> Gathered:
