@@ -50,6 +50,8 @@ void plan_policy(int64_t number, std::string kind, Ints members, Doubles argumen
   plan(number)->add_policy(kind, members, arguments);
 }
 
+void plan_seeds(int64_t number, Ints seeds) { plan(number)->set_seeds(seeds); }
+
 void plan_finish(int64_t number) { plan(number)->finish(); }
 
 int64_t plan_check(int64_t number, Tensors grads, Ints absent) { return plan(number)->check(std::move(grads), absent); }
@@ -114,6 +116,7 @@ STABLE_TORCH_LIBRARY(fused_adaptive, m) {
   m.def("plan_bind(int plan, str role, int[] members, Tensor[] tensors) -> ()");
   m.def("plan_first(int plan, int[] members) -> ()");
   m.def("plan_policy(int plan, str kind, int[] members, float[] arguments) -> ()");
+  m.def("plan_seeds(int plan, int[] seeds) -> ()");
   m.def("plan_finish(int plan) -> ()");
   m.def("plan_check(int plan, Tensor[] grads, int[] absent) -> int");
   m.def(
@@ -132,6 +135,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_adaptive, CompositeExplicitAutograd, m) {
   m.impl("plan_bind", TORCH_BOX(&plan_bind));
   m.impl("plan_first", TORCH_BOX(&plan_first));
   m.impl("plan_policy", TORCH_BOX(&plan_policy));
+  m.impl("plan_seeds", TORCH_BOX(&plan_seeds));
   m.impl("plan_finish", TORCH_BOX(&plan_finish));
   m.impl("plan_check", TORCH_BOX(&plan_check));
   m.impl("plan_step", TORCH_BOX(&plan_step));

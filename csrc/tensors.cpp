@@ -17,8 +17,9 @@ using torch::headeronly::ScalarType;
 constexpr const char* kRoleNames[kRoles] = {
     "param",          "state0",         "state1",        "state2",          "element_gain",
     "grad_sum",       "grad_sign_prev", "grad_mean_sum", "previous",        "interval_start",
-    "step",           "gain",           "lr_sum",        "lr_last",         "active_step",
-    "active_applied", "tlr_step",       "tlr_applied",   "tlr_applied_prev"};
+    "master_low",     "step",           "gain",          "lr_sum",          "lr_last",
+    "active_step",    "active_applied", "tlr_step",      "tlr_applied",     "tlr_applied_prev",
+    "rounding_step"};
 
 constexpr const char* kBackboneNames[kBackbones] = {
 #define FA_NAME(name) #name,
@@ -54,12 +55,15 @@ bool dtype_of(const Tensor& tensor, DType& dtype) {
     case ScalarType::Long:
       dtype = DType::i64;
       return true;
+    case ScalarType::Short:
+      dtype = DType::i16;
+      return true;
     default:
       return false;
   }
 }
 
-bool is_float(DType dtype) { return dtype != DType::i8 && dtype != DType::i64; }
+bool is_float(DType dtype) { return dtype < DType::i8; }
 
 int64_t bytes_of(DType dtype) {
   switch (dtype) {
@@ -78,6 +82,7 @@ int64_t bytes_of(DType dtype) {
 DType role_dtype(int role, const Member& m) {
   if (role == kParam) return m.dtype;
   if (role == kSignPrev) return DType::i8;
+  if (role == kLow) return DType::i16;
   if (role >= kActiveStep) return DType::i64;
   if (role >= kTensorGain) return DType::f64;
   if (role == kStep) return m.step_is_double ? DType::f64 : DType::f32;
@@ -194,6 +199,11 @@ void TensorPlan::mark_first(const std::vector<int64_t>& members) {
   for (int64_t i : members) plan_.members.at(static_cast<size_t>(i)).first = true;
 }
 
+void TensorPlan::set_seeds(const std::vector<int64_t>& seeds) {
+  STD_TORCH_CHECK(seeds.size() == plan_.groups.size(), "one seed a group");
+  for (Member& m : plan_.members) m.seed = seeds[static_cast<size_t>(m.group)];
+}
+
 void TensorPlan::add_policy(const std::string& kind, const std::vector<int64_t>& members,
                             const std::vector<double>& arguments) {
   // In the order of native.py's _policy_arguments().
@@ -227,6 +237,11 @@ void TensorPlan::check_complete(const Member& m) const {
     STD_TORCH_CHECK((m.at[role] != nullptr) == needed, "parameter ", m.index,
                     needed ? " lacks the state " : " has no use for the state ", kRoleNames[role]);
   };
+  for (Role role : {kLow, kRoundingStep}) {
+    STD_TORCH_CHECK(m.at[role] == nullptr || m.dtype == DType::bf16, "parameter ", m.index,
+                    " is not bfloat16 and has no use for the state ", kRoleNames[role]);
+  }
+  if (m.at[kLow] != nullptr) need(kRoundingStep, false);
   const int backbone = plan_.groups[m.group].backbone;
   int states = 0;
   bool stores_direction = false;

@@ -31,6 +31,8 @@ class TensorPlan {
   void bind(const std::string& role, const std::vector<int64_t>& members, const std::vector<Tensor>& tensors);
   // These parameters' momentum buffers hold nothing yet: their first step writes them.
   void mark_first(const std::vector<int64_t>& members);
+  // Of stochastic rounding, one a group.
+  void set_seeds(const std::vector<int64_t>& seeds);
   void add_policy(const std::string& kind, const std::vector<int64_t>& members, const std::vector<double>& arguments);
   // Checks the whole and makes it ready for steps.
   void finish();

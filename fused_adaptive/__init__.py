@@ -3,6 +3,7 @@
 from . import backends
 from .controllers import AALR, ASLR, lr_range_test
 from .intervals import steps_per_epoch
+from .masters import export_fp32, import_fp32
 from .optimizer import AdaptiveOptimizer
 from .optimizers import (
     SGD,
@@ -43,6 +44,8 @@ __all__ = [
     "TrainableLR",
     "__version__",
     "backends",
+    "export_fp32",
+    "import_fp32",
     "lr_range_test",
     "steps_per_epoch",
 ]

@@ -113,8 +113,11 @@ def _all(backbone: Backbone, groups: Groups, states: States) -> Iterator[tuple[S
     """Every parameter, and what its state must have."""
     index = 0
     for group in groups:
-        policies, spec = policies_of(group, backbone), specs(backbone, group)
+        policies, by_dtype = policies_of(group, backbone), {}
         for p in group["params"]:
+            spec = by_dtype.get(p.dtype)
+            if spec is None:
+                spec = by_dtype[p.dtype] = specs(backbone, group, p.dtype)
             yield Slot(p, states.get(p, {}), group, backbone, policies, index), spec
             index += 1
 
@@ -154,6 +157,9 @@ def _join(slots: list[Slot], late: list[tuple[Slot, dict[str, StateSpec]]], grou
         missing = _missing(spec, slot.state)
         for name in missing:
             slot.state[name] = spec[name].create(slot.param, slot.group)
+        for name in missing:
+            if spec[name].fill == "parameter":  # now that its master is there
+                spec[name].reset_(slot.state[name], slot.weight())
         for policy in slot.policies:
             peer = peers.setdefault(policy, slot)
             for name in set(missing).intersection(policy.shared_names()):

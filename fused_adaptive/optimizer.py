@@ -103,6 +103,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         policy = to_plain(group["policy"], self.backbone, group)
         self._check_naive([*(policies_of(g, self.backbone) for g in self.param_groups), from_plain(policy)])
         backend = backends.select(self._backend_requested, self._devices() | devices_of(param_group["params"]))
+        backends.check_masters(backend, [group])
         param_group["policy"] = policy
         super().add_param_group(param_group)
         self._gathered = self._bound = None
@@ -294,6 +295,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     @eager
     def _gather(self) -> Gathered:
+        backends.check_masters(self._backend, self.param_groups)
         before = () if self._gathered is None else self._gathered.params
         self._gathered = self._bound = None  # first, so that state which the user has dropped is freed before there is new one
         self._gathered = gather(self.backbone, self.param_groups, self.state, before)

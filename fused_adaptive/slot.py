@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import masters
 from .backbones import Backbone
 from .state import State, state_dtype
 
@@ -49,6 +50,10 @@ class Slot:
     def lr(self) -> float:
         return float(self.group["lr"])
 
+    def weight(self) -> Tensor:
+        """The parameter in the state's dtype, exact where it has a float32 master. The parameter itself where it can."""
+        return masters.read(self.param, self.state)
+
     def grad(self) -> Tensor:
         """``g``: unscaled, negated when maximizing, in the state's dtype. May alias ``p.grad``: for reading only."""
         grad = self.param.grad
@@ -64,7 +69,7 @@ class Slot:
         grad, weight_decay = self.grad(), float(self.group["weight_decay"])
         if weight_decay == 0 or self.group["decoupled_weight_decay"]:
             return grad
-        param = self.param if param is None else param
+        param = self.weight() if param is None else param
         return grad.add(param.to(grad.dtype), alpha=weight_decay)
 
 

@@ -224,7 +224,9 @@ class CudaExecutor : public Executor {
     for (Member& m : plan.members) {
       if (m.grad == nullptr) continue;
       m.first = false;
-      if (!on_device_) count_step(m);
+      if (on_device_) continue;
+      count_step(m);
+      count_rounding(m);
     }
     if (on_device_) return;
     for (size_t i = 0; i < plan.policies.size(); ++i) {

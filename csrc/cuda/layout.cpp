@@ -63,6 +63,7 @@ Mirror mirror_of(const Member& m) {
   mirror.tlr_step = counted(kTlrStep);
   mirror.tlr_applied = counted(kTlrApplied);
   mirror.tlr_applied_prev = counted(kTlrAppliedPrev);
+  mirror.rounding_step = counted(kRoundingStep);
   return mirror;
 }
 
@@ -110,6 +111,8 @@ void Layout::build_tensors(const Plan& plan, const std::vector<bool>& couples, b
     x.tlr_step = place(kTlrStep, &mirror.tlr_step);
     x.tlr_applied = place(kTlrApplied, &mirror.tlr_applied);
     x.tlr_applied_prev = place(kTlrAppliedPrev, &mirror.tlr_applied_prev);
+    x.rounding_step = m.at[kRoundingStep] != nullptr ? place(kRoundingStep, &mirror.rounding_step) : nullptr;
+    x.seed = m.seed;
     x.numel = m.numel;
     x.index = m.index;
     x.group = m.group;

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..gather import Gathered
 
 name = "native"
+supports_masters = True
 
 #: The backbone's state in the order of its struct in csrc/backbones.h.
 _STATE_NAMES = {
@@ -44,6 +45,7 @@ _ROLES = {
     "grad_mean_prev": "previous",
     "direction_prev": "previous",
     "interval_start": "interval_start",
+    "master_low": "master_low",
     "step": "step",
     "gain": "gain",
     "lr_sum": "lr_sum",
@@ -53,6 +55,7 @@ _ROLES = {
     "tlr_step": "tlr_step",
     "tlr_applied": "tlr_applied",
     "tlr_applied_prev": "tlr_applied_prev",
+    "rounding_step": "rounding_step",
 }
 #: What plan_check returns for gradients that cannot be used as they are (csrc/tensors.h).
 _GRADIENTS = 1
@@ -187,6 +190,7 @@ class Plan:
             _on_device(slots[0]),
         )
         weakref.finalize(self, ops.plan_free, number)
+        ops.plan_seeds(number, [group.get("rounding_seed", 0) for group in self._groups])
         bound = self._gather_state()
         for role, members in bound.items():
             ops.plan_bind(number, role, list(members), list(members.values()))
@@ -207,7 +211,7 @@ class Plan:
         first = []
         for i, (slot, param) in enumerate(zip(self._slots, self._dense, strict=True)):
             # What the group's backbone and policies name: what else is there belongs to those of before.
-            named, order = specs(self._backbone, slot.group), _STATE_NAMES[self._backbone.name]
+            named, order = specs(self._backbone, slot.group, slot.param.dtype), _STATE_NAMES[self._backbone.name]
             if "momentum_buffer" in named and "momentum_buffer" not in slot.state and slot.applies:
                 slot.state["momentum_buffer"] = torch.zeros_like(param, dtype=state_dtype(param))
                 first.append(i)
