@@ -104,10 +104,10 @@ struct DeviceNumber {
 
 // What changes from step to step.
 struct StepInputs {
-  std::vector<Hyper> hypers;          // of each group
-  std::vector<DeviceNumber> lrs;      // of each group whose lr is a tensor on the device; empty: none is
-  const double* draws = nullptr;      // ASLR's factors, by Member::index; on the device
-  DeviceNumber grad_scale;            // AMP and clipping, on the device
+  std::vector<Hyper> hypers;      // of each group
+  std::vector<DeviceNumber> lrs;  // of each group whose lr is a tensor on the device; empty: none is
+  const double* draws = nullptr;  // ASLR's factors, by Member::index; on the device
+  DeviceNumber grad_scale;        // AMP and clipping, on the device
   const float* found_inf = nullptr;
 };
 

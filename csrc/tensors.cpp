@@ -15,11 +15,10 @@ using torch::headeronly::ScalarType;
 
 // In the order of Role.
 constexpr const char* kRoleNames[kRoles] = {
-    "param",          "state0",         "state1",        "state2",          "element_gain",
-    "grad_sum",       "grad_sign_prev", "grad_mean_sum", "previous",        "interval_start",
-    "master_low",     "step",           "gain",          "lr_sum",          "lr_last",
-    "active_step",    "active_applied", "tlr_step",      "tlr_applied",     "tlr_applied_prev",
-    "rounding_step"};
+    "param",          "state0",           "state1",       "state2",         "element_gain",   "grad_sum",
+    "grad_sign_prev", "grad_mean_sum",    "previous",     "interval_start", "master_low",     "step",
+    "gain",           "lr_sum",           "lr_last",      "active_step",    "active_applied", "tlr_step",
+    "tlr_applied",    "tlr_applied_prev", "rounding_step"};
 
 constexpr const char* kBackboneNames[kBackbones] = {
 #define FA_NAME(name) #name,

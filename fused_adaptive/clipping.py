@@ -49,7 +49,7 @@ def total_norm(grads: Sequence[Tensor]) -> Tensor:
     norms = []
     for (_, dtype, mesh, _), part in parts.items():
         precise = torch.float64 if dtype == torch.float64 else torch.float32
-        own = torch._foreach_norm(part, 2, dtype=None if dtype == precise else precise)
+        own = torch._foreach_norm(part, 2, dtype=None if dtype == precise else precise)  # type: ignore[reportPrivateImportUsage]
         # A DTensor's norm is a sum that the ranks still have to complete: once for all that are shared alike.
         norms += own if mesh is None else [_norm_of(own).full_tensor()]  # type: ignore[attr-defined]
     return _norm_of(norms) if norms else torch.zeros(())

@@ -59,9 +59,7 @@ class Bound:
             alias = groups[i]["params"][own.index - first[i]] = param.detach()
             values = dict(zip(own.state, remaining, strict=False))
             slots.append(Slot(alias, values, groups[i], own.backbone, own.policies, own.index))
-        self.gathered = Gathered(
-            slots, by_policy(slots), [s.param for s in slots], groups, gathered.backbone, idle=[]
-        )
+        self.gathered = Gathered(slots, by_policy(slots), [s.param for s in slots], groups, gathered.backbone, idle=[])
 
     def set_gradients(self, grads: Sequence[Tensor], applies: Sequence[bool]) -> None:
         present = iter(grads)

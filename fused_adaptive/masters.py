@@ -1,11 +1,11 @@
 """float32 masters of bfloat16 parameters, and stochastic rounding: what is between a step's float32 and the parameter.
 
-``master="split"``: the parameter is the upper half of its float32 weight, rounded half away from zero, and a signed 16-bit
-remainder is state. As integers, ``(parameter << 16) + remainder`` are the bits of the weight. To nearest even the
-remainder would need a 17th bit: of two weights halfway between neighbours one is rounded up and one down.
+``master="split"``: the parameter is the upper half of its float32 weight, rounded half away from zero, and a signed
+16-bit remainder is state. As integers, ``(parameter << 16) + remainder`` are the bits of the weight. To nearest even
+the remainder would need a 17th bit: of the weights halfway between neighbours some are rounded up and some down.
 
-``master="stochastic"``: there is no master; a weight is rounded up with the probability that makes its expectation right.
-The random bits are counter-based: a function of seed, steps taken, tensor and element, whatever computes them.
+``master="stochastic"``: there is no master; a weight is rounded up with the probability that makes its expectation
+right. The random bits are counter-based: a function of seed, steps taken, tensor and element, whatever computes them.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def check(group: Mapping[str, Any]) -> None:
         param = entry[1] if isinstance(entry, tuple) else entry
         if isinstance(param, Tensor) and param.dtype == torch.float16:
             raise ValueError(
-                f"master={master!r} is for bfloat16 parameters, and one of shape {tuple(param.shape)} is float16, whose "
-                "bits are not the upper half of a float32: use bfloat16, or master='none'"
+                f"master={master!r} is for bfloat16 parameters, and one of shape {tuple(param.shape)} is float16, "
+                "whose bits are not the upper half of a float32: use bfloat16, or master='none'"
             )
 
 
@@ -152,8 +152,8 @@ def export_fp32(model: torch.nn.Module, optimizer: AdaptiveOptimizer) -> dict[st
 def import_fp32(model: torch.nn.Module, optimizer: AdaptiveOptimizer, weights: Mapping[str, Tensor]) -> None:
     """Sets a model's parameters to float32 weights, without loss where the optimizer trains with ``master="split"``.
 
-    Also before the first step: the remainders are state from then on. Policies that compare intervals should begin anew:
-    ``optimizer.restart_interval()``.
+    Also before the first step: the remainders are state from then on. Policies that compare intervals should begin
+    anew: ``optimizer.restart_interval()``.
 
     Args:
         model: whose ``named_parameters()`` are set.

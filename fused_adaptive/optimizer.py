@@ -297,7 +297,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     def _gather(self) -> Gathered:
         backends.check_masters(self._backend, self.param_groups)
         before = () if self._gathered is None else self._gathered.params
-        self._gathered = self._bound = None  # first, so that state which the user has dropped is freed before there is new one
+        self._gathered = self._bound = (
+            None  # first, so that state which the user has dropped is freed before there is new one
+        )
         self._gathered = gather(self.backbone, self.param_groups, self.state, before)
         compiled.announce(self, self._gathered)
         return self._gathered

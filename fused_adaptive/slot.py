@@ -51,7 +51,7 @@ class Slot:
         return float(self.group["lr"])
 
     def weight(self) -> Tensor:
-        """The parameter in the state's dtype, exact where it has a float32 master. The parameter itself where it can."""
+        """The parameter in the state's dtype: exact where it has a float32 master, itself where that is its dtype."""
         return masters.read(self.param, self.state)
 
     def grad(self) -> Tensor:

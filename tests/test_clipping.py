@@ -90,7 +90,9 @@ def test_low_precision_is_summed_in_float32(backend):
     for p, b in zip(params, before, strict=True):
         assert p.grad is not None
         expected = b - 0.1 * p.grad.double() / exact
-        torch.testing.assert_close(p.detach(), expected.to(p.dtype), rtol=2**-7 if p.dtype.itemsize == 2 else 1e-6, atol=1e-7)
+        torch.testing.assert_close(
+            p.detach(), expected.to(p.dtype), rtol=2**-7 if p.dtype.itemsize == 2 else 1e-6, atol=1e-7
+        )
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -254,7 +256,9 @@ def _norms_of_shards(rank: int, directory: str, results: Any) -> None:
     try:
         mesh = init_device_mesh("cpu", (2,))
         whole = [torch.randn(s, generator=torch.Generator().manual_seed(i)) for i, s in enumerate([(5, 3), (7,), (1,)])]
-        shared = [distribute_tensor(g, mesh, [kind]) for g, kind in zip(whole, (Shard(0), Replicate(), Shard(0)), strict=True)]
+        shared = [
+            distribute_tensor(g, mesh, [kind]) for g, kind in zip(whole, (Shard(0), Replicate(), Shard(0)), strict=True)
+        ]
         results[rank] = clipping.total_norm([*shared, torch.ones(4)])
     finally:
         dist.destroy_process_group()
@@ -264,7 +268,9 @@ def _norms_of_shards(rank: int, directory: str, results: Any) -> None:
 def test_the_norm_is_over_all_shards(tmp_path):
     with torch.multiprocessing.Manager() as manager:
         results = manager.dict()
-        torch.multiprocessing.spawn(_norms_of_shards, (str(tmp_path), results), nprocs=2)
+        torch.multiprocessing.spawn(  # type: ignore[reportPrivateImportUsage]
+            _norms_of_shards, (str(tmp_path), results), nprocs=2
+        )
         norms = [results[rank] for rank in range(2)]
     whole = [torch.randn(s, generator=torch.Generator().manual_seed(i)) for i, s in enumerate([(5, 3), (7,), (1,)])]
     expected = torch.cat([*(g.flatten() for g in whole), torch.ones(4)]).norm()

@@ -221,7 +221,8 @@ def test_a_tensor_lr_is_as_good_as_a_float(policy, groups):
         rates = [2.0 ** -(4 + i % 5) for i in range(groups)]
         dtypes = [torch.float32, torch.float64]
         made = [
-            options | {"params": [p], "lr": lr if kind is float or i % 3 == 2 else torch.tensor(lr, dtype=dtypes[i % 2])}
+            options
+            | {"params": [p], "lr": lr if kind is float or i % 3 == 2 else torch.tensor(lr, dtype=dtypes[i % 2])}
             for i, (p, lr) in enumerate(zip(params, rates, strict=True))
         ]
         optimizer = case.build(made, backend="native", capturable=True)

@@ -20,7 +20,8 @@ class CudaExecutor : public Executor {
     const DeviceGuard guard(device_);
     begin(plan, &inputs.hypers);
     if (!on_device_ && inputs.found_inf != nullptr) {
-      throw std::runtime_error("fused_adaptive: only the device knows whether this step is skipped, and the counters are on the host: "
+      throw std::runtime_error(
+          "fused_adaptive: only the device knows whether this step is skipped, and the counters are on the host: "
           "construct the optimizer with capturable=True, or fused=True");
     }
     for (const Member& m : plan.members) {

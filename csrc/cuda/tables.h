@@ -72,7 +72,7 @@ struct Step {
   DeviceNumber grad_scale;
   const float* found_inf;
   const DeviceNumber* lrs;  // of each group: an lr that is a tensor; none: it is in the hyperparameters
-  const Hyper* far_hypers;   // of each group, if they are more than fit here
+  const Hyper* far_hypers;  // of each group, if they are more than fit here
   Hyper hypers[kNearHypers];
 };
 
