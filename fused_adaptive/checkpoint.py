@@ -95,9 +95,12 @@ def _merge(
         raise ValueError(f"group {index} of the loaded state dict has differentiable=True, which is not supported")
     try:
         masters.check(merged)
+    except ValueError as error:
+        raise ValueError(f"group {index} of the loaded state dict is not usable: {error}") from error
+    try:
         merged["policy"] = to_plain(merged["policy"], backbone, merged)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"group {index} of the loaded state dict is not usable: {error}") from error
+        raise ValueError(f"the policy in group {index} of the loaded state dict is not usable: {error}") from error
     return merged
 
 

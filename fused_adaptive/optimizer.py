@@ -160,10 +160,11 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         if naive is not None and closure is not None:
             params = list(chain.from_iterable(group["params"] for group in self.param_groups))
             evaluate_trial(naive, gathered.members[naive], params, closure, grad_scale)
+        entries = sum(map(len, self.state.values())) if is_new else 0
         self._backend.step(gathered, found_inf, grad_scale, self._rate_draw)
         count_idle_calls(gathered.idle, found_inf)
-        if is_new and self._current() is None:
-            self._gather()  # the update has created state (SGD's buffer): torch.compile traces what stands here
+        if is_new and entries != sum(map(len, self.state.values())):
+            self._gather()  # the update has created state, SGD's buffers: torch.compile traces what is gathered
         return loss
 
     # Else schedulers of torch put a wrapper around it that torch.compile refuses to trace.

@@ -4,11 +4,17 @@ Every class takes, besides:
 
 * ``decoupled_weight_decay``: whether decay acts on the parameter (``p ← p·(1 − α·wd)``) or joins the gradient;
 * ``policy``: what drives the learning rate, see :mod:`fused_adaptive.policies`; also per param group;
+* ``master``: for bfloat16 parameters, ``"split"`` trains exact float32 masters (2 more bytes a parameter, see
+  :mod:`fused_adaptive.masters`), ``"stochastic"`` rounds stochastically and reproducibly, with ``rounding_seed`` (an
+  int in [0, 2⁶³), default 0), ``"none"`` (default) rounds to nearest; also per param group. Other dtypes stay plain;
+  float16 raises ValueError;
+* ``max_grad_norm``, ``skip_nonfinite``: clipping inside of the step, see :class:`AdaptiveOptimizer`;
 * ``backend``: ``"auto"`` or a backend's name.
 
 ``foreach`` and ``fused`` choose nothing, except that ``fused=True`` takes torch's fused AMP contract: GradScaler hands
 its scale and its overflow flag to the step, which unscales as it reads (``p.grad`` stays as it is).
-``capturable=True`` keeps step counts on the device. ``differentiable=True`` raises ValueError.
+``capturable=True`` keeps step counts on the device, for CUDA graphs and
+``torch.compile``; an ``lr`` that is a tensor on a GPU is read there. ``differentiable=True`` raises ValueError.
 """
 
 from __future__ import annotations
