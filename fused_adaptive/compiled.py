@@ -30,13 +30,14 @@ NO_STATE = (
     "gradient for every parameter"
 )
 
-#: The optimizers whose tensors compiled code may ask for, by the key of what they gathered last.
-_optimizers: weakref.WeakValueDictionary[int, AdaptiveOptimizer] = weakref.WeakValueDictionary()
+#: What optimizers have gathered last, by the keys that compiled code has.
+_gathered: weakref.WeakValueDictionary[int, Gathered] = weakref.WeakValueDictionary()
 
 
 def announce(optimizer: AdaptiveOptimizer, gathered: Gathered) -> None:
-    """Makes what was gathered known to compiled code."""
-    _optimizers[gathered.key] = optimizer
+    """Makes what the optimizer has gathered known to compiled code."""
+    gathered.owner = weakref.ref(optimizer)
+    _gathered[gathered.key] = gathered
 
 
 class Bound:
@@ -138,9 +139,9 @@ def _compiled_step(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    optimizer = _optimizers.get(key)
-    own = None if optimizer is None else optimizer._current()
-    if optimizer is None or own is None or own.key != key:
+    own = _gathered.get(key)
+    optimizer = None if own is None or own.owner is None else own.owner()
+    if optimizer is None or own is None or optimizer._current() is not own:
         raise RuntimeError(
             "param groups, policies or state have changed since this step was compiled: take one step outside of "
             "torch.compile, which gathers them anew"

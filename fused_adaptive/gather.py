@@ -39,6 +39,7 @@ class Gathered:
         backbone: of the optimizer.
         idle: the groups that have no state yet although their policies count steps.
         compiled: what a backend keeps with it; it dies with this object.
+        owner: the optimizer, weakly.
         key: no other one's in this process.
     """
 
@@ -49,6 +50,7 @@ class Gathered:
     backbone: Backbone
     idle: Groups
     compiled: Any = None
+    owner: Any = None
     key: int = field(default_factory=count(1).__next__)
     _waiting: list[Tensor] = field(default_factory=list, repr=False)
     _fingerprint: Fingerprint | None = field(default=None, repr=False)

@@ -139,12 +139,17 @@ def export_fp32(model: torch.nn.Module, optimizer: AdaptiveOptimizer) -> dict[st
         optimizer: holds the remainders of those that it trains with ``master="split"``.
 
     Returns:
-        By name, float32 copies on the parameters' devices.
+        By name, float32 copies on the parameters' devices, split over ranks as they are.
     """
     weights = {}
     for name, param in model.named_parameters():
-        weight = read(param.detach(), optimizer.state.get(param, {})).to(torch.float32)
-        weights[name] = weight.clone() if weight.data_ptr() == param.data_ptr() else weight
+        state = optimizer.state.get(param, {})
+        if param.dtype == torch.bfloat16 and "master_low" in state:
+            joined = join(_local(param.detach()), _local(state["master_low"]))
+            weights[name] = torch.empty_like(param, dtype=torch.float32, requires_grad=False)
+            _local(weights[name]).copy_(joined)
+        else:
+            weights[name] = param.detach().to(torch.float32, copy=True)
     return weights
 
 
@@ -174,11 +179,18 @@ def import_fp32(model: torch.nn.Module, optimizer: AdaptiveOptimizer, weights: M
     with_master = {id(p) for g in optimizer.param_groups if g.get("master") == "split" for p in g["params"]}
     for name, param in params.items():
         if id(param) in with_master and param.dtype == torch.bfloat16:
-            high, low = split(weights[name].to(param.device, torch.float32))
-            param.copy_(high)
+            weight = torch.empty_like(param, dtype=torch.float32, requires_grad=False).copy_(weights[name])
             state = optimizer.state[param]
             if "master_low" not in state:
                 state["master_low"] = torch.zeros_like(param, dtype=torch.int16, requires_grad=False)
-            state["master_low"].copy_(low)
+            high, low = split(_local(weight))
+            _local(param).copy_(high)
+            _local(state["master_low"]).copy_(low)
         else:
             param.copy_(weights[name])
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's part of a DTensor; any other tensor itself."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()

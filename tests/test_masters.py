@@ -195,6 +195,27 @@ def test_export_and_import_are_inverse(backend, after):
     assert all(s.dtype == torch.float32 for s in starts)
 
 
+def test_sharded_parameters_are_exported_as_they_are(tmp_path):
+    """One rank is enough to see whether parts are taken for the whole."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        weight = distribute_tensor(torch.randn(6, 3), mesh, [Shard(0)])
+        model = torch.nn.ParameterList([torch.nn.Parameter(weight.bfloat16())])
+        optimizer = fa.AdamW(model.parameters(), master="split")
+        fa.import_fp32(model, optimizer, {"0": weight})
+        found = fa.export_fp32(model, optimizer)["0"]
+        assert isinstance(found, DTensor)
+        assert found.placements == (Shard(0),)
+        assert torch.equal(found.to_local(), weight.to_local())
+    finally:
+        dist.destroy_process_group()
+
+
 def test_imports_that_do_not_fit_change_nothing():
     model = mixed()
     optimizer = fa.SGD(model.parameters(), master="split")
