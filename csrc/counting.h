@@ -30,6 +30,15 @@ inline void count_step(const Member& m) {
   }
 }
 
+inline Noise noise_of(const Member& m) {
+  return {static_cast<uint64_t>(m.seed), static_cast<uint32_t>(count(m, kRoundingStep)),
+          static_cast<uint32_t>(m.index)};
+}
+
+inline void count_rounding(const Member& m) {
+  if (m.grad != nullptr && m.at[kRoundingStep] != nullptr) count(m, kRoundingStep) += 1;
+}
+
 inline double tensor_gain(const Member& m) {
   return m.at[kTensorGain] == nullptr ? 1.0 : *static_cast<double*>(m.at[kTensorGain]);
 }

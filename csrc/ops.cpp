@@ -53,14 +53,15 @@ void plan_policy(int64_t number, std::string kind, Ints members, Doubles argumen
 void plan_share(int64_t number, Tensor products, int64_t sum) {
   plan(number)->share(std::move(products), reinterpret_cast<void (*)()>(sum));
 }
+void plan_seeds(int64_t number, Ints seeds) { plan(number)->set_seeds(seeds); }
 
 void plan_finish(int64_t number) { plan(number)->finish(); }
 
 int64_t plan_check(int64_t number, Tensors grads, Ints absent) { return plan(number)->check(std::move(grads), absent); }
 
 void plan_step(int64_t number, Doubles hypers, std::optional<Tensor> draws, std::optional<Tensor> grad_scale,
-               std::optional<Tensor> found_inf) {
-  plan(number)->step(hypers, draws, grad_scale, found_inf);
+               std::optional<Tensor> found_inf, Tensors lrs, Ints lr_groups) {
+  plan(number)->step(hypers, draws, grad_scale, found_inf, lrs, lr_groups);
 }
 
 void plan_end_interval(int64_t number) { plan(number)->end_interval(); }
@@ -119,9 +120,12 @@ STABLE_TORCH_LIBRARY(fused_adaptive, m) {
   m.def("plan_first(int plan, int[] members) -> ()");
   m.def("plan_policy(int plan, str kind, int[] members, float[] arguments) -> ()");
   m.def("plan_share(int plan, Tensor products, int sum) -> ()");
+  m.def("plan_seeds(int plan, int[] seeds) -> ()");
   m.def("plan_finish(int plan) -> ()");
   m.def("plan_check(int plan, Tensor[] grads, int[] absent) -> int");
-  m.def("plan_step(int plan, float[] hypers, Tensor? draws, Tensor? grad_scale, Tensor? found_inf) -> ()");
+  m.def(
+      "plan_step(int plan, float[] hypers, Tensor? draws, Tensor? grad_scale, Tensor? found_inf, Tensor[] lrs, "
+      "int[] lr_groups) -> ()");
   m.def("plan_end_interval(int plan) -> ()");
   m.def("plan_free(int plan) -> ()");
   m.def("plan_count() -> int");
@@ -136,6 +140,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_adaptive, CompositeExplicitAutograd, m) {
   m.impl("plan_first", TORCH_BOX(&plan_first));
   m.impl("plan_policy", TORCH_BOX(&plan_policy));
   m.impl("plan_share", TORCH_BOX(&plan_share));
+  m.impl("plan_seeds", TORCH_BOX(&plan_seeds));
   m.impl("plan_finish", TORCH_BOX(&plan_finish));
   m.impl("plan_check", TORCH_BOX(&plan_check));
   m.impl("plan_step", TORCH_BOX(&plan_step));

@@ -11,10 +11,11 @@
 #include "backbones.h"
 #include "element.h"
 #include "gain.h"
+#include "masters.h"
 
 namespace fused_adaptive {
 
-enum class DType : int { f32, f64, bf16, f16, i8, i64 };
+enum class DType : int { f32, f64, bf16, f16, i8, i64, i16 };
 
 // What a parameter's tensors are to the kernels. The names that native.py binds are those of kRoleNames in plan.cpp.
 enum Role : int {
@@ -29,6 +30,7 @@ enum Role : int {
   kMeanSum,
   kPrevious,  // grad_mean_prev or direction_prev
   kStart,     // interval_start
+  kLow,       // master_low: the other half of a bfloat16 parameter's float32 weight
   // of one element
   kStep,        // float32, or float64 where that is torch's default
   kTensorGain,  // gain, float64
@@ -39,6 +41,7 @@ enum Role : int {
   kTlrStep,
   kTlrApplied,
   kTlrAppliedPrev,
+  kRoundingStep,  // a bfloat16 parameter that has it is rounded stochastically
   kRoles
 };
 constexpr int kElementRoles = kStep;
@@ -77,6 +80,7 @@ struct Member {
   std::array<void*, kRoles> at{};  // null where its state has no such entry
   int64_t numel = 0;
   int64_t index = 0;  // its position over all param groups
+  int64_t seed = 0;   // of stochastic rounding
   int group = 0;
   int active = -1, scalar = -1;  // its policies: ActiveLR; TrainableLR or Hypergradient
   DType dtype = DType::f32;
@@ -88,11 +92,22 @@ struct Member {
   DType grad_dtype = DType::f32;
 };
 
+// A number on the device, float32 or float64.
+struct DeviceNumber {
+  const void* at = nullptr;  // null: there is none
+  bool is_double = false;
+
+  FA_INLINE double value() const {
+    return is_double ? *static_cast<const double*>(at) : static_cast<double>(*static_cast<const float*>(at));
+  }
+};
+
 // What changes from step to step.
 struct StepInputs {
-  std::vector<Hyper> hypers;          // of each group
-  const double* draws = nullptr;      // ASLR's factors, by Member::index; on the device
-  const float* grad_scale = nullptr;  // AMP, on the device
+  std::vector<Hyper> hypers;      // of each group
+  std::vector<DeviceNumber> lrs;  // of each group whose lr is a tensor on the device; empty: none is
+  const double* draws = nullptr;  // ASLR's factors, by Member::index; on the device
+  DeviceNumber grad_scale;        // AMP and clipping, on the device
   const float* found_inf = nullptr;
 };
 

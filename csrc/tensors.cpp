@@ -15,10 +15,10 @@ using torch::headeronly::ScalarType;
 
 // In the order of Role.
 constexpr const char* kRoleNames[kRoles] = {
-    "param",          "state0",         "state1",        "state2",          "element_gain",
-    "grad_sum",       "grad_sign_prev", "grad_mean_sum", "previous",        "interval_start",
-    "step",           "gain",           "lr_sum",        "lr_last",         "active_step",
-    "active_applied", "tlr_step",       "tlr_applied",   "tlr_applied_prev"};
+    "param",          "state0",           "state1",       "state2",         "element_gain",   "grad_sum",
+    "grad_sign_prev", "grad_mean_sum",    "previous",     "interval_start", "master_low",     "step",
+    "gain",           "lr_sum",           "lr_last",      "active_step",    "active_applied", "tlr_step",
+    "tlr_applied",    "tlr_applied_prev", "rounding_step"};
 
 constexpr const char* kBackboneNames[kBackbones] = {
 #define FA_NAME(name) #name,
@@ -54,12 +54,15 @@ bool dtype_of(const Tensor& tensor, DType& dtype) {
     case ScalarType::Long:
       dtype = DType::i64;
       return true;
+    case ScalarType::Short:
+      dtype = DType::i16;
+      return true;
     default:
       return false;
   }
 }
 
-bool is_float(DType dtype) { return dtype != DType::i8 && dtype != DType::i64; }
+bool is_float(DType dtype) { return dtype < DType::i8; }
 
 int64_t bytes_of(DType dtype) {
   switch (dtype) {
@@ -78,6 +81,7 @@ int64_t bytes_of(DType dtype) {
 DType role_dtype(int role, const Member& m) {
   if (role == kParam) return m.dtype;
   if (role == kSignPrev) return DType::i8;
+  if (role == kLow) return DType::i16;
   if (role >= kActiveStep) return DType::i64;
   if (role >= kTensorGain) return DType::f64;
   if (role == kStep) return m.step_is_double ? DType::f64 : DType::f32;
@@ -194,6 +198,11 @@ void TensorPlan::mark_first(const std::vector<int64_t>& members) {
   for (int64_t i : members) plan_.members.at(static_cast<size_t>(i)).first = true;
 }
 
+void TensorPlan::set_seeds(const std::vector<int64_t>& seeds) {
+  STD_TORCH_CHECK(seeds.size() == plan_.groups.size(), "one seed a group");
+  for (Member& m : plan_.members) m.seed = seeds[static_cast<size_t>(m.group)];
+}
+
 void TensorPlan::add_policy(const std::string& kind, const std::vector<int64_t>& members,
                             const std::vector<double>& arguments) {
   // In the order of native.py's _policy_arguments().
@@ -236,6 +245,11 @@ void TensorPlan::check_complete(const Member& m) const {
     STD_TORCH_CHECK((m.at[role] != nullptr) == needed, "parameter ", m.index,
                     needed ? " lacks the state " : " has no use for the state ", kRoleNames[role]);
   };
+  for (Role role : {kLow, kRoundingStep}) {
+    STD_TORCH_CHECK(m.at[role] == nullptr || m.dtype == DType::bf16, "parameter ", m.index,
+                    " is not bfloat16 and has no use for the state ", kRoleNames[role]);
+  }
+  if (m.at[kLow] != nullptr) need(kRoundingStep, false);
   const int backbone = plan_.groups[m.group].backbone;
   int states = 0;
   bool stores_direction = false;
@@ -327,12 +341,12 @@ bool TensorPlan::take_gradient(Member& m, const Tensor& param, const Tensor& gra
   return m.grad != nullptr;
 }
 
-const float* TensorPlan::device_scalar(const std::optional<Tensor>& tensor, const char* name) const {
-  if (!tensor.has_value()) return nullptr;
-  STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Float && tensor->numel() == 1, name,
-                  " must be a float32 tensor of one element");
-  STD_TORCH_CHECK(same_device(*tensor, device_type_, device_index_), name, " must be on the parameters' device");
-  return static_cast<const float*>(tensor->data_ptr());
+DeviceNumber TensorPlan::device_number(const Tensor& tensor, const char* name) const {
+  const bool is_double = tensor.scalar_type() == ScalarType::Double;
+  STD_TORCH_CHECK((is_double || tensor.scalar_type() == ScalarType::Float) && tensor.numel() == 1, name,
+                  " must be a float32 or float64 tensor of one element");
+  STD_TORCH_CHECK(same_device(tensor, device_type_, device_index_), name, " must be on the parameters' device");
+  return {tensor.data_ptr(), is_double};
 }
 
 Outcome TensorPlan::check(std::vector<Tensor> grads, const std::vector<int64_t>& absent) {
@@ -359,7 +373,8 @@ Outcome TensorPlan::check(std::vector<Tensor> grads, const std::vector<int64_t>&
 }
 
 void TensorPlan::step(const std::vector<double>& hypers, const std::optional<Tensor>& draws,
-                      const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) {
+                      const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
+                      const std::vector<Tensor>& lrs, const std::vector<int64_t>& lr_groups) {
   STD_TORCH_CHECK(is_ready_, "take the gradients first");
   STD_TORCH_CHECK(hypers.size() == kHypers * plan_.groups.size(), kHypers, " hyperparameters a group");
   StepInputs inputs;
@@ -373,8 +388,17 @@ void TensorPlan::step(const std::vector<double>& hypers, const std::optional<Ten
     for (const Member& m : plan_.members) STD_TORCH_CHECK(m.index < draws->numel(), "one draw a parameter");
     inputs.draws = static_cast<const double*>(draws->data_ptr());
   }
-  inputs.grad_scale = device_scalar(grad_scale, "grad_scale");
-  inputs.found_inf = device_scalar(found_inf, "found_inf");
+  if (grad_scale.has_value()) inputs.grad_scale = device_number(*grad_scale, "grad_scale");
+  if (found_inf.has_value()) {
+    const DeviceNumber found = device_number(*found_inf, "found_inf");
+    STD_TORCH_CHECK(!found.is_double, "found_inf must be float32");
+    inputs.found_inf = static_cast<const float*>(found.at);
+  }
+  STD_TORCH_CHECK(lrs.size() == lr_groups.size(), "one group a tensor lr");
+  if (!lrs.empty()) inputs.lrs.resize(plan_.groups.size());
+  for (size_t i = 0; i < lrs.size(); ++i) {
+    inputs.lrs.at(static_cast<size_t>(lr_groups[i])) = device_number(lrs[i], "lr");
+  }
   plan_.executor->step(plan_, inputs);
   is_ready_ = false;
   grads_.clear();

@@ -31,6 +31,8 @@ class TensorPlan {
   void bind(const std::string& role, const std::vector<int64_t>& members, const std::vector<Tensor>& tensors);
   // These parameters' momentum buffers hold nothing yet: their first step writes them.
   void mark_first(const std::vector<int64_t>& members);
+  // Of stochastic rounding, one a group.
+  void set_seeds(const std::vector<int64_t>& seeds);
   void add_policy(const std::string& kind, const std::vector<int64_t>& members, const std::vector<double>& arguments);
   // Other ranks hold parts of the parameters: sum() makes the inner products of parts in `products`, float64 (members,
   // 2) on the parameters' device, those of the whole. It must live as long as the plan.
@@ -41,7 +43,8 @@ class TensorPlan {
   // Takes the gradients of all members in order, but for those of the absent (ascending), for the step to come.
   Outcome check(std::vector<Tensor> grads, const std::vector<int64_t>& absent);
   void step(const std::vector<double>& hypers, const std::optional<Tensor>& draws,
-            const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf);
+            const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
+            const std::vector<Tensor>& lrs = {}, const std::vector<int64_t>& lr_groups = {});
   void end_interval();
 
  private:
@@ -54,7 +57,7 @@ class TensorPlan {
   void check_complete(const Member& member) const;
   bool addresses_hold() const;
   bool take_gradient(Member& member, const Tensor& param, const Tensor& grad) const;
-  const float* device_scalar(const std::optional<Tensor>& tensor, const char* name) const;
+  DeviceNumber device_number(const Tensor& tensor, const char* name) const;
 
   Plan plan_;
   std::vector<Tensor> params_, grads_, shared_;

@@ -4,6 +4,7 @@ from . import backends
 from .controllers import AALR, ASLR, lr_range_test
 from .grouping import param_groups
 from .intervals import steps_per_epoch
+from .masters import export_fp32, import_fp32
 from .optimizer import AdaptiveOptimizer
 from .optimizers import (
     SGD,
@@ -48,6 +49,8 @@ __all__ = [
     "TrainableLR",
     "__version__",
     "backends",
+    "export_fp32",
+    "import_fp32",
     "log_learning_rates",
     "lr_range_test",
     "param_groups",

@@ -97,7 +97,8 @@ class Backbone:
 
         Anyone may change it between two steps; then the tensors are gathered anew.
         """
-        return group["maximize"], group["decoupled_weight_decay"], group.get("capturable"), group.get("fused")
+        names = ("maximize", "decoupled_weight_decay", "capturable", "fused", "master", "rounding_seed")
+        return tuple(group.get(name) for name in names)
 
     def update(self, grad: Tensor, state: State, group: Group) -> Direction:
         """Moves the moments by ``ĝ = grad`` (float32 or float64) and returns the direction, in place."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import masters
 from .backbones import Backbone
 from .checks import describe
 from .distributed import conform
@@ -24,9 +25,9 @@ from .state import State, StateSpec
 Groups = list[dict[str, Any]]
 
 
-def specs(backbone: Backbone, group: Mapping[str, Any]) -> dict[str, StateSpec]:
-    """Every name that the state of a parameter of this group has."""
-    spec = backbone.state_spec(group)
+def specs(backbone: Backbone, group: Mapping[str, Any], dtype: torch.dtype) -> dict[str, StateSpec]:
+    """Every name that the state of a parameter of this group and dtype has."""
+    spec = backbone.state_spec(group) | masters.state_spec(group, dtype)
     for policy in from_plain(group["policy"]):
         spec = spec | policy.state_spec(backbone, group)
     return spec
@@ -94,6 +95,10 @@ def _merge(
     if merged.get("differentiable"):
         raise ValueError(f"group {index} of the loaded state dict has differentiable=True, which is not supported")
     try:
+        masters.check(merged)
+    except ValueError as error:
+        raise ValueError(f"group {index} of the loaded state dict is not usable: {error}") from error
+    try:
         merged["policy"] = to_plain(merged["policy"], backbone, merged)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the policy in group {index} of the loaded state dict is not usable: {error}") from error
@@ -103,7 +108,7 @@ def _merge(
 def _restore_one(
     backbone: Backbone, group: Mapping[str, Any], param: Tensor, values: Mapping[str, Any], which: str, is_ours: bool
 ) -> State:
-    expected = specs(backbone, group) if is_ours else backbone.state_spec(group)
+    expected = specs(backbone, group, param.dtype) if is_ours else backbone.state_spec(group)
     for name, spec in expected.items():
         if name not in values and not spec.optional:
             raise ValueError(

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import masters
+
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -28,7 +30,7 @@ def describe(index: int, param: Tensor, name: str | None = None) -> str:
 def check_hyperparameters(group: Mapping[str, Any]) -> None:
     """Raises ValueError for a value outside of its range, NaN included; TypeError for what is no number.
 
-    Checks those of lr, betas, eps, weight_decay, momentum, dampening, nesterov that the group has.
+    Checks those of lr, betas, eps, weight_decay, momentum, dampening, nesterov, master that the group has.
     """
     _check_nonnegative("lr", group["lr"])
     _check_nonnegative("weight_decay", group["weight_decay"])
@@ -50,6 +52,7 @@ def check_hyperparameters(group: Mapping[str, Any]) -> None:
                 "nesterov=True needs momentum > 0 and dampening = 0, got "
                 f"momentum={group['momentum']}, dampening={group['dampening']}"
             )
+    masters.check(group)
     if group.get("differentiable"):
         raise ValueError("differentiable=True is not supported: updates run in place without autograd; leave it False")
 

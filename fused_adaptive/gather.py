@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import count, repeat
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,8 @@ class Gathered:
         idle: the groups that have no state yet although their policies count steps.
         parts: behind the slots of DTensors.
         compiled: what a backend keeps with it; it dies with this object.
+        owner: the optimizer, weakly.
+        key: no other one's in this process.
     """
 
     slots: list[Slot]
@@ -54,6 +56,8 @@ class Gathered:
     idle: Groups
     parts: list[Part] = field(default_factory=list)
     compiled: Any = None
+    owner: Any = None
+    key: int = field(default_factory=count(1).__next__)
     _waiting: list[Tensor] = field(default_factory=list, repr=False)
     _fingerprint: Fingerprint | None = field(default=None, repr=False)
 
@@ -143,8 +147,11 @@ def _all(backbone: Backbone, groups: Groups, states: States) -> Iterator[tuple[S
     """Every parameter, and what its state must have."""
     index = 0
     for group in groups:
-        policies, spec = policies_of(group, backbone), specs(backbone, group)
+        policies, by_dtype = policies_of(group, backbone), {}
         for p in group["params"]:
+            spec = by_dtype.get(p.dtype)
+            if spec is None:
+                spec = by_dtype[p.dtype] = specs(backbone, group, p.dtype)
             yield Slot(p, states.get(p, {}), group, backbone, policies, index), spec
             index += 1
 
@@ -189,6 +196,9 @@ def _join(slots: list[Slot], late: list[tuple[Slot, dict[str, StateSpec]]], grou
         missing = _missing(spec, slot.state)
         for name in missing:
             slot.state[name] = spec[name].create(slot.param, slot.group)
+        for name in missing:
+            if spec[name].fill == "parameter":  # now that its master is there
+                spec[name].reset_(slot.state[name], slot.weight())
         for policy in slot.policies:
             peer = peers.setdefault(policy, slot)
             for name in set(missing).intersection(policy.shared_names()):

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, overload
 import torch
 from torch import Tensor
 
-from . import backends
+from . import backends, compiled
 from .backbones import Backbone
 from .checkpoint import restore
 from .checks import check_gradients, check_hyperparameters, check_parameters
+from .clipping import check_max_grad_norm, clip
 from .distributed import check_not_partitioned, check_split
 from .eager import eager
 from .gather import Gathered, count_idle_calls, forget_idle_calls, gather, gather_complete, policies_of
@@ -42,9 +43,19 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         policy: a :class:`~fused_adaptive.policies.Policy`, a tuple of one ActiveLR and one TrainableLR, or None
             (:class:`FixedLR`).
         backend: ``"auto"`` (default) or the name of a backend, see :func:`fused_adaptive.backends.available`.
+        max_grad_norm: clips gradients as ``torch.nn.utils.clip_grad_norm_`` does, over all groups, devices and shards,
+            after unscaling (AMP); ``p.grad`` stays as it is. Default None. May be set between steps, as an attribute.
+        skip_nonfinite: skips the step where the norm of all gradients is not finite, as AMP skips one: nothing
+            changes, nothing counts. Default False. With the native backend on a GPU it needs ``capturable=True`` or
+            ``fused=True``, since only the device knows whether the step counts.
         process_group: the ranks over which a framework has split the parameters without DTensor (flat shards): each
             rank's optimizer has as many parameters in the same order, and holds a part, perhaps empty, of each. Inner
             products are summed over them. None (default): plain parameters are whole. DTensors tell their own.
+
+    Attributes:
+        grad_norm: of the last step with ``max_grad_norm`` or ``skip_nonfinite``, the 2-norm of its unscaled,
+            unclipped gradients: 0-dim, on their device, float32 (float64 for float64); None before. A compiled step
+            or a captured graph writes into the same tensor again.
 
     Raises:
         TypeError, ValueError: for bad hyperparameters, parameters or combinations of backbone and policy.
@@ -62,6 +73,11 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     #: Set by release_gradients, which steps in the backward pass; likewise.
     _release: GradientRelease | None = None
     process_group: ProcessGroup | None = None
+    #: The tensors that code compiled by torch.compile has handed to the last step. Nor this.
+    _bound: compiled.Bound | None = None
+    max_grad_norm: float | None = None
+    skip_nonfinite: bool = False
+    grad_norm: Tensor | None = None
 
     def __init__(
         self,
@@ -69,10 +85,13 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         defaults: dict[str, Any],
         policy: Any = None,
         backend: str = "auto",
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
         process_group: ProcessGroup | None = None,
     ) -> None:
         check_hyperparameters(defaults)
         self.process_group = process_group
+        self.max_grad_norm, self.skip_nonfinite = check_max_grad_norm(max_grad_norm), bool(skip_nonfinite)
         self._backend_requested = backend
         self._backend = backends.select(backend, ())
         super().__init__(params, {**defaults, "policy": to_plain(policy, self.backbone, defaults)})
@@ -97,9 +116,10 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self._check_naive([*(policies_of(g, self.backbone) for g in self.param_groups), from_plain(policy)])
         check_not_partitioned(from_plain(policy))
         backend = backends.select(self._backend_requested, self._devices() | devices_of(param_group["params"]))
+        backends.check_masters(backend, [group])
         param_group["policy"] = policy
         super().add_param_group(param_group)
-        self._gathered = None
+        self._gathered = self._bound = None
         self._backend = backend
 
     @overload
@@ -125,13 +145,18 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         """
         if self._release is not None:
             return self._release.step(closure)
+        self._opt_called = True  # for torch's schedulers
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if torch.compiler.is_compiling():
+            compiled.traced_step(self, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+            return loss
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         gathered = self._current()
-        if gathered is None or gathered.has_newcomers():
+        is_new = gathered is None or gathered.has_newcomers()
+        if gathered is None or is_new:
             # Whatever can be refused is refused before state is created. Later steps leave the check to the backend.
             check_gradients(self.param_groups)
             policies = [policies_of(group, self.backbone) for group in self.param_groups]
@@ -141,14 +166,39 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             gathered = self._gather()
         else:
             naive = self._needs_trial(gathered.members, closure)
+        if self.max_grad_norm is not None or self.skip_nonfinite:
+            grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+            try:
+                grad_scale, found_inf = self._clip(grads, grad_scale, found_inf)
+            except RuntimeError:
+                gathered.check_gradients()  # a sparse one, say: named, with a remedy
+                raise
         if naive is not None and closure is not None:
             params = list(chain.from_iterable(group["params"] for group in self.param_groups))
             evaluate_trial(naive, gathered, params, closure, grad_scale)
         self._enter(gathered)
+        entries = sum(map(len, self.state.values())) if is_new else 0
         self._backend.step(gathered, found_inf, grad_scale, self._rate_draw)
         self._leave(gathered)
         count_idle_calls(gathered.idle, found_inf)
+        if is_new and entries != sum(map(len, self.state.values())):
+            self._gather()  # the update has created state, SGD's buffers: torch.compile traces what is gathered
         return loss
+
+    # Else schedulers of torch put a wrapper around it that torch.compile refuses to trace.
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients, as ``torch.optim.Optimizer.zero_grad``, which torch.compile refuses to trace."""
+        if not torch.compiler.is_compiling():
+            super().zero_grad(set_to_none)
+            return
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and set_to_none:
+                    p.grad = None
+                elif p.grad is not None:
+                    p.grad = torch.zeros_like(p.grad)
 
     @torch.no_grad()
     def end_interval(self) -> None:
@@ -218,12 +268,23 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             **super().__getstate__(),
             "_backend_requested": self._backend_requested,
             "_step_supports_amp_scaling": self._step_supports_amp_scaling,
+            "max_grad_norm": self.max_grad_norm,
+            "skip_nonfinite": self.skip_nonfinite,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._gathered = None
+        self._gathered = self._bound = None
         self._backend = backends.select(self._backend_requested, self._devices())
+
+    def _clip(
+        self, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What the gradients are to be divided by and whether to skip, with the norm of them all in it."""
+        self.grad_norm, grad_scale, found_inf = clip(
+            grads, self.max_grad_norm, self.skip_nonfinite, grad_scale, found_inf
+        )
+        return grad_scale, found_inf
 
     # ---- gathering: of objects by their identity, so torch.compile does not trace it ----
 
@@ -260,9 +321,12 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     @eager
     def _gather(self) -> Gathered:
+        backends.check_masters(self._backend, self.param_groups)
         before = () if self._gathered is None else self._gathered.params
-        self._gathered = None  # first, so that state which the user has dropped is freed before there is new one
+        # First, so that state which the user has dropped is freed before there is new one.
+        self._gathered = self._bound = None
         self._gathered = gather(self.backbone, self.param_groups, self.state, before, self.process_group)
+        compiled.announce(self, self._gathered)
         return self._gathered
 
     @eager

@@ -4,13 +4,19 @@ Every class takes, besides:
 
 * ``decoupled_weight_decay``: whether decay acts on the parameter (``p ← p·(1 − α·wd)``) or joins the gradient;
 * ``policy``: what drives the learning rate, see :mod:`fused_adaptive.policies`; also per param group;
+* ``master``: for bfloat16 parameters, ``"split"`` trains exact float32 masters (2 more bytes a parameter, see
+  :mod:`fused_adaptive.masters`), ``"stochastic"`` rounds stochastically and reproducibly, with ``rounding_seed`` (an
+  int in [0, 2⁶³), default 0), ``"none"`` (default) rounds to nearest; also per param group. Other dtypes stay plain;
+  float16 raises ValueError;
+* ``max_grad_norm``, ``skip_nonfinite``: clipping inside of the step, see :class:`AdaptiveOptimizer`;
 * ``backend``: ``"auto"`` or a backend's name;
 * ``process_group``: the ranks over which a framework has split the parameters without DTensor, see
   :class:`~fused_adaptive.optimizer.AdaptiveOptimizer`.
 
 ``foreach`` and ``fused`` choose nothing, except that ``fused=True`` takes torch's fused AMP contract: GradScaler hands
 its scale and its overflow flag to the step, which unscales as it reads (``p.grad`` stays as it is).
-``capturable=True`` keeps step counts on the device. ``differentiable=True`` raises ValueError.
+``capturable=True`` keeps step counts on the device, for CUDA graphs and
+``torch.compile``; an ``lr`` that is a tensor on a GPU is read there. ``differentiable=True`` raises ValueError.
 """
 
 from __future__ import annotations
@@ -56,6 +62,10 @@ class SGD(AdaptiveOptimizer):
         capturable: bool = False,
         decoupled_weight_decay: bool = False,
         policy: Any = None,
+        master: str = "none",
+        rounding_seed: int = 0,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
         backend: str = "auto",
         process_group: ProcessGroup | None = None,
     ) -> None:
@@ -71,8 +81,10 @@ class SGD(AdaptiveOptimizer):
             "fused": fused,
             "capturable": capturable,
             "decoupled_weight_decay": decoupled_weight_decay,
+            "master": master,
+            "rounding_seed": rounding_seed,
         }
-        super().__init__(params, defaults, policy, backend, process_group)
+        super().__init__(params, defaults, policy, backend, max_grad_norm, skip_nonfinite, process_group)
 
 
 class Adam(AdaptiveOptimizer):
@@ -101,6 +113,10 @@ class Adam(AdaptiveOptimizer):
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
         policy: Any = None,
+        master: str = "none",
+        rounding_seed: int = 0,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
         backend: str = "auto",
         process_group: ProcessGroup | None = None,
     ) -> None:
@@ -116,8 +132,10 @@ class Adam(AdaptiveOptimizer):
             "differentiable": differentiable,
             "fused": fused,
             "decoupled_weight_decay": decoupled_weight_decay,
+            "master": master,
+            "rounding_seed": rounding_seed,
         }
-        super().__init__(params, defaults, policy, backend, process_group)
+        super().__init__(params, defaults, policy, backend, max_grad_norm, skip_nonfinite, process_group)
 
 
 class AdamW(Adam):
@@ -141,6 +159,10 @@ class AdamW(Adam):
         fused: bool | None = None,
         decoupled_weight_decay: bool = True,
         policy: Any = None,
+        master: str = "none",
+        rounding_seed: int = 0,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
         backend: str = "auto",
         process_group: ProcessGroup | None = None,
     ) -> None:
@@ -158,6 +180,10 @@ class AdamW(Adam):
             fused=fused,
             decoupled_weight_decay=decoupled_weight_decay,
             policy=policy,
+            master=master,
+            rounding_seed=rounding_seed,
+            max_grad_norm=max_grad_norm,
+            skip_nonfinite=skip_nonfinite,
             backend=backend,
             process_group=process_group,
         )
@@ -187,6 +213,10 @@ class RAdam(AdaptiveOptimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         policy: Any = None,
+        master: str = "none",
+        rounding_seed: int = 0,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
         backend: str = "auto",
         process_group: ProcessGroup | None = None,
     ) -> None:
@@ -199,10 +229,12 @@ class RAdam(AdaptiveOptimizer):
             "foreach": foreach,
             "capturable": capturable,
             "decoupled_weight_decay": decoupled_weight_decay,
+            "master": master,
+            "rounding_seed": rounding_seed,
             "differentiable": differentiable,
             "fused": fused,
         }
-        super().__init__(params, defaults, policy, backend, process_group)
+        super().__init__(params, defaults, policy, backend, max_grad_norm, skip_nonfinite, process_group)
 
 
 class AdaBelief(AdaptiveOptimizer):
@@ -235,6 +267,10 @@ class AdaBelief(AdaptiveOptimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         policy: Any = None,
+        master: str = "none",
+        rounding_seed: int = 0,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
         backend: str = "auto",
         process_group: ProcessGroup | None = None,
     ) -> None:
@@ -249,10 +285,12 @@ class AdaBelief(AdaptiveOptimizer):
             "foreach": foreach,
             "capturable": capturable,
             "decoupled_weight_decay": decoupled_weight_decay,
+            "master": master,
+            "rounding_seed": rounding_seed,
             "differentiable": differentiable,
             "fused": fused,
         }
-        super().__init__(params, defaults, policy, backend, process_group)
+        super().__init__(params, defaults, policy, backend, max_grad_norm, skip_nonfinite, process_group)
 
 
 class _Active(AdaptiveOptimizer):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from . import masters
 from .backbones import Backbone
 from .state import State, state_dtype
 
@@ -54,13 +55,18 @@ class Slot:
     def lr(self) -> float:
         return float(self.group["lr"])
 
+    def weight(self) -> Tensor:
+        """The parameter in the state's dtype: exact where it has a float32 master, itself where that is its dtype."""
+        return masters.read(self.param, self.state)
+
     def grad(self) -> Tensor:
         """``g``: unscaled, negated when maximizing, in the state's dtype. May alias ``p.grad``: for reading only."""
         grad = self.param.grad
         assert grad is not None
         grad = grad.to(state_dtype(self.param))
         if self.grad_scale is not None:
-            grad = grad / self.grad_scale.to(grad.device)
+            # As GradScaler.unscale_ does, and clip_grad_norm_: the rounded factor multiplies.
+            grad = grad * _precise(self.grad_scale).reciprocal().to(grad.device, grad.dtype)
         return -grad if self.group["maximize"] else grad
 
     def coupled_grad(self, param: Tensor | None = None) -> Tensor:
@@ -68,8 +74,12 @@ class Slot:
         grad, weight_decay = self.grad(), float(self.group["weight_decay"])
         if weight_decay == 0 or self.group["decoupled_weight_decay"]:
             return grad
-        param = self.param if param is None else param
+        param = self.weight() if param is None else param
         return grad.add(param.to(grad.dtype), alpha=weight_decay)
+
+
+def _precise(scale: Tensor) -> Tensor:
+    return scale if scale.device.type == "mps" else scale.double()  # MPS has no float64
 
 
 def inner_product(a: Tensor, b: Tensor) -> float:

@@ -53,9 +53,10 @@ class StateSpec:
             return param.detach().to(dtype, copy=True)
         return torch.full_like(param, float(self.fill), dtype=dtype, requires_grad=False)
 
-    def reset_(self, value: Tensor, param: Tensor) -> None:
+    def reset_(self, value: Tensor, weight: Tensor) -> None:
+        """As new. ``weight``: of the parameter, exact where it has a master."""
         if self.fill == "parameter":
-            value.copy_(param)
+            value.copy_(weight)
         else:
             value.fill_(float(self.fill))
 

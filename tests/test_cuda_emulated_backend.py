@@ -20,6 +20,9 @@ SUITES = {
     "golden": ("tests/test_golden.py", "trajectory and native"),
     "oracle": ("tests/test_oracle.py", "agrees and native"),
     "changes": ("tests/test_gather.py", "native and (seen or many_changes)"),
+    "masters": ("tests/test_masters.py", "native"),
+    "clipping": ("tests/test_clipping.py", "native"),
+    "compiled": ("tests/test_compile.py", "native and aot_eager or skipped or draws"),
     # CUDA kernels take gradients of the parameter's dtype (others are converted before), so not "low_precision".
     "operators": (
         "tests/test_native.py",

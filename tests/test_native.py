@@ -216,6 +216,37 @@ def adamw(params, **overrides):
     return fa.AdamW(params, lr=0.01, weight_decay=0.1, backend="native", **overrides)
 
 
+@pytest.mark.parametrize("groups", [3, 40])
+@pytest.mark.parametrize("policy", ["tlr-displacement-global", "tlr-gradient-eta", "hypergradient-global", "active"])
+def test_a_tensor_lr_is_as_good_as_a_float(policy, groups):
+    """float32 and float64 tensors, filled, replaced and turned into floats between steps. GPUs read them there."""
+    runs = []
+    for kind in (float, torch.tensor):
+        params = parameters(torch.float32, [(5,)] * groups)
+        options = {"params": [], "lr": 0.0}
+        case = Case("SGD-momentum", policy, False)
+        rates = [2.0 ** -(4 + i % 5) for i in range(groups)]
+        dtypes = [torch.float32, torch.float64]
+        made = [
+            options
+            | {"params": [p], "lr": lr if kind is float or i % 3 == 2 else torch.tensor(lr, dtype=dtypes[i % 2])}
+            for i, (p, lr) in enumerate(zip(params, rates, strict=True))
+        ]
+        optimizer = case.build(made, backend="native", capturable=True)
+        for step in range(7):
+            Gradients().set(params, step)
+            optimizer.step()
+            for i, group in enumerate(optimizer.param_groups):
+                if isinstance(group["lr"], torch.Tensor) and step != 3:
+                    group["lr"].mul_(0.5)
+                elif isinstance(group["lr"], torch.Tensor) and i % 2:
+                    group["lr"] = group["lr"] * 0.5
+                else:
+                    group["lr"] = float(group["lr"]) * 0.5
+        runs.append([*params, *state_of(optimizer).values()])
+    assert all_equal(*runs)
+
+
 def test_versions_go_up_so_that_autograd_notices():
     params = parameters(torch.float32)
     optimizer = adamw(params)

@@ -63,8 +63,25 @@ void prefetch(const Member& m, int64_t begin) {
   };
   const int64_t state = m.dtype == DType::f64 ? 8 : 4;
   fetch(m.at[kParam], begin * size_of(m.dtype));
+  fetch(m.at[kLow], begin * 2);
   fetch(m.grad, begin * size_of(m.grad_dtype));
   for (int role : {kState0, kState1, kState2, kGain, kGradSum, kMeanSum}) fetch(m.at[role], begin * state);
+}
+
+// Parameters in the type that they are computed in, exact where they have a master.
+template <class T>
+void load_weights(const Loops<T>& loops, const Member& m, int64_t begin, int64_t n, T* to) {
+  const void* p = offset(m.at[kParam], m.dtype, begin);
+  if (m.at[kLow] != nullptr) return loops.join(p, at<int16_t>(m, kLow, begin), to, n);
+  loops.load[static_cast<int>(m.dtype)](p, to, n);
+}
+
+template <class T>
+void store_weights(const Loops<T>& loops, const Member& m, int64_t begin, int64_t n, const T* from) {
+  void* p = const_cast<void*>(offset(m.at[kParam], m.dtype, begin));
+  if (m.at[kLow] != nullptr) return loops.split(from, p, at<int16_t>(m, kLow, begin), n);
+  if (m.at[kRoundingStep] != nullptr) return loops.round(from, p, begin, n, noise_of(m));
+  loops.store[static_cast<int>(m.dtype)](from, p, n);
 }
 
 // A chunk's parameter and gradient in the type that they are computed in: in place where they have it already.
@@ -82,16 +99,15 @@ class Staged {
     for (int64_t done = 0; done < piece_.n; done += stretch) {
       const int64_t begin = piece_.begin + done, n = std::min(stretch, piece_.n - done);
       Block<T> block = state_block<T>(m_, begin, n);
-      void* p = const_cast<void*>(offset(m_.at[kParam], m_.dtype, begin));
-      block.p = p_own ? static_cast<T*>(p) : p_;
-      if (!p_own) loops_.load[static_cast<int>(m_.dtype)](p, p_, n);
+      block.p = p_own ? at<T>(m_, kParam, begin) : p_;
+      if (!p_own) load_weights(loops_, m_, begin, n, p_);
       if (with_grad_) {
         const void* g = offset(m_.grad, m_.grad_dtype, begin);
         block.g = g_own ? static_cast<const T*>(g) : g_;
         if (!g_own) loops_.load[static_cast<int>(m_.grad_dtype)](g, g_, n);
       }
       body(block);
-      if (writes && !p_own) loops_.store[static_cast<int>(m_.dtype)](p_, p, n);
+      if (writes && !p_own) store_weights(loops_, m_, begin, n, p_);
     }
   }
 
@@ -124,9 +140,13 @@ class CpuExecutor : public Executor {
     scalars_.resize(plan.members.size());
   }
 
-  void step(Plan& plan, const StepInputs& inputs) override {
+  void step(Plan& plan, const StepInputs& given) override {
+    StepInputs inputs = given;
+    for (size_t i = 0; i < inputs.lrs.size(); ++i) {
+      if (inputs.lrs[i].at != nullptr) inputs.hypers[i].lr = inputs.lrs[i].value();
+    }
     if (inputs.found_inf != nullptr && *inputs.found_inf != 0) return;
-    grad_factor_ = inputs.grad_scale != nullptr ? 1.0 / *inputs.grad_scale : 1.0;
+    grad_factor_ = inputs.grad_scale.at != nullptr ? 1.0 / inputs.grad_scale.value() : 1.0;
     const std::vector<bool> ending = ending_policies(plan);
     std::vector<std::vector<bool>> measured(plan.policies.size());
     for (size_t i = 0; i < plan.policies.size(); ++i) {
@@ -138,6 +158,7 @@ class CpuExecutor : public Executor {
     }
     prepare(plan, inputs);
     update(plan, ending);
+    for (const Member& m : plan.members) count_rounding(m);
     for (size_t i = 0; i < plan.policies.size(); ++i) {
       Policy& policy = plan.policies[i];
       if (policy.kind == PolicyKind::active) count_active(plan, policy, ending[i]);
@@ -375,8 +396,7 @@ class CpuExecutor : public Executor {
   void begin_piece(const Member& m, const Piece& piece) {
     if (m.at[kMeanSum] != nullptr) std::fill_n(at<T>(m, kMeanSum, piece.begin), piece.n, T(0));
     if (m.at[kStart] == nullptr) return;
-    kernels_.loops<T>().load[static_cast<int>(m.dtype)](offset(m.at[kParam], m.dtype, piece.begin),
-                                                        at<T>(m, kStart, piece.begin), piece.n);
+    load_weights(kernels_.loops<T>(), m, piece.begin, piece.n, at<T>(m, kStart, piece.begin));
   }
 
   void sum_products(const Plan& plan, const Policy& policy, const std::vector<bool>& measured) {

@@ -51,6 +51,10 @@ struct Loops {
   Products (*measure[3])(const Block<T>&, const Measure<T>&);
   void (*load[4])(const void* from, T* to, int64_t n);  // by DType
   void (*store[4])(const T* from, void* to, int64_t n);
+  // bfloat16 parameters with a master, and those that are rounded stochastically: from element `first` of their tensor.
+  void (*join)(const void* high, const int16_t* low, T* to, int64_t n);
+  void (*split)(const T* from, void* high, int16_t* low, int64_t n);
+  void (*round)(const T* from, void* to, int64_t first, int64_t n, const Noise& noise);
 };
 
 struct Kernels {

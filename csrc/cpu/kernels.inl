@@ -158,6 +158,38 @@ void store(const T* from, void* to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) narrow(static_cast<Compute<To>>(from[i]), target[i]);
 }
 
+template <class T>
+void join_all(const void* high, const int16_t* low, T* to, int64_t n) {
+  const BFloat16* upper = static_cast<const BFloat16*>(high);
+  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(join(upper[i], low[i]));
+}
+
+template <class T>
+void split_all(const T* from, void* high, int16_t* low, int64_t n) {
+  BFloat16* upper = static_cast<BFloat16*>(high);
+  FA_NO_OVERLAP
+  for (int64_t i = 0; i < n; ++i) split(static_cast<float>(from[i]), upper[i], low[i]);
+}
+
+template <class T>
+void round_all(const T* from, void* to, int64_t first, int64_t n, const Noise& noise) {
+  constexpr int kBlocks = 64;
+  BFloat16* target = static_cast<BFloat16*>(to);
+  uint32_t bits[kNoiseBlock * kBlocks];
+  for (int64_t begin = 0; begin < n; begin += kNoiseBlock * kBlocks) {
+    for (int b = 0; b < kBlocks; ++b) {
+      uint32_t words[4];
+      random_words(noise, (first + begin) / kNoiseBlock + b, words);
+      for (int i = 0; i < kNoiseBlock; ++i) bits[kNoiseBlock * b + i] = random_bits(words, i);
+    }
+    const int64_t count = n - begin < kNoiseBlock * kBlocks ? n - begin : kNoiseBlock * kBlocks;
+    FA_NO_OVERLAP
+    for (int64_t i = 0; i < count; ++i) {
+      round_stochastically(static_cast<float>(from[begin + i]), bits[i], target[begin + i]);
+    }
+  }
+}
+
 // clang-format off
 #define FA_DECAYS(B, mode, T) { step<B, mode, false, T>, step<B, mode, true, T> }
 #define FA_MODES(B, T) FA_DECAYS(B, kRate, T), FA_DECAYS(B, kAddsMean, T), FA_DECAYS(B, kScalesElements, T), FA_DECAYS(B, kScalesAndAdds, T)
@@ -190,6 +222,9 @@ constexpr Loops<T> loops() {
       {measure<Source::displacement, T>, measure<Source::gradient, T>, measure<Source::preconditioned, T>},
       {load<float, T>, load<double, T>, load<BFloat16, T>, load<Half, T>},
       {store<float, T>, store<double, T>, store<BFloat16, T>, store<Half, T>},
+      join_all<T>,
+      split_all<T>,
+      round_all<T>,
   };
 }
 #undef FA_DECAYS

@@ -120,7 +120,7 @@ FA_DEVICE bool is_skipped(const Step& step) { return step.found_inf != nullptr &
 
 FA_DEVICE Hyper hyper_of(const Step& step, int group) {
   Hyper hyper = step.far_hypers != nullptr ? step.far_hypers[group] : step.hypers[group];
-  if (step.lrs != nullptr && step.lrs[group] != nullptr) hyper.lr = *step.lrs[group];
+  if (step.lrs != nullptr && step.lrs[group].at != nullptr) hyper.lr = step.lrs[group].value();
   return hyper;
 }
 
@@ -138,8 +138,59 @@ FA_DEVICE bool is_wide(const Tensor& x, const void* grad) {
 }
 
 FA_DEVICE double grad_factor_of(const Step& step, const Tensor& x) {
-  const double factor = step.grad_scale != nullptr ? 1.0 / *step.grad_scale : 1.0;
+  const double factor = step.grad_scale.at != nullptr ? 1.0 / step.grad_scale.value() : 1.0;
   return x.maximize ? -factor : factor;
+}
+
+// A parameter's element, exact where it has a master.
+template <class P>
+FA_DEVICE Compute<P> weight_of(const Tensor&, P p, int16_t) {
+  return widen(p);
+}
+FA_DEVICE float weight_of(const Tensor& x, BFloat16 p, int16_t low) {
+  return x.at[kLow] != nullptr ? join(p, low) : widen(p);
+}
+
+// The other halves of kCount parameters, where they have one.
+template <class P, int kCount>
+FA_DEVICE void load_low(int16_t (&low)[kCount], const Tensor& x, int64_t element) {
+  if constexpr (std::is_same_v<P, BFloat16>) {
+    if (x.at[kLow] != nullptr) load(low, at<int16_t>(x, kLow, element));
+  }
+}
+
+// Weights become parameters, with their other halves, or rounded one way or the other.
+template <class P, int kCount>
+FA_DEVICE void store_weights(const Compute<P> (&weights)[kCount], const Tensor& x, uint32_t rounding_step,
+                             int64_t element) {
+  P p[kCount];
+  bool is_done = false;
+  if constexpr (std::is_same_v<P, BFloat16>) {
+    if (x.at[kLow] != nullptr) {
+      int16_t low[kCount];
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) split(weights[i], p[i], low[i]);
+      store(low, at<int16_t>(x, kLow, element));
+      is_done = true;
+    } else if (x.rounding_step != nullptr) {
+      static_assert(kCount == 1 || kCount == kNoiseBlock, "one block of random numbers");
+      const Noise noise = {static_cast<uint64_t>(x.seed), rounding_step, static_cast<uint32_t>(x.index)};
+      uint32_t words[4];
+      random_words(noise, element / kNoiseBlock, words);
+      const int first = static_cast<int>(element % kNoiseBlock);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const uint32_t random = kCount == 1 ? bits_of_one(words, first) : random_bits(words, i);
+        round_stochastically(weights[i], random, p[i]);
+      }
+      is_done = true;
+    }
+  }
+  if (!is_done) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) narrow(weights[i], p[i]);
+  }
+  store(p, at<P>(x, kParam, element));
 }
 
 FA_DEVICE double step_count(const Tensor& x) {

@@ -20,7 +20,9 @@ class CudaExecutor : public Executor {
     const DeviceGuard guard(device_);
     begin(plan, &inputs.hypers);
     if (!on_device_ && inputs.found_inf != nullptr) {
-      throw std::runtime_error("fused_adaptive: found_inf needs counters on the device: use fused=True");
+      throw std::runtime_error(
+          "fused_adaptive: only the device knows whether this step is skipped, and the counters are on the host: "
+          "construct the optimizer with capturable=True, or fused=True");
     }
     for (const Member& m : plan.members) {
       if (m.grad != nullptr && m.grad_dtype != m.dtype) {
@@ -115,6 +117,7 @@ class CudaExecutor : public Executor {
       mirrors_.clear();
       grads_.clear();
       hypers_.clear();
+      lrs_.clear();
     }
     if (on_device_ && !mirrors_.empty()) return;
     // The kernels count alongside: only a count that was changed from outside has to be brought to them.
@@ -169,9 +172,20 @@ class CudaExecutor : public Executor {
       uploader_->send(layout_->hypers, inputs.hypers.data(), bytes, stream_);
       hypers_ = inputs.hypers;
     }
+    if (!inputs.lrs.empty()) {
+      args.lrs = layout_->lrs;
+      const auto same = [](const DeviceNumber& a, const DeviceNumber& b) {
+        return a.at == b.at && a.is_double == b.is_double;
+      };
+      if (capturing_ || !std::equal(lrs_.begin(), lrs_.end(), inputs.lrs.begin(), inputs.lrs.end(), same)) {
+        uploader_->send(layout_->lrs, inputs.lrs.data(), inputs.lrs.size() * sizeof(DeviceNumber), stream_);
+        lrs_ = inputs.lrs;
+      }
+    }
     if (capturing_) {
       grads_.clear();
       hypers_.clear();
+      lrs_.clear();
     }
     return args;
   }
@@ -216,7 +230,9 @@ class CudaExecutor : public Executor {
     for (Member& m : plan.members) {
       if (m.grad == nullptr) continue;
       m.first = false;
-      if (!on_device_) count_step(m);
+      if (on_device_) continue;
+      count_step(m);
+      count_rounding(m);
     }
     if (on_device_) return;
     for (size_t i = 0; i < plan.policies.size(); ++i) {
@@ -256,6 +272,7 @@ class CudaExecutor : public Executor {
   std::vector<Mirror> mirrors_;  // what the device has counted, or was told
   std::vector<const void*> grads_, found_grads_;
   std::vector<Hyper> hypers_;
+  std::vector<DeviceNumber> lrs_;
   cudaStream_t stream_ = nullptr;
   Sharing sharing_;
   bool capturing_ = false;

@@ -63,6 +63,7 @@ Mirror mirror_of(const Member& m) {
   mirror.tlr_step = counted(kTlrStep);
   mirror.tlr_applied = counted(kTlrApplied);
   mirror.tlr_applied_prev = counted(kTlrAppliedPrev);
+  mirror.rounding_step = counted(kRoundingStep);
   return mirror;
 }
 
@@ -110,6 +111,8 @@ void Layout::build_tensors(const Plan& plan, const std::vector<bool>& couples, b
     x.tlr_step = place(kTlrStep, &mirror.tlr_step);
     x.tlr_applied = place(kTlrApplied, &mirror.tlr_applied);
     x.tlr_applied_prev = place(kTlrAppliedPrev, &mirror.tlr_applied_prev);
+    x.rounding_step = m.at[kRoundingStep] != nullptr ? place(kRoundingStep, &mirror.rounding_step) : nullptr;
+    x.seed = m.seed;
     x.numel = m.numel;
     x.index = m.index;
     x.group = m.group;
@@ -202,6 +205,7 @@ void Layout::build_units(const Plan& plan, int device) {
   const size_t at_ticket = sizes.add(std::vector<uint64_t>(1));
   const size_t at_grads = sizes.add(std::vector<const void*>(plan.members.size()));
   const size_t at_hypers = sizes.add(std::vector<Hyper>(plan.groups.size()));
+  const size_t at_lrs = sizes.add(std::vector<DeviceNumber>(plan.groups.size()));
   const size_t at_partials = sizes.add(std::vector<Products>(most_partials));
   const size_t at_groups = sizes.add(std::vector<Products>(most_groups));
   const size_t at_outcomes = sizes.add(std::vector<Outcome>(most_shares));
@@ -209,6 +213,7 @@ void Layout::build_units(const Plan& plan, int device) {
   ticket = scratch_.at<uint32_t>(at_ticket);
   grads = scratch_.at<const void*>(at_grads);
   hypers = plan.groups.size() > kNearHypers ? scratch_.at<Hyper>(at_hypers) : nullptr;
+  lrs = scratch_.at<DeviceNumber>(at_lrs);
   partials = scratch_.at<Products>(at_partials);
   group_sums = scratch_.at<Products>(at_groups);
   outcomes = scratch_.at<Outcome>(at_outcomes);

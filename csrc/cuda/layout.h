@@ -49,6 +49,7 @@ class Layout {
   Mirror* mirrors = nullptr;
   const void** grads = nullptr;
   Hyper* hypers = nullptr;  // null: they fit into the arguments
+  DeviceNumber* lrs = nullptr;
   uint32_t* ticket = nullptr;
   Products *partials = nullptr, *group_sums = nullptr;
   Outcome* outcomes = nullptr;

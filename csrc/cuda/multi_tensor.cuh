@@ -19,6 +19,7 @@ struct Setup {
   bool adjusts;  // ActiveLR's interval ends
   bool fresh;    // its sum of gradients is still 0
   bool adds;     // the gradient goes into grad_mean_sum
+  uint32_t rounding_step;
 };
 
 // One thread's work where a block comes to another tensor. Out of line: its registers must not count for the elements.
@@ -29,6 +30,7 @@ __device__ FA_NOINLINE void set_up(const Step& step, int tensor, Setup<T>& s) {
   s.steps = s.grad != nullptr;
   s.wide = is_wide(x, s.grad);
   s.adjusts = s.fresh = s.adds = false;
+  s.rounding_step = x.rounding_step != nullptr ? static_cast<uint32_t>(*x.rounding_step) : 0;
   const double t = step_count(x) + 1;
   const Hyper hyper = hyper_of(step, x.group);
   Scalars<double>& r = backbone_scalars<Backbone>(s.backbone, hyper, x.group, t);
@@ -62,9 +64,12 @@ FA_DEVICE void update_elements(const Setup<Compute<P>>& s, const Scalars<Compute
   constexpr bool kMayStore = kMode == kRate && kStates < 2;  // SGD's direction, for Hypergradient
   const Tensor& x = s.tensor;
   P p[kWidth], g[kWidth];
-  T state[kStates > 0 ? kStates : 1][kWidth], mean_sum[kWidth], gain[kWidth], grad_sum[kWidth], direction[kWidth];
+  T state[kStates > 0 ? kStates : 1][kWidth], mean_sum[kWidth], gain[kWidth], grad_sum[kWidth], direction[kWidth],
+      weight[kWidth];
   int8_t sign[kWidth];
+  int16_t low[kWidth];
 
+  load_low<P>(low, x, element);
   load(p, at<P>(x, kParam, element));
   load</*kOnce=*/true>(g, static_cast<const P*>(s.grad) + element);
 #pragma unroll
@@ -83,14 +88,14 @@ FA_DEVICE void update_elements(const Setup<Compute<P>>& s, const Scalars<Compute
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) {
     Element<T, kStates> e;
-    e.p = widen(p[i]);
+    e.p = weight_of(x, p[i], low[i]);
 #pragma unroll
     for (int k = 0; k < kStates; ++k) e.state[k] = state[k][i];
     if constexpr (kAdds) e.mean_sum = mean_sum[i];
     if constexpr (kScales) e.gain = gain[i];
     if constexpr (kScales) e.grad_sum = grad_sum[i];
     direction[i] = step_element<Backbone, kMode, kCoupled>(e, static_cast<T>(widen(g[i])), r);
-    narrow(e.p, p[i]);
+    weight[i] = e.p;
 #pragma unroll
     for (int k = 0; k < kStates; ++k) state[k][i] = e.state[k];
     if constexpr (kAdds) mean_sum[i] = e.mean_sum;
@@ -99,7 +104,7 @@ FA_DEVICE void update_elements(const Setup<Compute<P>>& s, const Scalars<Compute
 
   // The arrays' addresses need not be kept through the arithmetic: they are worked out again from shared memory.
   if constexpr (kScales) asm volatile("" ::: "memory");
-  store(p, at<P>(x, kParam, element));
+  store_weights<P>(weight, x, s.rounding_step, element);
 #pragma unroll
   for (int k = 0; k < kStates; ++k) store(state[k], at<T>(x, kState0 + k, element));
   if constexpr (kScales) {
@@ -134,6 +139,7 @@ __device__ FA_NOINLINE inline void count_update(const Step& step) {
   for (int i = threadIdx.x; i < step.tensor_count; i += kThreads) {
     const Tensor& x = step.tensors[i];
     const bool applied = grad_of(step, i) != nullptr;
+    if (applied && x.rounding_step != nullptr) *x.rounding_step += 1;
     if (applied && x.step_is_double) *static_cast<double*>(x.step) += 1;
     if (applied && !x.step_is_double) *static_cast<float*>(x.step) += 1;
     if (x.active >= 0) {

@@ -211,9 +211,11 @@ FA_DEVICE void measure_elements(const Measure<Compute<P>>& s, Source source, int
   const Tensor& x = s.tensor;
   P p[kWidth], g[kWidth];
   T sum[kWidth], start[kWidth], previous[kWidth], now[kWidth];
+  int16_t low[kWidth];
   fill(sum, T(0));
   if (source != Source::displacement) load(sum, at<T>(x, kMeanSum, element));
   if (source != Source::gradient) load(p, at<P>(x, kParam, element));
+  if (source != Source::gradient) load_low<P>(low, x, element);
   if (s.measured) {
     load(previous, at<T>(x, kPrevious, element));
     if (source != Source::gradient) load(start, at<T>(x, kStart, element));
@@ -221,7 +223,7 @@ FA_DEVICE void measure_elements(const Measure<Compute<P>>& s, Source source, int
   }
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) {
-    if (source != Source::gradient) now[i] = static_cast<T>(widen(p[i]));
+    if (source != Source::gradient) now[i] = weight_of(x, p[i], low[i]);
     if (!s.measured) continue;
     if (s.grad != nullptr) sum[i] = sum[i] + static_cast<T>(widen(g[i])) * s.factor;
     const T mean = source == Source::displacement ? T(0) : sum[i] / s.applied;
@@ -306,7 +308,9 @@ FA_DEVICE void slope_elements(const Slope<Compute<P>>& s, int64_t element, doubl
   const Tensor& x = s.tensor;
   P p[kWidth], g[kWidth];
   T state[kStates > 0 ? kStates : 1][kWidth], direction[kWidth];
+  int16_t low[kWidth];
   load(p, at<P>(x, kParam, element));
+  load_low<P>(low, x, element);
   load(g, static_cast<const P*>(s.grad) + element);
   if (x.stores_direction) {
     load(direction, at<T>(x, kPrevious, element));
@@ -317,7 +321,7 @@ FA_DEVICE void slope_elements(const Slope<Compute<P>>& s, int64_t element, doubl
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) {
     T grad = static_cast<T>(widen(g[i])) * s.scalars.grad_factor;
-    if (x.coupled) grad = grad + s.scalars.weight_decay * widen(p[i]);
+    if (x.coupled) grad = grad + s.scalars.weight_decay * weight_of(x, p[i], low[i]);
     if (!x.stores_direction) {
       T own[kStates > 0 ? kStates : 1];
 #pragma unroll

@@ -16,7 +16,8 @@ struct Tensor {
   double *gain, *lr_sum, *lr_last;
   void* step;  // float, or double
   int64_t *active_step, *active_applied, *tlr_step, *tlr_applied, *tlr_applied_prev;
-  int64_t numel, index;
+  int64_t* rounding_step;  // null: it is rounded to nearest
+  int64_t numel, index, seed;
   int32_t group, active, scalar;
   bool step_is_double, adapts, maximize, coupled;
   bool aligned;           // every address is a multiple of 16
@@ -28,7 +29,7 @@ struct Tensor {
 // only a change from outside has to be carried over. An SGD has no count of its own: 0 is "no buffer yet".
 struct Mirror {
   double step;
-  int64_t active_step, active_applied, tlr_step, tlr_applied, tlr_applied_prev;
+  int64_t active_step, active_applied, tlr_step, tlr_applied, tlr_applied_prev, rounding_step;
 };
 
 // A policy. Its tensors count alike, so that the first stands for all.
@@ -68,9 +69,10 @@ struct Step {
   const DeviceRule* rules;
   const void* const* grads;  // of each tensor; null outside of a step, and for one that does not take part
   const double* draws;
-  const float *grad_scale, *found_inf;
-  const double* const* lrs;  // of each group: an lr that is a tensor; null: it is in the hyperparameters
-  const Hyper* far_hypers;   // of each group, if they are more than fit here
+  DeviceNumber grad_scale;
+  const float* found_inf;
+  const DeviceNumber* lrs;  // of each group: an lr that is a tensor; none: it is in the hyperparameters
+  const Hyper* far_hypers;  // of each group, if they are more than fit here
   Hyper hypers[kNearHypers];
 };
 

@@ -2,15 +2,15 @@
 
 A backend is a module with ``name``, ``why_not(devices) -> str``, ``step(…)`` and ``end_interval(…)``, as in
 :mod:`fused_adaptive.backends.reference`. It is imported when it is first asked for. Its ``step`` checks the gradients
-before it modifies anything.
+before it modifies anything. ``supports_masters = True`` says that it knows ``master="split"`` and ``"stochastic"``.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -74,6 +74,15 @@ def select(requested: str, devices: Iterable[torch.device]) -> Backend:
         if not reasons[name]:
             return backend
     raise RuntimeError("; ".join(f"backend {name!r} cannot run: {reason}" for name, reason in reasons.items()))
+
+
+def check_masters(backend: Backend, groups: Iterable[Mapping[str, Any]]) -> None:
+    """Raises RuntimeError where a group asks for a ``master`` and the backend has none."""
+    asked = next((master for g in groups if (master := g.get("master", "none")) != "none"), None)
+    if asked is not None and not getattr(backend, "supports_masters", False):
+        raise RuntimeError(
+            f"backend {backend.name!r} does not support master={asked!r}: use backend='native' or 'reference'"
+        )
 
 
 def _load(name: str) -> Backend:

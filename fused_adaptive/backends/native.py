@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..gather import Gathered
 
 name = "native"
+supports_masters = True
 
 #: The backbone's state in the order of its struct in csrc/backbones.h.
 _STATE_NAMES = {
@@ -46,6 +47,7 @@ _ROLES = {
     "grad_mean_prev": "previous",
     "direction_prev": "previous",
     "interval_start": "interval_start",
+    "master_low": "master_low",
     "step": "step",
     "gain": "gain",
     "lr_sum": "lr_sum",
@@ -55,6 +57,7 @@ _ROLES = {
     "tlr_step": "tlr_step",
     "tlr_applied": "tlr_applied",
     "tlr_applied_prev": "tlr_applied_prev",
+    "rounding_step": "rounding_step",
 }
 #: What plan_check returns for gradients that cannot be used as they are (csrc/tensors.h).
 _GRADIENTS = 1
@@ -189,6 +192,7 @@ class Plan:
             _on_device(slots[0]),
         )
         weakref.finalize(self, ops.plan_free, number)
+        ops.plan_seeds(number, [group.get("rounding_seed", 0) for group in self._groups])
         bound = self._gather_state()
         for role, members in bound.items():
             ops.plan_bind(number, role, list(members), list(members.values()))
@@ -228,7 +232,7 @@ class Plan:
         first = []
         for i, (slot, param) in enumerate(zip(self._slots, self._dense, strict=True)):
             # What the group's backbone and policies name: what else is there belongs to those of before.
-            named, order = specs(self._backbone, slot.group), _STATE_NAMES[self._backbone.name]
+            named, order = specs(self._backbone, slot.group, slot.param.dtype), _STATE_NAMES[self._backbone.name]
             if "momentum_buffer" in named and "momentum_buffer" not in slot.state and slot.applies:
                 slot.state["momentum_buffer"] = torch.zeros_like(param, dtype=state_dtype(param))
                 first.append(i)
@@ -268,12 +272,16 @@ class Plan:
         """The step with the gradients that were taken."""
         for param, dense in self._copies:
             dense.copy_(param)
+        on_device = [i for i, group in enumerate(self._groups) if _is_read_there(group["lr"], self.device)]
+        lrs = [_scalar(self._groups[i]["lr"], self.device, torch.float64) for i in on_device]
         torch.ops.fused_adaptive.plan_step.default(
             self._number,
-            [number for group in self._groups for number in _hyperparameters(group)],
+            [x for i, group in enumerate(self._groups) for x in _hyperparameters(group, i in on_device)],
             None if draws is None else draws.to(self.device),
-            _scalar(grad_scale, self.device),
+            _scalar(grad_scale, self.device, torch.float64),
             _scalar(found_inf, self.device),
+            lrs,
+            on_device,
         )
         self._raise_failure()
         for param, dense in self._copies:
@@ -305,11 +313,16 @@ def _structure(backbone: str, group: dict[str, Any]) -> str:
     return f"{backbone}{variant or 'Plain'}"
 
 
-def _hyperparameters(group: dict[str, Any]) -> tuple[float, ...]:
+def _is_read_there(value: Any, device: torch.device) -> bool:
+    """Whether a number is a tensor on the GPU that uses it: the kernels read it, the host would have to wait for it."""
+    return isinstance(value, Tensor) and device.type != "cpu" and value.device == device
+
+
+def _hyperparameters(group: dict[str, Any], lr_on_device: bool = False) -> tuple[float, ...]:
     """In the order of csrc/backbones.h's Hyper."""
     beta1, beta2 = group.get("betas", (0.0, 0.0))
     return (
-        float(group["lr"]),
+        math.nan if lr_on_device else float(group["lr"]),
         float(group["weight_decay"]),
         float(beta1),
         float(beta2),
@@ -346,5 +359,8 @@ def _conform(grad: Tensor, param: Tensor) -> Tensor:
     return torch.empty_like(param, dtype=dtype).copy_(grad)
 
 
-def _scalar(value: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if value is None else value.to(device=device, dtype=torch.float32)
+def _scalar(value: Tensor | None, device: torch.device, *others: torch.dtype) -> Tensor | None:
+    """On this device, in float32 or in one of the ``others``."""
+    if value is None:
+        return None
+    return value.to(device=device, dtype=value.dtype if value.dtype in others else torch.float32)

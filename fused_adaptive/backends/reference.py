@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .. import masters
 from ..slot import Slot, applied
-from ..state import state_dtype
 
 if TYPE_CHECKING:
     from ..controllers.draws import RateDraw
     from ..gather import Gathered
 
 name = "reference"
+supports_masters = True
 
 
 def why_not(devices: Iterable[torch.device]) -> str:
@@ -71,7 +72,7 @@ def end_interval(gathered: Gathered) -> None:
 def update(slot: Slot) -> None:
     """Moves one parameter: decay, then ``p ← p − α·u``."""
     # bf16 and fp16 parameters are decayed and updated in float32 and rounded once.
-    p = slot.param.to(state_dtype(slot.param))
+    p = slot.weight()
     grad = slot.coupled_grad(p)
 
     alpha, element_gain = slot.lr * slot.draw, None
@@ -99,5 +100,4 @@ def update(slot: Slot) -> None:
         if weight_decay != 0:
             p.sub_(p * (alpha * weight_decay).clamp_(max=1))
         p.sub_(alpha * direction.tensor())
-    if p is not slot.param:
-        slot.param.copy_(p)
+    masters.write(p, slot.param, slot.state, slot.group, slot.index)

@@ -224,5 +224,5 @@ def owner_of(optimizer: Optimizer) -> Controller | None:
 
 def is_scheduled(optimizer: Optimizer) -> bool:
     """Whether a ``torch.optim.lr_scheduler`` was ever attached. ReduceLROnPlateau leaves no such trace."""
-    wrapped = hasattr(optimizer.step, "_wrapped_by_lr_sched")
+    wrapped = hasattr(vars(optimizer).get("step"), "_wrapped_by_lr_sched")
     return wrapped or any("initial_lr" in group for group in optimizer.param_groups)

@@ -47,7 +47,8 @@ class RateDraw:
         if found_inf is None:
             self.step += 1
         else:
-            self.step = self.step.to(found_inf.device) + (found_inf == 0).to(torch.int64).reshape(())
+            self.step = self.step.to(found_inf.device)
+            self.step += (found_inf == 0).to(torch.int64).reshape(())
 
 
 class GroupDraws:

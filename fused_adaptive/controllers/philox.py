@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_WORD = 0xFFFFFFFF
+WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
@@ -26,9 +26,9 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, i
     for _ in range(_ROUNDS):
         # The low 64 bits of the product are right although int64 wraps, and the mask undoes the arithmetic shift.
         p0, p1 = x0 * _MULTIPLIERS[0], x2 * _MULTIPLIERS[1]
-        x0, x1 = ((p1 >> 32) & _WORD) ^ x1 ^ k0, p1 & _WORD
-        x2, x3 = ((p0 >> 32) & _WORD) ^ x3 ^ k1, p0 & _WORD
-        k0, k1 = (k0 + _KEY_INCREMENTS[0]) & _WORD, (k1 + _KEY_INCREMENTS[1]) & _WORD
+        x0, x1 = ((p1 >> 32) & WORD) ^ x1 ^ k0, p1 & WORD
+        x2, x3 = ((p0 >> 32) & WORD) ^ x3 ^ k1, p0 & WORD
+        k0, k1 = (k0 + _KEY_INCREMENTS[0]) & WORD, (k1 + _KEY_INCREMENTS[1]) & WORD
     return x0, x1, x2, x3
 
 
@@ -43,8 +43,8 @@ def uniform(seed: int, step: Tensor, index: Tensor) -> Tensor:
     Returns:
         float64, shaped as ``index``, on its device; nothing is read back on the host.
     """
-    key = (seed & _WORD, (seed >> 32) & _WORD)
+    key = (seed & WORD, (seed >> 32) & WORD)
     zero = torch.zeros_like(index)
-    low, high = (step & _WORD).expand_as(index), ((step >> 32) & _WORD).expand_as(index)
+    low, high = (step & WORD).expand_as(index), ((step >> 32) & WORD).expand_as(index)
     x0, *_ = philox4x32((low, high, index, zero), key)
     return (x0 >> 8).to(torch.float64) * 2.0**-24

@@ -74,7 +74,7 @@ class Policy:
         for slot in slots:
             for name, spec in self.state_spec(slot.backbone, slot.group).items():
                 if name not in ("gain", "element_gain"):
-                    spec.reset_(slot.state[name], slot.param)
+                    spec.reset_(slot.state[name], slot.weight())
 
     def arguments(self) -> dict[str, Any]:
         """Name and arguments as numbers, strings and None, as they stand in a param group and on disk."""

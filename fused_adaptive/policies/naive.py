@@ -58,7 +58,7 @@ def evaluate_trial(
     products = []
     try:
         for slot, grad in zip(moving, grads, strict=True):
-            slot.param.add_(grad, alpha=-slot.lr * policy.gain(slot.state))
+            slot.param.copy_(slot.weight().add(grad, alpha=-slot.lr * policy.gain(slot.state)))
         for p, _ in kept:
             p.grad = None
         with torch.enable_grad():

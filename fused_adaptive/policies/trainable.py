@@ -160,7 +160,7 @@ class TrainableLR(ScalarPolicy):
                 if name in slot.state:
                     slot.state[name].zero_()
             if "interval_start" in slot.state:
-                slot.state["interval_start"].copy_(slot.param)
+                slot.state["interval_start"].copy_(slot.weight())
 
     def _adapt(self, slots: Sequence[Slot]) -> None:
         tensors = [slot for slot in slots if self._is_measurable(slot)]
@@ -195,7 +195,7 @@ class TrainableLR(ScalarPolicy):
         if self.source == "gradient":
             mean = direction = state["grad_mean_sum"] / state["tlr_applied"].item()
         else:
-            moved = state["interval_start"] - slot.param.to(state["interval_start"].dtype)
+            moved = state["interval_start"] - slot.weight()
             direction = moved / (state["gain"] * state["lr_sum"]).item()
             mean = direction
         if self.source == "preconditioned":

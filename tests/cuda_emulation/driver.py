@@ -26,6 +26,7 @@ ROLES = [
     "grad_mean_sum",
     "previous",
     "interval_start",
+    "master_low",
     "step",
     "gain",
     "lr_sum",
@@ -35,6 +36,7 @@ ROLES = [
     "tlr_step",
     "tlr_applied",
     "tlr_applied_prev",
+    "rounding_step",
 ]
 STATES = {
     "SGD": ("momentum_buffer",),
@@ -167,11 +169,12 @@ class Emulated:
                     int("step" in state and state["step"].dtype == torch.float64),
                     int(active >= 0 or scalar >= 0),
                     int(p in self._buffers),
+                    ctypes.c_int64(group.get("rounding_seed", 0)),
                 )
                 index += 1
 
     def _complete(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
-        spec = specs(self.optimizer.backbone, group)
+        spec = specs(self.optimizer.backbone, group, p.dtype)
         if not spec:
             return {}
         state = self.optimizer.state[p]

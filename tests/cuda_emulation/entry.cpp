@@ -61,7 +61,7 @@ void emulation_policy(Emulated* e, int kind, int64_t interval, int per_tensor, d
 }
 
 void emulation_member(Emulated* e, void* const* at, int64_t numel, int64_t index, int group, int active, int scalar,
-                      int dtype, int step_is_double, int adapts, int first) {
+                      int dtype, int step_is_double, int adapts, int first, int64_t seed) {
   Member m;
   for (int i = 0; i < kRoles; ++i) m.at[i] = at[i];
   m.numel = numel;
@@ -73,6 +73,7 @@ void emulation_member(Emulated* e, void* const* at, int64_t numel, int64_t index
   m.step_is_double = step_is_double != 0;
   m.adapts = adapts != 0;
   m.first = first != 0;
+  m.seed = seed;
   const int number = static_cast<int>(e->plan.members.size());
   for (int policy : {active, scalar}) {
     if (policy >= 0) e->plan.policies[policy].members.push_back(number);
@@ -90,7 +91,7 @@ int emulation_step(Emulated* e, const void* const* grads, const double* hypers, 
     const Hyper* all = reinterpret_cast<const Hyper*>(hypers);
     inputs.hypers.assign(all, all + plan.groups.size());
     inputs.draws = draws;
-    inputs.grad_scale = grad_scale;
+    inputs.grad_scale = {grad_scale, false};
     inputs.found_inf = found_inf;
     plan.executor->step(plan, inputs);
   });

@@ -41,3 +41,4 @@ def pytest_configure() -> None:
     assert _extension.why_not() == "", "the library that is loaded is taken for the installed one"
     # Counters that a GPU would keep are kept where a GPU would.
     native._on_device = lambda slot: bool(slot.group.get("capturable") or slot.group.get("fused"))
+    native._is_read_there = lambda value, device: isinstance(value, torch.Tensor)

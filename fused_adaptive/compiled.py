@@ -1,0 +1,184 @@
+"""A step inside of ``torch.compile``: one operator that declares what it writes, whatever backbone, policy and backend.
+
+Dynamo traces no more than which tensors and numbers there are. The compiled graph hands them to the operator, which
+runs the backend on them as an ordinary step does: the same kernels, the same bits, and interval ends decided where they
+always are, from counters that are tensors.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .clipping import clip
+from .gather import Gathered, by_policy, count_idle_calls
+from .slot import Slot
+
+if TYPE_CHECKING:
+    from .optimizer import AdaptiveOptimizer
+
+#: The hyperparameters that may change from step to step. Tensors are inputs of the graph, all else is compiled in.
+NUMBERS = ("lr", "weight_decay", "betas", "eps", "momentum", "dampening")
+
+NO_STATE = (
+    "this step would create state, which a compiled step cannot: take one step outside of torch.compile first, with a "
+    "gradient for every parameter"
+)
+
+#: What optimizers have gathered last, by the keys that compiled code has.
+_gathered: weakref.WeakValueDictionary[int, Gathered] = weakref.WeakValueDictionary()
+
+
+def announce(optimizer: AdaptiveOptimizer, gathered: Gathered) -> None:
+    """Makes what the optimizer has gathered known to compiled code."""
+    gathered.owner = weakref.ref(optimizer)
+    _gathered[gathered.key] = gathered
+
+
+class Bound:
+    """The tensors that a graph hands over, as those of a step.
+
+    Args:
+        gathered: the optimizer's own tensors.
+        params, state: the graph's: the same, or copies that functionalization has made.
+    """
+
+    def __init__(self, gathered: Gathered, params: Sequence[Tensor], state: Sequence[Tensor]) -> None:
+        self.of = gathered
+        # Dicts of their own: numbers are those of the call. Parameters without state are there for their positions.
+        groups = [g | {"params": [torch.empty(0) for _ in g["params"]]} for g in gathered.groups]
+        number = {id(group): i for i, group in enumerate(gathered.groups)}
+        first = list(itertools.accumulate((len(g["params"]) for g in groups), initial=0))
+        remaining, slots = iter(state), []
+        for own, param in zip(gathered.slots, params, strict=True):
+            i = number[id(own.group)]
+            alias = groups[i]["params"][own.index - first[i]] = param.detach()
+            values = dict(zip(own.state, remaining, strict=False))
+            slots.append(Slot(alias, values, groups[i], own.backbone, own.policies, own.index))
+        self.gathered = Gathered(slots, by_policy(slots), [s.param for s in slots], groups, gathered.backbone, idle=[])
+
+    def set_gradients(self, grads: Sequence[Tensor], applies: Sequence[bool]) -> None:
+        present = iter(grads)
+        for slot, has_grad in zip(self.gathered.slots, applies, strict=True):
+            grad = next(present) if has_grad else None
+            if grad is not None and grad.dtype != slot.param.dtype:
+                slot.param.grad_dtype = None
+            slot.param.grad = grad
+
+    def set_numbers(self, tensors: Sequence[Tensor], floats: Sequence[float]) -> None:
+        remaining = {True: iter(tensors), False: iter(floats)}
+        for group, own in zip(self.gathered.groups, self.of.groups, strict=True):
+            for name in NUMBERS:
+                if name == "betas" and name in own:
+                    group[name] = tuple(next(remaining[isinstance(beta, Tensor)]) for beta in own[name])
+                elif name in own:
+                    group[name] = next(remaining[isinstance(own[name], Tensor)])
+
+
+def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    """What Dynamo traces of a step: the tensors, the numbers, the norm if gradients are clipped, and one operator.
+
+    Raises:
+        RuntimeError: where the step would create what later steps do not.
+    """
+    gathered = optimizer._gathered
+    if gathered is None or any(p.grad is not None for p in gathered._waiting):
+        raise RuntimeError(NO_STATE)
+    if any(policy.naive for policy in gathered.members):
+        raise RuntimeError("TrainableLR(naive=True) evaluates the loss twice, which torch.compile cannot trace")
+    params: list[Tensor] = []
+    grads: list[Tensor] = []
+    state: list[Tensor] = []
+    applies: list[bool] = []
+    tensors: list[Tensor] = []
+    floats: list[float] = []
+    for slot in gathered.slots:
+        grad = slot.param.grad
+        params.append(slot.param)
+        state += slot.state.values()
+        applies.append(grad is not None)
+        if grad is not None:
+            grads.append(grad)
+    for group in gathered.groups:
+        for name in NUMBERS:
+            if name in group:
+                for value in group[name] if name == "betas" else (group[name],):
+                    if isinstance(value, Tensor):
+                        tensors.append(value)
+                    else:
+                        floats.append(float(value))
+    if optimizer.max_grad_norm is not None or optimizer.skip_nonfinite:
+        norm, grad_scale, found_inf = clip(
+            grads, optimizer.max_grad_norm, optimizer.skip_nonfinite, grad_scale, found_inf
+        )
+        if optimizer.grad_norm is None:
+            raise RuntimeError(NO_STATE)
+        optimizer.grad_norm.copy_(norm)  # an attribute that is set in a graph is lost
+    draw = optimizer._rate_draw
+    draw_step = [] if draw is None else [draw.step]
+    torch.ops.fused_adaptive.compiled_step(
+        gathered.key, params, grads, state, applies, tensors, floats, draw_step, grad_scale, found_inf
+    )
+    count_idle_calls(gathered.idle, found_inf)
+
+
+def _compiled_step(
+    key: int,
+    params: list[Tensor],
+    grads: list[Tensor],
+    state: list[Tensor],
+    applies: list[bool],
+    tensors: list[Tensor],
+    floats: list[float],
+    draw_step: list[Tensor],
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    own = _gathered.get(key)
+    optimizer = None if own is None or own.owner is None else own.owner()
+    if optimizer is None or own is None or optimizer._current() is not own:
+        raise RuntimeError(
+            "param groups, policies or state have changed since this step was compiled: take one step outside of "
+            "torch.compile, which gathers them anew"
+        )
+    bound = optimizer._bound
+    if bound is None or bound.of is not own or not _is_where(bound, params, state):
+        bound = Bound(own, params, state)
+        # Copies die with the call.
+        optimizer._bound = bound if all(map(_same, params, own.params)) else None
+    bound.set_gradients(grads, applies)
+    bound.set_numbers(tensors, floats)
+    draw = optimizer._rate_draw
+    if draw is not None:
+        draw = type(draw)(draw.seed, draw.relative_width, draw_step[0].clone())
+    try:
+        with torch.no_grad():
+            optimizer._backend.step(bound.gathered, found_inf, grad_scale, draw)
+            if draw is not None:
+                draw_step[0].copy_(draw.step)
+    finally:
+        bound.set_gradients([], [False] * len(params))  # they must not live longer than the parameters' own
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr()
+
+
+def _is_where(bound: Bound, params: Sequence[Tensor], state: Sequence[Tensor]) -> bool:
+    slots = bound.gathered.slots
+    own = itertools.chain.from_iterable(slot.state.values() for slot in slots)
+    return all(map(_same, params, bound.gathered.params)) and all(map(_same, state, own))
+
+
+torch.library.define(
+    "fused_adaptive::compiled_step",
+    "(int key, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] state, bool[] applies, Tensor[] tensors, "
+    "float[] floats, Tensor(c!)[] draw_step, Tensor? grad_scale, Tensor? found_inf) -> ()",
+)
+torch.library.impl("fused_adaptive::compiled_step", "CompositeExplicitAutograd")(_compiled_step)
+torch.library.register_fake("fused_adaptive::compiled_step")(lambda *_: None)
