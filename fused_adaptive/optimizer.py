@@ -143,9 +143,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             RuntimeError: for a gradient that is sparse, not floating-point, or of another shape or device than its
                 parameter. Then no parameter and no state has changed.
         """
+        self._opt_called = True  # for torch's schedulers
         if self._release is not None:
             return self._release.step(closure)
-        self._opt_called = True  # for torch's schedulers
         loss = None
         if closure is not None:
             with torch.enable_grad():

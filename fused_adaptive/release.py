@@ -205,11 +205,11 @@ class GradientRelease:
                 _check_policy(policy)
         self._slots, self._singles = {}, {}
         for group in optimizer.param_groups:
-            policies, spec = policies_of(group, optimizer.backbone), specs(optimizer.backbone, group)
+            policies = policies_of(group, optimizer.backbone)
             for p in group["params"]:
                 state = optimizer.state.get(p, {})
                 slot = self._slots[p] = Slot(p, state, group, optimizer.backbone, policies, len(self._slots))
-                if state and not _missing(spec, state):
+                if state and not _missing(specs(optimizer.backbone, group, p.dtype), state):
                     self._singles[p] = _single(slot)
                 self._hook(p)
         for p in [p for p in self._hooks if p not in self._slots]:
@@ -242,7 +242,7 @@ class GradientRelease:
 
     def _join(self, slot: Slot) -> _Single:
         """A newcomer with its state, which is as new but for the counts of calls."""
-        spec = specs(slot.backbone, slot.group)
+        spec = specs(slot.backbone, slot.group, slot.param.dtype)
         missing = _missing(spec, slot.state)
         if spec:
             slot.state = self._optimizer.state.setdefault(slot.param, slot.state)

@@ -141,7 +141,7 @@ class Twins:
         for i, (p, q) in enumerate(pairs):
             assert_close(p, q, f"parameter {i}")
             assert ours.state[p].keys() == alone.state[q].keys()
-            expected = specs(ours.backbone, ours.param_groups[0])
+            expected = specs(ours.backbone, ours.param_groups[0], torch.float64)
             for name, value in ours.state[p].items():
                 if isinstance(p, DTensor):
                     assert isinstance(value, DTensor) == (not expected[name].scalar), name
