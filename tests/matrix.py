@@ -9,7 +9,8 @@ A test says which feature it holds by a marker::
 A test with a parameter ``backend`` needs no ``backend=``; with the marker ``gpu``, "native" is "native-cuda". Then::
 
     python -m tests.matrix                # runs the marked tests, writes docs/matrix.json and README's table
-    python -m tests.matrix --only PART …  # runs anew the features whose names contain one of these; the others stay
+    python -m tests.matrix tests/test_release.py …   # runs the marked tests of these files; the other results stay
+    python -m tests.matrix --only PART …  # those of the features whose names contain one of these, likewise
     python -m tests.matrix --table        # the table alone, from the results that are there
 """
 
@@ -41,6 +42,36 @@ BACKENDS = {
 ORDER = (
     "every optimizer, policy, decay and dtype within rounding of float64",
     "golden trajectories in float64",
+    "mixed dtypes; state that loading does not cast",
+    "channels_last, strided and misaligned tensors",
+    "empty tensors",
+    "intermittent gradients, groups and policies that change",
+    "parameters that come and go",
+    "add_param_group in the middle",
+    "10 000 tensors",
+    "100 param groups",
+    "a tensor of more than 2³¹ elements",
+    "the same bits with any number of threads, any grid",
+    "the same bits on AVX-512, AVX2 and neither",
+    "no copy of the parameters in a step",
+    "no host synchronisation in step()",
+    "a captured CUDA graph, through interval ends",
+    "GradScaler, with and without fused=True",
+    "maximize",
+    "closures",
+    "hooks of step() and state_dict()",
+    "named parameters",
+    "every torch.optim.lr_scheduler, with an adapting policy",
+    "end_interval() by hand",
+    "bad gradients are refused before anything changes",
+    "checkpoints resume bit for bit, anywhere in an interval",
+    "checkpoints of torch.optim go on, bit for bit",
+    "torch.distributed.checkpoint, one process",
+    "gradient release: step in backward",
+    "log_learning_rates: one transfer an interval",
+    "Hugging Face Trainer",
+    "Accelerate",
+    "Lightning Trainer",
 )
 
 #: Tests of one file that hold features of the CUDA kernels, whose source they execute on the CPU.
@@ -136,7 +167,7 @@ def features_of(item: pytest.Item) -> list[dict[str, Any]]:
 # ---- the command ----
 
 
-def run(only: list[str]) -> dict[str, Any]:
+def run(files: list[str], only: list[str]) -> dict[str, Any]:
     """Runs the marked tests, once more for each further backend, and returns the results."""
     import torch
 
@@ -147,20 +178,9 @@ def run(only: list[str]) -> dict[str, Any]:
     for i, name in enumerate(names):
         file = ROOT / "build" / f"matrix_{name}.json"
         file.parent.mkdir(exist_ok=True)
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "tests.matrix",
-            "-m",
-            "feature",
-            "-p",
-            "no:cacheprovider",
-        ]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.matrix", "-p", "no:cacheprovider"]
         command += ["--matrix", str(file), *(f"--matrix-only={part}" for part in only)]
-        command += ["--matrix-auto"] if i else []
+        command += [*files, *(["--matrix-auto"] if i else [])]
         done = subprocess.run(command, cwd=ROOT, env={**os.environ, backends.ENVIRONMENT_VARIABLE: name})
         if done.returncode not in (0, 1, 5):
             raise SystemExit(f"pytest ended with {done.returncode}")
@@ -225,14 +245,19 @@ def write_table(results: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", metavar="FILE")
     parser.add_argument("--only", nargs="+", default=[], metavar="PART")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"where": {}, "features": {}}
     if not arguments.table:
-        new = run(arguments.only)
-        kept = results["features"] if arguments.only else {}
-        results = {"where": new["where"], "features": dict(sorted({**kept, **new["features"]}.items()))}
+        new = run(arguments.files, arguments.only)
+        features = results["features"] if arguments.files or arguments.only else {}
+        for feature, cells in new["features"].items():
+            for backend, cell in cells.items():
+                kept = features.setdefault(feature, {}).setdefault(backend, {"tests": {}})
+                kept.update({**cell, "tests": {**kept["tests"], **cell["tests"]}})
+        results = {"where": new["where"], "features": features}
         RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
     write_table(results)
 

@@ -138,6 +138,7 @@ def test_a_load_hook_may_replace_the_state_dict():
     assert optimizer.param_groups[0]["lr"] == 0.25
 
 
+@pytest.mark.feature("maximize")
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 def test_maximize_is_minimizing_the_negative(policy):
     ascending = fa.SGD(parameters(), lr=0.1, momentum=0.5, maximize=True, policy=policy)
