@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import is_
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -185,26 +185,30 @@ class Part:
         """Whether the parameter's local tensor is still the same memory: FSDP may have set another."""
         return self.param._local_tensor is self._local and self._local.data_ptr() == self.slot.param.data_ptr()
 
-    def is_mismatched(self) -> bool:
-        """Whether the gradient cannot be brought."""
-        grad = self.param.grad
-        return grad is not None and spread_problem(self.param, grad) is not None
+    def bring_gradient(self) -> bool:
+        """Gives the slot this rank's part of the gradient, spread like the parameter, which may communicate.
 
-    def bring_gradient(self) -> None:
-        """Gives the slot this rank's part of the gradient, spread like the parameter, which may communicate."""
-        own = self.slot.param
-        grad: Any = self.param.grad
-        if grad is not None:
+        Returns:
+            False if there is a gradient that cannot be brought.
+        """
+        own, grad = self.slot.param, cast("Any", self.param.grad)
+        if grad is None:
+            own.grad = None
+            return True
+        if not is_dtensor(grad) or grad._spec is not self.param._spec:  # FSDP's gradients share the parameter's
+            if spread_problem(self.param, grad) is not None:
+                return False
             if grad.placements != self.param.placements:  # Partial, under tensor parallelism
                 grad = grad.redistribute(placements=self.param.placements)
-            grad = local_part(grad)
-            if grad.dtype != own.dtype:
-                own.grad_dtype = grad.dtype
-        own.grad = grad
+        local = local_part(grad)
+        if local.dtype != own.dtype:
+            own.grad_dtype = local.dtype
+        own.grad = local
+        return True
 
     def take_back(self) -> None:
         """Drops the gradient; state that the step has made or laid out anew becomes the parameter's."""
-        had_gradient, self.slot.param.grad = self.slot.applies, None
+        self.slot.param.grad = None
         values = self.slot.state
         if len(values) != len(self._known) or not all(map(is_, values.values(), self._known)):
             for name, value in values.items():
@@ -212,8 +216,6 @@ class Part:
                 if present is None or (is_dtensor(present) and local_part(present) is not value):
                     self.state[name] = spread_like(self.param, value)
             self._known = list(values.values())
-        if had_gradient:
-            torch.autograd.graph.increment_version(self.param)
 
 
 def spread_like(param: DTensor, local: Tensor) -> DTensor:

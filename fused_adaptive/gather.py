@@ -76,13 +76,15 @@ class Gathered:
         Raises:
             RuntimeError: for a gradient that is no DTensor, or of another shape or mesh. Then nothing has changed.
         """
-        if any(part.is_mismatched() for part in self.parts):
-            self.check_gradients()
         for part in self.parts:
-            part.bring_gradient()
+            if not part.bring_gradient():
+                self.check_gradients()
 
     def take_back(self) -> None:
         """What a step has made of the slots of DTensors becomes theirs."""
+        moved = [part.param for part in self.parts if part.slot.applies]
+        if moved:
+            torch.autograd.graph.increment_version(moved)
         for part in self.parts:
             part.take_back()
 

@@ -98,12 +98,12 @@ def save(directory: Path, device: torch.device) -> None:
 
 def save_sharded(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     state = {"model": get_model_state_dict(model), "optim": get_optimizer_state_dict(model, optimizer)}
-    dcp_save(state, checkpoint_id=path)
+    dcp_save(state, checkpoint_id=path, no_dist=not dist.is_initialized())
 
 
 def load_sharded(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     state = {"model": get_model_state_dict(model), "optim": get_optimizer_state_dict(model, optimizer)}
-    dcp_load(state, checkpoint_id=path)
+    dcp_load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
     set_model_state_dict(model, state["model"])
     set_optimizer_state_dict(model, optimizer, state["optim"])
 
@@ -129,8 +129,10 @@ def resume(directory: Path, device: torch.device, same_world: bool) -> None:
     order.
     """
     spread = dist.is_initialized()
-    loaders = [load_sharded, load_full, load_plain] if same_world else [load_sharded, load_full]
     for name in RUNS:
+        loaders = [load_sharded]
+        if name in ("both", "displacement"):
+            loaders += [load_full, load_plain] if same_world else [load_full]
         expected = torch.load(directory / f"{name}.expected", weights_only=True, map_location=device)
         for load in loaders:
             model, optimizer = build(name, device, spread)

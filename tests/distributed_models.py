@@ -176,9 +176,10 @@ def check_tensor_parallel(device: torch.device) -> None:
             assert check()
 
 
-def keep_partial(part: distributed.Part) -> None:
+def keep_partial(part: distributed.Part) -> bool:
     grad: Any = part.param.grad
     part.slot.param.grad = None if grad is None else distributed.local_part(grad)
+    return True
 
 
 def check_fsdp2_with_tensor_parallel(device: torch.device) -> None:

@@ -1,7 +1,8 @@
 """Trains and writes a checkpoint after each step, so that it may be killed at any time; test_distributed_kill.py does.
 
-Alone it writes torch.save's files; under torchrun, torch.distributed.checkpoint's folders. A checkpoint becomes the
-newest by a rename, once it is whole. A run that comes to the end compares itself with one that was never interrupted.
+Alone it writes torch.save's files; one of several ranks, torch.distributed.checkpoint's folders. A checkpoint becomes
+the newest by a rename, once it is whole. A run that comes to the end compares itself with one that was never
+interrupted.
 """
 
 from __future__ import annotations
@@ -63,11 +64,17 @@ def load(directory: Path, step: int, model: torch.nn.Module, optimizer: torch.op
         optimizer.load_state_dict(saved["optim"])
 
 
+def report(line: str) -> None:
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        print(line, flush=True)
+
+
 def main(directory: Path) -> None:
     torch.set_num_threads(1)
     device = torch.device("cpu")
-    if "RANK" in os.environ:
-        device = initialize("gloo", int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if world > 1:
+        device = initialize("gloo", rank, world, init_method=os.environ["RENDEZVOUS"])
     if not dist.is_initialized() or dist.get_rank() == 0:
         for rest in ("unfinished", "old"):
             if (directory / rest).is_dir():
@@ -78,15 +85,17 @@ def main(directory: Path) -> None:
     start = newest(directory)
     if start:
         load(directory, start, model, optimizer)
-    print("start", start, flush=True)
+    report(f"start {start}")
     for step in range(start, STEPS):
         checkpoints.train(model, optimizer, step, 1)
         save(directory, step + 1, model, optimizer)
-        print("step", step + 1, flush=True)
+        report(f"step {step + 1}")
     fresh, uninterrupted = checkpoints.build(RUN, device, spread=dist.is_initialized())
     checkpoints.train(fresh, uninterrupted, 0, STEPS)
     checkpoints.assert_same(checkpoints.everything(model, optimizer), checkpoints.everything(fresh, uninterrupted))
-    print("the same", flush=True)
+    if dist.is_initialized():
+        dist.barrier()
+    report("the same")
     if dist.is_initialized():
         finish()
 

@@ -55,6 +55,7 @@ def test_ranks_together_do_what_one_process_does(world, tmp_path):
 
 
 @pytest.mark.heavy
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_checkpoints_of_four_ranks_go_on_with_four_two_and_one(tmp_path):
     mp.spawn(_save_and_resume, args=(4, str(tmp_path)), nprocs=4)  # pyright: ignore
     mp.spawn(_resume, args=(2, str(tmp_path)), nprocs=2)  # pyright: ignore

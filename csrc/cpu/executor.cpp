@@ -289,13 +289,12 @@ class CpuExecutor : public Executor {
           m.dtype == DType::f64 ? slope_piece<double>(plan, m, piece) : slope_piece<float>(plan, m, piece);
       partials_[&piece - pieces_.data()] = {slope, 0};
     });
-    sum_products(plan, policy, measured);
-    const auto slope_of = [&](int i) {
-      return measured[i] ? products_[i].num / inputs.hypers[plan.members[i].group].lr : 0.0;
-    };
+    sum_products(plan, measured);
     for_units(policy, [&](const int* begin, const int* end) {
       double slope = 0;
-      for (const int* i = begin; i != end; ++i) slope += slope_of(*i);
+      for (const int* i = begin; i != end; ++i) {
+        if (measured[*i]) slope += products_[*i].num / inputs.hypers[plan.members[*i].group].lr;
+      }
       for (const int* i = begin; i != end; ++i) ascend(plan.members[*i], policy.hyper_lr * slope);
     });
   }
@@ -324,7 +323,7 @@ class CpuExecutor : public Executor {
                                                ? measure_piece<double>(plan, m, piece, policy, with_grads)
                                                : measure_piece<float>(plan, m, piece, policy, with_grads);
     });
-    sum_products(plan, policy, measured);
+    sum_products(plan, measured);
     std::vector<bool> restarts(plan.members.size(), false);
     for_units(policy,
               [&](const int* begin, const int* end) { adapt_unit(plan, policy, begin, end, measured, restarts); });
@@ -383,11 +382,7 @@ class CpuExecutor : public Executor {
     for_pieces([&](const Piece& piece) {
       const Member& m = plan.members[piece.member];
       if (measured[piece.member] || plan_policy(plan, m.scalar) != &policy) return;
-      if (m.dtype == DType::f64) {
-        begin_piece<double>(m, piece);
-      } else {
-        begin_piece<float>(m, piece);
-      }
+      m.dtype == DType::f64 ? begin_piece<double>(m, piece) : begin_piece<float>(m, piece);
     });
     for (int i : policy.members) restart_counts(plan.members[i]);
   }
@@ -399,11 +394,10 @@ class CpuExecutor : public Executor {
     load_weights(kernels_.loops<T>(), m, piece.begin, piece.n, at<T>(m, kStart, piece.begin));
   }
 
-  void sum_products(const Plan& plan, const Policy& policy, const std::vector<bool>& measured) {
-    products_.assign(plan.members.size(), {0, 0});
-    for (int i : policy.members) {
-      if (!measured[i]) continue;
-      products_[i] = sum_chunks(partials_.data() + first_piece_[i], chunks_of(plan.members[i].numel));
+  void sum_products(const Plan& plan, const std::vector<bool>& measured) {
+    products_.assign(measured.size(), {0, 0});
+    for (size_t i = 0; i < measured.size(); ++i) {
+      if (measured[i]) products_[i] = sum_chunks(partials_.data() + first_piece_[i], chunks_of(plan.members[i].numel));
     }
     sum_over_ranks(plan, products_);
   }
