@@ -1,6 +1,6 @@
 """The same algorithms from torch's own operations: as a careful user composes them, and as ActiveLR's authors did.
 
-The first is one multi-tensor operation after the other, each a pass over memory; it is also what ``torch.compile`` gets.
+The first is one multi-tensor operation after the other, each a pass over memory; ``torch.compile`` gets the same.
 ``tests/test_bench.py`` holds both to the reference backend.
 """
 
@@ -87,7 +87,9 @@ class Composition:
             self.gain = max(0.0, self.gain + 1e-12 * slope / self.lr)
         scalars = self._scalars()
         if self.compiled:
-            scalars = {n: v if isinstance(v, bool) else torch.tensor(v, dtype=torch.float64) for n, v in scalars.items()}
+            scalars = {
+                n: v if isinstance(v, bool) else torch.tensor(v, dtype=torch.float64) for n, v in scalars.items()
+            }
         self._run(self.algorithm.backbone, policy, self.settings, self.params, grads, self.lists, scalars)
         if ends and policy == "active":
             if self.count > self.interval:
@@ -214,9 +216,9 @@ def _state_dtype(p: Tensor) -> torch.dtype:
 
 
 class AuthorsActiveAdamW:
-    """ActiveAdamW tensor by tensor in twenty operations of torch, and 12 bytes of its own state, in the authors' manner.
+    """ActiveAdamW in the authors' manner: tensor by tensor, twenty operations each, and 12 bytes of state besides AdamW's.
 
-    Args: as of :class:`Composition`.
+    Arguments are those of :class:`Composition`.
     """
 
     def __init__(

@@ -191,15 +191,19 @@ def run_case(
     device: torch.device,
     plan: Plan,
     say: Callable[[str], None] = lambda _: None,
+    caches: bool = True,
 ) -> list[dict[str, Any]]:
     """Measures all of them on one list of shapes.
+
+    Args:
+        caches: measure what fits into a cache both cold and warm.
 
     Returns:
         A dict for each of ``contenders`` and each state of the caches, see ``docs/benchmarks.md``.
     """
     working_set = shapes.numel * max(c.algorithm.streams.bytes(dtype) for c in contenders)
     threshold = 500e6 if device.type == "cuda" else 3 * cache_bytes(device)
-    if working_set >= threshold or len(shapes.shapes) > MOST_TENSORS_COLD:
+    if working_set >= threshold or len(shapes.shapes) > MOST_TENSORS_COLD or not caches:
         states = {"large" if working_set >= threshold else "as it comes": 1}
     else:
         smallest = shapes.numel * min(c.algorithm.streams.bytes(dtype) for c in contenders)
@@ -225,18 +229,21 @@ def _run(
     element = shapes.numel * dtype.itemsize
     sets = max(copies, 2) if max(copies, 2) * element < 0.15 * left else 1
     entries = [Entry(c, shapes.numel, dtype, device) for c in contenders]
-    left -= (sets + 1) * element
-    fits = left > 0
-    grads = [shapes.tensors(device, dtype) for _ in range(sets)] if fits else []
-    originals = [like(t) for t in grads[0]] if fits else []
+    left -= sets * element
+    grads = [shapes.tensors(device, dtype) for _ in range(sets)] if left > 0 else []
     for entry in entries:
-        needed = entry.contender.bytes(dtype) * shapes.numel * copies
+        own = 1 if entry.contender.name in ("copy", "triad") else copies
+        needed = entry.contender.bytes(dtype) * shapes.numel * own
         if entry.contender.name in ("copy", "triad"):
             needed = bandwidth_bytes(entry.contender.name, device)
         if needed > left:
             entry.drop(f"not enough memory: needs {needed / 1e9:.1f} GB, {max(left, 0) / 1e9:.1f} GB are left")
+        elif own > 1 and "compile" in entry.contender.name:
+            entry.drop(f"not measured cold: each of {own} sets of tensors would be compiled anew")
+        if entry.why_not:
+            say(f"{entry.contender.name}: {entry.why_not}")
             continue
-        entry.set_up(originals, copies if entry.contender.name not in ("copy", "triad") else 1, grads)
+        entry.set_up(grads[0], own, grads)
         left -= needed if not entry.why_not else 0
         if not entry.why_not:
             entry.warm(grads, plan.seconds / 10)
@@ -246,7 +253,7 @@ def _run(
     for entry in running:
         _look_at(entry, grads, plan)
     rows = [entry.row() for entry in entries]
-    del entries, running, grads, originals
+    del entries, running, grads
     gc.collect()
     torch._dynamo.reset()
     if device.type == "cuda":

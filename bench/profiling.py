@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports its own beginning and end
 
 import torch
 from torch.autograd import DeviceType
@@ -40,5 +43,7 @@ def state_bytes(optimizer: Any, numel: int) -> float | None:
     state = getattr(optimizer, "state", None)
     if state is None:
         return None
-    tensors = [t for own in state.values() if isinstance(own, dict) for t in own.values() if isinstance(t, torch.Tensor)]
+    tensors = [
+        t for own in state.values() if isinstance(own, dict) for t in own.values() if isinstance(t, torch.Tensor)
+    ]
     return round(sum(t.numel() * t.element_size() for t in tensors) / numel, 3)

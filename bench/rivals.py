@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fused_adaptive as fa
 
-from .algorithms import BACKBONES, INTERVAL, LR, Algorithm
+from .algorithms import BACKBONES, LR, Algorithm
 from .compositions import AuthorsActiveAdamW, Composition
 
 #: Inductor takes about this long for a kernel on a CPU, and its C++ compiler as long for each tensor.
@@ -121,7 +121,7 @@ def _of_torch(algorithm: Algorithm, dtype: torch.dtype, device: torch.device, te
     return [
         Contender("torch fused", "torch", algorithm, variant(fused=True)),
         Contender("torch foreach", "torch", algorithm, variant(foreach=True), extra),
-        Contender("torch.compile of torch's", "torch", algorithm, compiled, extra),
+        Contender("torch.compile of torch's", "compiled", algorithm, compiled, extra),
         Contender("torch for-loop", "torch", algorithm, variant(foreach=False)),
     ]
 

@@ -12,6 +12,9 @@ from torch import Tensor
 
 Shape = tuple[int, ...]
 
+#: Random numbers are slow to make: larger tensors repeat these many.
+REPEATS_AFTER = 2**23
+
 
 def resnet50() -> list[Shape]:
     """ResNet-50 for 1000 classes (He et al., 2016, table 1): bottlenecks in stages of 3, 4, 6 and 3."""
@@ -84,7 +87,10 @@ class ShapeList:
         for shape in self.shapes:
             n = math.prod(shape)
             flat = torch.empty(n + self.offset, device=device, dtype=dtype)[self.offset :]
-            made.append(flat.normal_().view(shape))
+            head = flat[:REPEATS_AFTER].normal_()
+            for begin in range(REPEATS_AFTER, n, REPEATS_AFTER):
+                flat[begin : begin + REPEATS_AFTER] = head[: n - begin]
+            made.append(flat.view(shape))
         return made
 
 

@@ -48,7 +48,7 @@ def ratio_interval(of: Sequence[float], to: Sequence[float], draws: int = 400) -
 
 
 def fit_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Intercept and slope of the line that is nearest relative to ``y``, so that small values count as much as large."""
+    """Intercept and slope of the line whose errors relative to ``y`` are least: small values count as much as large."""
     weights = [1 / (value * value) for value in y]
     total = sum(weights)
     mean_x = sum(w * a for w, a in zip(weights, x, strict=True)) / total
