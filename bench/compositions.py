@@ -79,7 +79,7 @@ class Composition:
             torch._foreach_add_(self.lists["grad_sum"], grads)
             if ends:
                 mean = torch._foreach_div(self.lists["grad_sum"], float(self.interval))
-                self.gain *= _newton(mean, self.lists["grad_sum_prev"])
+                self.gain *= _newton(list(mean), self.lists["grad_sum_prev"])
                 self.lists["grad_sum_prev"] = list(mean)
                 torch._foreach_zero_(self.lists["grad_sum"])
         elif policy == "hypergradient" and self.count > 1:
@@ -99,7 +99,7 @@ class Composition:
         elif ends and policy == "displacement":
             moved = torch._foreach_sub(self.lists["start"], [p.to(_state_dtype(p)) for p in self.params])
             torch._foreach_div_(moved, self.gain * self.lr * self.interval)
-            self.gain *= _newton(moved, self.lists["displacement_prev"])
+            self.gain *= _newton(list(moved), self.lists["displacement_prev"])
             self.lists["displacement_prev"] = list(moved)
             torch._foreach_copy_(self.lists["start"], self.params)
 
@@ -127,7 +127,7 @@ def _update(
     policy: str,
     settings: dict[str, Any],
     params: list[Tensor],
-    grads: Sequence[Tensor],
+    grads: list[Tensor],
     lists: Lists,
     scalars: dict[str, Any],
 ) -> None:
@@ -158,7 +158,7 @@ def _update(
 
 
 def _direction(
-    backbone: str, s: dict[str, Any], grads: Sequence[Tensor], lists: Lists, scalars: dict[str, Any]
+    backbone: str, s: dict[str, Any], grads: list[Tensor], lists: Lists, scalars: dict[str, Any]
 ) -> tuple[list[Tensor], list[Tensor] | None]:
     """The direction as numerator, which is state, and denominator, which is not; without the factor of all elements."""
     exp_avg = lists["exp_avg"]
@@ -200,12 +200,12 @@ def _adjust(gains: list[Tensor], sums: list[Tensor], previous: list[Tensor]) -> 
         gain.copy_(torch.where(agree, gain + HIGH, gain * LOW))
 
 
-def _inner(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+def _inner(a: list[Tensor], b: list[Tensor]) -> Tensor:
     products = torch._foreach_mul(a, b)
     return torch.stack([p.sum(dtype=torch.float64) for p in products]).sum()
 
 
-def _newton(mean: Sequence[Tensor], previous: Sequence[Tensor]) -> float:
+def _newton(mean: list[Tensor], previous: list[Tensor]) -> float:
     """TrainableLR's factor, global."""
     num, sq = torch.stack([_inner(mean, previous), _inner(mean, mean)]).tolist()
     return 1 + num / max(4 * (sq - num), 4 * num) if num else 1.0
@@ -216,7 +216,7 @@ def _state_dtype(p: Tensor) -> torch.dtype:
 
 
 class AuthorsActiveAdamW:
-    """ActiveAdamW in the authors' manner: tensor by tensor, twenty operations each, and 12 bytes of state besides AdamW's.
+    """ActiveAdamW in the authors' manner: tensor by tensor, twenty operations each, and 12 bytes of state more.
 
     Arguments are those of :class:`Composition`.
     """

@@ -31,12 +31,14 @@ class Plan:
     Args:
         samples: of each contender, at most.
         least: samples of a slow contender, at least; seconds come second.
+        least_of_main: the same for ours, torch's fused optimizer and the ceilings, which ratios are taken of.
         seconds: to spend on samples, shared by the contenders.
         profile: count the launches of a step.
     """
 
     samples: int = 100
     least: int = 5
+    least_of_main: int = 10
     seconds: float = 20.0
     profile: bool = True
 
@@ -270,7 +272,9 @@ def _take_turns(running: list[Entry], grads: Sequence[Sequence[Tensor]], plan: P
         synchronize(entry.device)
         cost = (time.perf_counter() - begin) * (2 + 4 * keep_warm if entry.device.type == "cuda" else 1 + 2 * keep_warm)
         share = plan.seconds / len(running)
-        wanted[id(entry)] = min(plan.samples, max(plan.least, int(share / max(cost, 1e-9))))
+        is_main = entry.contender.family in ("ours", "ceiling") or entry.contender.name == "torch fused"
+        least = plan.least_of_main if is_main else plan.least
+        wanted[id(entry)] = min(plan.samples, max(least, int(share / max(cost, 1e-9))))
     rounds = max(wanted.values(), default=0)
     turns = {id(e): {i * rounds // wanted[id(e)] for i in range(wanted[id(e)])} for e in running}
     gc.collect()

@@ -9,7 +9,7 @@ from typing import Any
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports its own beginning and end
 
 import torch
-from torch.autograd import DeviceType
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 

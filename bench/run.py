@@ -16,7 +16,7 @@ import torch
 
 import fused_adaptive as fa
 
-from . import results
+from . import report, results
 from .algorithms import BACKBONES, POLICIES, Algorithm
 from .ceilings import bandwidth_contenders, null_contenders
 from .end_to_end import measure_end_to_end
@@ -117,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     backends = options.backends or [n for n in fa.backends.NAMES if n != "reference"]
     samples = options.samples or (100 if device.type == "cuda" else 15 if options.quick else 50)
-    plan = Plan(samples=samples, seconds=options.seconds or (2.0 if options.quick else 15.0))
+    seconds = options.seconds or (2.0 if options.quick else 15.0)
+    plan = Plan(samples, seconds=seconds) if device.type == "cpu" else Plan(samples, 20, samples, seconds)
     record: dict[str, Any] = {
         "schema": results.SCHEMA,
         "machine": describe(device, torch.get_num_threads()),
@@ -143,17 +144,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         results.save(record, options.output)
         print("\n".join(results.describe_case(record["cases"][-1], device.type)), flush=True)
     if "growth" in options.parts and options.part in (None, 2):
-        brief = Plan(min(plan.samples, 30), 3, plan.seconds / 5, profile=False)
+        brief = Plan(min(plan.samples, 30), 3, 3, plan.seconds / 5, profile=False)
         sizes = {"tensors": (10, 100, 1000), "elements": ("1e5", "1e6", "1e7")} if options.quick else {}
         record["growth"] = measure_growth(device, backends, brief, in_time=in_time, say=say, **sizes)
+        results.save(record, options.output)
         print("\n".join(results.describe_growth(record)), flush=True)
     if "end-to-end" in options.parts and options.part in (None, 2) and in_time():
         record["end_to_end"] = measure_end_to_end(device, 5 if options.quick else 40, say)
         print("\n".join(results.describe_end_to_end(record)), flush=True)
     record["took"] = round(time.monotonic() - begin, 1)
     results.save(record, options.output)
-    print(f"written to {options.output} after {record['took']:.0f} s")
-    return 0
+    print(f"{options.output}, after {record['took']:.0f} s")
+    return report.main([str(options.output)])
 
 
 if __name__ == "__main__":

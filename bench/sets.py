@@ -50,7 +50,8 @@ def default_set(device: str) -> list[Case]:
         policies = FIXED_AND_ACTIVE if backbone != "AdamW" else ("fixed",)
         half.append(Case(backbone, (*policies, *others.get(backbone, ())), "10x5M", families=families, part=2))
     if device == "cuda":
-        large = [Case("AdamW", FIXED_AND_ACTIVE, s, torch.bfloat16, BASIC) for s in ("resnet50", "gpt2", "1e8", "7b")]
+        models = ("resnet50", "gpt2", "1e8", "7b")
+        large = [Case("AdamW", FIXED_AND_ACTIVE, s, torch.bfloat16, BASIC, 2) for s in models]
         biggest = [Case("AdamW", FIXED_AND_ACTIVE, "1e9", d, BASIC[:2], 2) for d in (torch.float32, torch.bfloat16)]
         return [*every, *half, *large, *biggest]
     return [*every, *half]
