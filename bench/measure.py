@@ -21,6 +21,8 @@ from .shapes import ShapeList
 
 #: With more tensors the host is what takes time, and whether data is in a cache makes no difference.
 MOST_TENSORS_COLD = 1000
+#: Sets of tensors that take turns so that none is in a cache; where more were needed, the host is what takes time.
+MOST_COPIES = 100
 WARM_UP = 20
 
 
@@ -209,7 +211,8 @@ def run_case(
         states = {"large" if working_set >= threshold else "as it comes": 1}
     else:
         smallest = shapes.numel * min(c.algorithm.streams.bytes(dtype) for c in contenders)
-        states = {"cold": math.ceil(3 * cache_bytes(device) / smallest) + 1, "warm": 1}
+        copies = math.ceil(3 * cache_bytes(device) / smallest) + 1
+        states = {"cold": copies, "warm": 1} if copies <= MOST_COPIES else {"as it comes": 1}
     rows = []
     for cache, copies in states.items():
         found = _run(contenders, shapes, dtype, device, plan, copies, cache == "warm", say)

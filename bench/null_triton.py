@@ -45,13 +45,14 @@ def _null_kernel(param, written, grads, read, numel, mask, BLOCK: tl.constexpr):
         tl.store(written[3] + offsets, w3 ^ from_read, inside)
 
 
-def null_step(param: Tensor, written: list[Tensor], grads: list[Tensor], read: list[Tensor]) -> None:
+def null_step(param: Tensor, written: list[Tensor], grads: list[Tensor], read: list[Tensor], mask: int = 0) -> None:
     """Reads and writes ``param`` and ``written``, reads ``grads`` and ``read``; all flat, all of one length.
 
     Args:
         param: float32, bfloat16 or float16 ``[n]``.
         written, read: float32 ``[n]`` each.
         grads: of param's dtype, ``[n]`` each.
+        mask: 0, and nothing changes. With -1, what is written is changed by what is read, bit by bit.
     """
     if len(written) > 4:
         raise ValueError(f"null_step writes up to 4 arrays besides the parameter, got {len(written)}")
@@ -67,7 +68,7 @@ def null_step(param: Tensor, written: list[Tensor], grads: list[Tensor], read: l
         words(grads, word),
         words(read, torch.int32),
         numel,
-        0,
+        mask,
         BLOCK=BLOCK,
         num_warps=8,
     )

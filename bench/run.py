@@ -20,7 +20,7 @@ from . import report, results
 from .algorithms import BACKBONES, POLICIES, Algorithm
 from .ceilings import bandwidth_contenders, null_contenders
 from .end_to_end import measure_end_to_end
-from .growth import measure_growth
+from .growth import ELEMENTS, ELEMENTS_OF_EACH, TENSORS, measure_growth
 from .machine import describe
 from .measure import Plan, run_case
 from .rivals import FAMILIES, contenders
@@ -51,6 +51,7 @@ def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
     add = group.add_argument
     add("--samples", type=int, help="of each contender, at most; default: 100, on a CPU 50")
     add("--seconds", type=float, help="of samples for a case; default: 15")
+    add("--most", type=float, default=1e9, help="elements, of the curves of growth; default: %(default)g")
     add("--minutes", type=float, default=1e9, help="begin no case after that")
     parser.add_argument("--output", type=Path, default=Path("build/bench/run.json"), help="default: %(default)s")
     return parser.parse_args(argv)
@@ -145,8 +146,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(results.describe_case(record["cases"][-1], device.type)), flush=True)
     if "growth" in options.parts and options.part in (None, 2):
         brief = Plan(min(plan.samples, 30), 3, 3, plan.seconds / 5, profile=False)
-        sizes = {"tensors": (10, 100, 1000), "elements": ("1e5", "1e6", "1e7")} if options.quick else {}
-        record["growth"] = measure_growth(device, backends, brief, in_time=in_time, say=say, **sizes)
+        most = min(options.most, 1e7) if options.quick else options.most
+        tensors = [n for n in TENSORS if n * ELEMENTS_OF_EACH <= most and (n <= 1000 or not options.quick)]
+        elements = [size for size in ELEMENTS if float(size) <= most]
+        record["growth"] = measure_growth(device, backends, brief, tensors, elements, in_time, say)
         results.save(record, options.output)
         print("\n".join(results.describe_growth(record)), flush=True)
     if "end-to-end" in options.parts and options.part in (None, 2) and in_time():

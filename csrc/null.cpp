@@ -13,7 +13,8 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-void null_step(Tensor param, std::vector<Tensor> written, std::vector<Tensor> grads, std::vector<Tensor> read) {
+void null_step(Tensor param, std::vector<Tensor> written, std::vector<Tensor> grads, std::vector<Tensor> read,
+               int64_t mask) {
   const ScalarType dtype = param.scalar_type();
   const bool narrow = dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
   STD_TORCH_CHECK(narrow || dtype == ScalarType::Float, "null_step: param must be float32, bfloat16 or float16");
@@ -22,6 +23,7 @@ void null_step(Tensor param, std::vector<Tensor> written, std::vector<Tensor> gr
   NullStep step = {};
   step.param_bytes = narrow ? 2 : 4;
   step.n = param.numel();
+  step.mask = static_cast<uint32_t>(mask);
   const auto address = [&](const Tensor& t, ScalarType wanted) {
     STD_TORCH_CHECK(t.scalar_type() == wanted && t.numel() == step.n && t.is_contiguous(),
                     "null_step: every array must be contiguous, with as many elements as param; grads in its dtype, "
@@ -49,7 +51,7 @@ void null_step(Tensor param, std::vector<Tensor> written, std::vector<Tensor> gr
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fused_adaptive, m) {
-  m.def("null_step(Tensor(a!) param, Tensor(b!)[] written, Tensor[] grads, Tensor[] read) -> ()");
+  m.def("null_step(Tensor(a!) param, Tensor(b!)[] written, Tensor[] grads, Tensor[] read, int mask=0) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fused_adaptive, CompositeExplicitAutograd, m) { m.impl("null_step", TORCH_BOX(&null_step)); }
