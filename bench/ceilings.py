@@ -17,6 +17,8 @@ from fused_adaptive import _extension
 from .algorithms import Algorithm
 from .rivals import Contender, Steps, Unavailable
 
+#: Elements of a null step, at most: far beyond every cache, where its rate no longer changes.
+MOST_ELEMENTS = {"cpu": 2**25, "cuda": 2**27}
 #: Bytes of each array of copy and triad. What they move is far beyond every cache; on a GPU, 2 GB and more.
 ARRAY_BYTES = {"cpu": 2**27, "cuda": 2**30}
 
@@ -58,7 +60,7 @@ def null_contenders(algorithms: Sequence[Algorithm], device: torch.device) -> li
     if device.type == "cuda":
         makers["null, triton"] = _triton()
     return [
-        Contender(name, "ceiling", algorithm, _null(algorithm, maker), extra_bytes=8)
+        Contender(name, "ceiling", algorithm, _null(algorithm, maker), 8, MOST_ELEMENTS[device.type])
         for algorithm in algorithms
         for name, maker in makers.items()
     ]
@@ -71,7 +73,8 @@ def _null(algorithm: Algorithm, maker: Callable[[torch.device], NullStep]) -> Ca
     def build(params: Sequence[Tensor]) -> Steps:
         device, dtype, streams = params[0].device, params[0].dtype, algorithm.streams
         null_step = maker(device)
-        numel = -(-sum(p.numel() for p in params) // 16) * 16  # whole vectors
+        numel = min(sum(p.numel() for p in params), MOST_ELEMENTS[device.type])
+        numel = -(-numel // 16) * 16  # whole vectors
 
         def arrays(count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
             return [torch.ones(numel, device=device, dtype=dtype) for _ in range(count)]

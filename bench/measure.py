@@ -178,7 +178,8 @@ class Entry:
             "why_not": self.why_not,
             "bytes": bandwidth_bytes(c.name, self.device)
             if bandwidth
-            else c.algorithm.streams.bytes(self.dtype) * self.numel,
+            else c.algorithm.streams.bytes(self.dtype) * c.elements(self.numel),
+            "numel": 0 if bandwidth else c.elements(self.numel),
             "warm_up": round(self.warm_up, 3),
             "launches": self.launches,
             "state_bytes": self.state,
@@ -238,7 +239,7 @@ def _run(
     grads = [shapes.tensors(device, dtype) for _ in range(sets)] if left > 0 else []
     for entry in entries:
         own = 1 if entry.contender.name in ("copy", "triad") else copies
-        needed = entry.contender.bytes(dtype) * shapes.numel * own
+        needed = entry.contender.bytes(dtype) * entry.contender.elements(shapes.numel) * own
         if entry.contender.name in ("copy", "triad"):
             needed = bandwidth_bytes(entry.contender.name, device)
         if needed > left:

@@ -42,6 +42,7 @@ class Contender:
         algorithm: what it computes.
         build: makes it over parameters that have gradients; raises :class:`Unavailable`, or whatever the package does.
         extra_bytes: a parameter, of temporaries for all parameters at once, and of state that ours does without.
+        most: elements that it works on at most; None for what steps all parameters.
     """
 
     name: str
@@ -49,6 +50,11 @@ class Contender:
     algorithm: Algorithm
     build: Callable[[Sequence[Tensor]], Steps]
     extra_bytes: int = 0
+    most: int | None = None
+
+    def elements(self, numel: int) -> int:
+        """How many it works on where there are ``numel`` parameters."""
+        return numel if self.most is None else min(numel, self.most)
 
     def bytes(self, dtype: torch.dtype) -> int:
         """Memory that it needs besides gradients, a parameter: what fits is decided by that."""

@@ -243,6 +243,36 @@ def test_contenders_take_turns_and_the_slow_have_fewer(monkeypatch):
     assert entries[1].seconds == pytest.approx([1.0] * 4)
 
 
+def test_on_a_gpu_device_host_and_waiting_are_timed_apart(monkeypatch):
+    """The order of calls, with CUDA's replaced: there is no GPU here."""
+    calls: list[str] = []
+
+    class Event:
+        def __init__(self, **_: bool) -> None: ...
+
+        def record(self) -> None:
+            calls.append("event")
+
+        def elapsed_time(self, _: Event) -> float:
+            return 2.5
+
+    class Step:
+        def step(self) -> None:
+            calls.append("step")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda _: calls.append("keep busy"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: calls.append("wait"))
+    contender = Contender("", "torch", Algorithm("AdamW"), lambda _: Step())
+    entry = measure.Entry(contender, 4, torch.float32, torch.device("cuda"))
+    entry.set_up([torch.randn(4)], 1, [[torch.randn(4)]])
+    entry.turn([[torch.randn(4)]], keep_warm=False)
+    assert calls == ["keep busy", "event", "step", "event", "wait", "wait", "step", "wait"]
+    assert entry.seconds == [0.0025]
+    assert len(entry.wall) == len(entry.host) == 1
+    assert entry.wall[0] >= entry.host[0]
+
+
 def test_every_step_has_gradients_at_other_addresses():
     seen = []
 
