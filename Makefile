@@ -1,4 +1,4 @@
-# make demo · make test · make test-all · make build · make lint · make format · make doctor · make clean
+# make demo · make test · make test-all · make bench · make build · make lint · make format · make doctor · make clean
 #
 # Everything is installed into VENV on first use. A torch that is there already is kept:
 #   make test VENV=~/envs/cuda            an existing environment, completed with what is missing
@@ -16,11 +16,13 @@ ifeq ($(strip $(VENV)),)
   PY := $(PYTHON)
   READY :=
   TRAINERS :=
+  RIVALS :=
   export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 else
   PY := $(VENV)/bin/python
   READY := $(VENV)/.fused_adaptive-ready
   TRAINERS := $(VENV)/.trainers-ready
+  RIVALS := $(VENV)/.fused_adaptive-rivals
 endif
 
 # CUDA kernels take minutes to compile and run nowhere without a GPU: there, FUSED_ADAPTIVE_BUILD=auto asks for them.
@@ -28,10 +30,19 @@ FUSED_ADAPTIVE_BUILD ?= $(if $(wildcard /dev/nvidia0),auto,cpu)
 CSRC := $(sort $(wildcard csrc/*.* csrc/*/*.*))
 BUILT := build/.extension-built
 
-.PHONY: demo test test-all build lint format doctor clean
+.PHONY: demo test test-all bench build lint format doctor clean
 
 demo: $(BUILT)
 	$(PY) -m bench.demo $(ARGS)
+
+# Steps against those of other packages, which are installed without what they need: torch and numpy are here.
+bench: $(BUILT) $(RIVALS)
+	$(PY) -m bench.run $(ARGS)
+
+$(VENV)/.fused_adaptive-rivals: $(READY)
+	$(PY) -m pip install --no-deps -c constraints.txt torch-optimi pytorch_optimizer
+	$(if $(wildcard /dev/nvidia0),-$(PY) -m pip install --no-deps bitsandbytes flashoptim)
+	touch $@
 
 PYTEST = $(PY) -m pytest $$($(PY) -c 'import xdist' 2>/dev/null && echo '-n auto')
 

@@ -39,7 +39,8 @@ def steps(out: Path) -> list[Step]:
     """What is run, in order of worth: a limit on the whole cuts the last ones."""
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     workers = ("-n", "8") if find_spec("xdist") else ()
-    timing = (sys.executable, "-m", "bench.run", "--device", "cuda", "--output", str(out / "run.json"))
+    lists = ("--shapes", "10x5M", "2000x1000", "--rivals", "torch", "composition", "--parts", "cases", "--seconds", "3")
+    timing = (sys.executable, "-m", "bench.run", "--device", "cuda", *lists, "--output", str(out / "run.json"))
 
     def sanitized(tool: str) -> tuple[str, ...]:
         options = (sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all")

@@ -1,67 +1,211 @@
-"""What the kernels are timed against besides ``torch.optim``: the same algorithm by other means."""
+"""Who takes part in a measurement: our backends, ``torch.optim``, compositions of torch operations, packages of PyPI.
 
-# pyright: reportPrivateImportUsage=false
+Every contender is tried, and one that cannot run says why: that is a row of the results too.
+"""
+
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+import fused_adaptive as fa
 
-class ForeachActiveAdamW:
-    """ActiveAdamW as a careful user composes it from torch's multi-tensor operations: one pass over memory for each.
+from .algorithms import BACKBONES, LR, Algorithm
+from .compositions import AuthorsActiveAdamW, Composition
+
+#: Inductor takes about this long for a kernel on a CPU, and its C++ compiler as long for each tensor.
+MOST_COMPILED = {"cpu": 200, "cuda": 400}
+
+
+class Steps(Protocol):
+    """What is timed."""
+
+    def step(self) -> Any: ...
+
+
+class Unavailable(Exception):
+    """Why a contender cannot take part."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to take a step of an algorithm.
 
     Args:
-        params: as of any optimizer.
-        interval: steps in an interval.
-        lr, betas, eps, weight_decay: as in ``torch.optim.AdamW``.
+        name: of the implementation: with the algorithm, the name of a row.
+        family: what ``--rivals`` chooses.
+        algorithm: what it computes.
+        build: makes it over parameters that have gradients; raises :class:`Unavailable`, or whatever the package does.
+        extra_bytes: a parameter, of temporaries for all parameters at once, and of state that ours does without.
+        most: elements that it works on at most; None for what steps all parameters.
     """
 
-    def __init__(
-        self,
-        params: Sequence[Tensor],
-        interval: int,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-    ) -> None:
-        self.params, self.interval = list(params), interval
-        self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
-        self.steps = 0
-        self.exp_avg, self.exp_avg_sq, self.grad_sum, self.sum_prev = (
-            [torch.zeros_like(p) for p in self.params] for _ in range(4)
-        )
-        self.gain = [torch.ones_like(p) for p in self.params]
+    name: str
+    family: str
+    algorithm: Algorithm
+    build: Callable[[Sequence[Tensor]], Steps]
+    extra_bytes: int = 0
+    most: int | None = None
 
-    @torch.no_grad()
+    def elements(self, numel: int) -> int:
+        """How many it works on where there are ``numel`` parameters."""
+        return numel if self.most is None else min(numel, self.most)
+
+    def bytes(self, dtype: torch.dtype) -> int:
+        """Memory that it needs besides gradients, a parameter: what fits is decided by that."""
+        return dtype.itemsize + self.algorithm.state_bytes + self.extra_bytes
+
+
+FAMILIES = ("ours", "torch", "composition", "compiled", "authors", "optimi", "pytorch_optimizer", "flashoptim", "bnb")
+
+
+def contenders(
+    backbone: str,
+    policies: Sequence[str],
+    backends: Sequence[str],
+    families: Sequence[str],
+    dtype: torch.dtype,
+    device: torch.device,
+    tensors: int,
+) -> list[Contender]:
+    """All of one backbone, the most important first: where memory is short the last do without."""
+    found: list[Contender] = []
+    algorithms = [a for a in (Algorithm(backbone, p) for p in policies) if not a.why_not()]
+    fixed = Algorithm(backbone)
+    for algorithm in algorithms:
+        found += [Contender(f"ours, {b}", "ours", algorithm, _ours(algorithm, b)) for b in backends]
+    found += _of_torch(fixed, dtype, device, tensors)
+    for algorithm in algorithms:
+        if algorithm.policy != "fixed" or not hasattr(torch.optim, backbone):
+            found += _compositions(algorithm, device, tensors)
+    if Algorithm("AdamW", "active") in algorithms:
+        made = Contender("as the authors wrote it", "authors", Algorithm("AdamW", "active"), AuthorsActiveAdamW, 4)
+        found.append(made)
+    found += _of_packages(fixed, device)
+    return [c for c in found if c.family in families]
+
+
+def _ours(algorithm: Algorithm, backend: str) -> Callable[[Sequence[Tensor]], Steps]:
+    def build(params: Sequence[Tensor]) -> Steps:
+        if backend not in fa.backends.NAMES:
+            raise Unavailable(f"there is no backend {backend!r}")
+        if reason := fa.backends.available({p.device for p in params})[backend]:
+            raise Unavailable(reason)
+        return algorithm.build(params, backend)
+
+    return build
+
+
+# ---- torch.optim ----
+
+
+def _of_torch(algorithm: Algorithm, dtype: torch.dtype, device: torch.device, tensors: int) -> list[Contender]:
+    backbone = algorithm.backbone
+    cls = getattr(torch.optim, backbone, None)
+    if cls is None:  # nobody has AdaBelief: AdamW moves the same bytes
+        cls, algorithm = torch.optim.AdamW, Algorithm("AdamW")
+    arguments = {"lr": LR, **(BACKBONES[backbone][1] if backbone == "SGD" else {})}
+
+    def variant(**flags: Any) -> Callable[[Sequence[Tensor]], Steps]:
+        def build(params: Sequence[Tensor]) -> Steps:
+            if flags.get("fused") and "fused" not in cls.__init__.__code__.co_varnames:
+                raise Unavailable(f"torch.optim.{cls.__name__} has no fused form")
+            return cls(params, **arguments, **flags)
+
+        return build
+
+    def compiled(params: Sequence[Tensor]) -> Steps:
+        _refuse_to_compile(device, tensors)
+        return Compiled(cls(params, **arguments, foreach=True))
+
+    extra = dtype.itemsize
+    return [
+        Contender("torch fused", "torch", algorithm, variant(fused=True)),
+        Contender("torch foreach", "torch", algorithm, variant(foreach=True), extra),
+        Contender("torch.compile of torch's", "compiled", algorithm, compiled, extra),
+        Contender("torch for-loop", "torch", algorithm, variant(foreach=False)),
+    ]
+
+
+class Compiled:
+    """``torch.compile`` of an optimizer's step, as torch's documentation advises."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.state = optimizer.state
+        self._step = torch.compile(optimizer.step, fullgraph=False)
+
     def step(self) -> None:
-        grads = [p.grad for p in self.params if p.grad is not None]
-        self.steps += 1
-        beta1, beta2 = self.betas
-        correction1, correction2 = 1 - beta1**self.steps, 1 - beta2**self.steps
-        torch._foreach_add_(self.grad_sum, grads)
-        torch._foreach_lerp_(self.exp_avg, grads, 1 - beta1)
-        torch._foreach_mul_(self.exp_avg_sq, beta2)
-        torch._foreach_addcmul_(self.exp_avg_sq, grads, grads, 1 - beta2)
-        alpha = torch._foreach_mul(self.gain, self.lr)
-        decay = torch._foreach_mul(alpha, -self.weight_decay)
-        torch._foreach_add_(decay, 1)
-        torch._foreach_clamp_min_(decay, 0)
-        torch._foreach_mul_(self.params, decay)
-        denominator = torch._foreach_sqrt(self.exp_avg_sq)
-        torch._foreach_div_(denominator, correction2**0.5)
-        torch._foreach_add_(denominator, self.eps)
-        torch._foreach_mul_(alpha, self.exp_avg)
-        torch._foreach_addcdiv_(self.params, alpha, denominator, -1 / correction1)
-        if self.steps % self.interval == 0:
-            self._end_interval()
+        self._step()
 
-    def _end_interval(self) -> None:
-        if self.steps > self.interval:
-            for gain, total, previous in zip(self.gain, self.grad_sum, self.sum_prev, strict=True):
-                agree = total.sign() * previous.sign() > 0
-                gain.copy_(torch.where(agree, gain + 0.1, gain * 0.9))
-        self.sum_prev, self.grad_sum = self.grad_sum, self.sum_prev
-        torch._foreach_zero_(self.grad_sum)
+
+def _refuse_to_compile(device: torch.device, tensors: int) -> None:
+    most = MOST_COMPILED[device.type]
+    if tensors > most:
+        raise Unavailable(f"not compiled: {tensors} tensors take many minutes; up to {most} are tried")
+
+
+def _compositions(algorithm: Algorithm, device: torch.device, tensors: int) -> list[Contender]:
+    def compiled(params: Sequence[Tensor]) -> Steps:
+        _refuse_to_compile(device, tensors)
+        return Composition(params, algorithm, compiled=True)
+
+    return [
+        Contender("foreach composition", "composition", algorithm, lambda p: Composition(p, algorithm), 16),
+        Contender("torch.compile of it", "compiled", algorithm, compiled, 8),
+    ]
+
+
+# ---- packages ----
+
+
+def _of_packages(algorithm: Algorithm, device: torch.device) -> list[Contender]:
+    backbone = algorithm.backbone
+    found = []
+
+    def add(name: str, family: str, package: str, builders: dict[str, Callable[..., Steps]], gpu: bool = False) -> None:
+        if backbone not in builders:
+            return
+
+        def build(params: Sequence[Tensor]) -> Steps:
+            if gpu and device.type != "cuda":
+                raise Unavailable("runs on GPUs only")
+            _need(package)
+            return builders[backbone](params)
+
+        found.append(Contender(name, family, algorithm, build))
+
+    def optimi(cls: str, **arguments: Any) -> Callable[..., Steps]:
+        return lambda params: getattr(__import__("optimi"), cls)(params, lr=LR, **arguments)
+
+    def kozistr(cls: str, **arguments: Any) -> Callable[..., Steps]:
+        return lambda params: getattr(__import__("pytorch_optimizer"), cls)(params, lr=LR, **arguments)
+
+    def flash(cls: str) -> Callable[..., Steps]:
+        return lambda params: getattr(__import__("flashoptim"), cls)(params, lr=LR)
+
+    def bitsandbytes(params: Sequence[Tensor]) -> Steps:
+        return __import__("bitsandbytes").optim.AdamW(params, lr=LR, optim_bits=32)
+
+    optimi_builders = {"SGD": optimi("SGD", momentum=0.9), "AdamW": optimi("AdamW"), "RAdam": optimi("RAdam")}
+    add("torch-optimi", "optimi", "torch-optimi", optimi_builders)
+    # Its AdamW is torch's own class. StableAdamW is AdamW with a clipped update, and its own code.
+    own = {"SGD": ("SGDW", {"momentum": 0.9}), "AdamW": ("StableAdamW", {}), "RAdam": ("RAdam", {})}
+    cls, arguments = own.get(backbone, ("AdaBelief", {}))
+    name = f"pytorch_optimizer {cls}"
+    add(name, "pytorch_optimizer", "pytorch_optimizer", {backbone: kozistr(cls, **arguments)})
+    add("flashoptim", "flashoptim", "flashoptim", {"SGD": flash("FlashSGD"), "AdamW": flash("FlashAdamW")}, gpu=True)
+    add("bitsandbytes, 32 bit", "bnb", "bitsandbytes", {"AdamW": bitsandbytes}, gpu=True)
+    return found
+
+
+def _need(package: str) -> None:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise Unavailable(f"not installed: pip install {package}") from None

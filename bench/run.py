@@ -1,136 +1,164 @@
-"""How long a step takes next to what people use today: ``python -m bench.run``. Ratios are of one process.
+"""How close each step comes to its memory, next to what people use today: ``python -m bench.run``, or ``make bench``.
 
-Optimizers take turns, step by step, so that whatever else the machine does meets all of them.
+Optimizers take turns, step by step, in one process, so that whatever else the machine does meets all of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import fused_adaptive as fa
 
+from . import report, results
+from .algorithms import BACKBONES, POLICIES, Algorithm
+from .ceilings import bandwidth_contenders, null_contenders
+from .end_to_end import measure_end_to_end
+from .growth import ELEMENTS, ELEMENTS_OF_EACH, TENSORS, measure_growth
 from .machine import describe
-from .rivals import ForeachActiveAdamW
+from .measure import Plan, run_case
+from .rivals import FAMILIES, contenders
+from .sets import Case, default_set, quick_set
+from .shapes import LISTS, parse
 
-#: name → (number of tensors, elements of each)
-SHAPES = {"10 x 5M": (10, 5_000_000), "2000 x 1000": (2000, 1000)}
-INTERVAL = 5
-OPTIMIZERS: dict[str, Callable[[Sequence[Tensor]], Any]] = {
-    "torch AdamW fused": lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True),
-    "AdamW": lambda p: fa.AdamW(p, lr=1e-3, backend="native"),
-    "ActiveAdamW": lambda p: fa.ActiveAdamW(p, lr=1e-3, interval=INTERVAL, backend="native"),
-    "ActiveAdamW, foreach": lambda p: ForeachActiveAdamW(p, interval=INTERVAL),
-}
-#: The ratios that are printed, with the goal for each list of shapes.
-RATIOS = {
-    ("AdamW", "torch AdamW fused"): {"10 x 5M": 1.03, "2000 x 1000": 0.3},
-    ("ActiveAdamW", "AdamW"): {"10 x 5M": 1.45},
-    ("ActiveAdamW", "ActiveAdamW, foreach"): {"10 x 5M": 0.25},
-}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PARTS = ("cases", "growth", "end-to-end")
 
 
-def measure(shape: tuple[int, int], device: torch.device, samples: int) -> dict[str, list[float]]:
-    """Seconds a step of each optimizer, ``samples`` of each, with all gradients there and fresh values in them."""
-    count, numel = shape
-    contenders = {}
-    for name, make in OPTIMIZERS.items():
-        params = [torch.randn(numel, device=device).requires_grad_() for _ in range(count)]
-        for p in params:
-            p.grad = torch.randn_like(p)
-        contenders[name] = make(params)
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for sample in range(-2 * INTERVAL, samples):  # the first, an interval's end among them, are not counted
-        for name, optimizer in contenders.items():
-            _wait(device)
-            begin = time.perf_counter()
-            optimizer.step()
-            _wait(device)
-            if sample >= 0:
-                times[name].append(time.perf_counter() - begin)
-    return times
+def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
+    add = parser.add_argument
+    add("--quick", action="store_true", help="under a minute: does everything work here?")
+    add("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
+    add("--threads", type=int, help="of the CPU; default: torch's")
+    group = parser.add_argument_group("what to measure", "With none of these, a set that was chosen for the README.")
+    add = group.add_argument
+    add("--shapes", nargs="+", metavar="LIST", help=f"{', '.join(LISTS)}; a size as 1e7; 20x1e4. Default: 10x5M")
+    add("--backbones", nargs="+", choices=list(BACKBONES), help="default: AdamW")
+    add("--policies", nargs="+", choices=POLICIES, help="default: fixed active")
+    add("--dtypes", nargs="+", choices=list(DTYPES), help="of the parameters; default: float32")
+    add("--rivals", nargs="*", choices=[f for f in FAMILIES if f != "ours"], help="default: all")
+    add("--backends", nargs="+", choices=fa.backends.NAMES, help="ours; default: all but the reference")
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
+    add("--part", type=int, choices=(1, 2), help="one half of the set, for machines that are lent for minutes")
+    group = parser.add_argument_group("how long")
+    add = group.add_argument
+    add("--samples", type=int, help="of each contender, at most; default: 100, on a CPU 50")
+    add("--seconds", type=float, help="of samples for a case; default: 15")
+    add("--most", type=float, default=1e9, help="elements, of the curves of growth; default: %(default)g")
+    add("--minutes", type=float, default=1e9, help="begin no case after that")
+    parser.add_argument("--output", type=Path, default=Path("build/bench/run.json"), help="default: %(default)s")
+    return parser.parse_args(argv)
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def ratios(times: dict[str, list[float]], shape: str) -> list[dict[str, Any]]:
-    """The medians' ratios that have a goal for this list of shapes."""
-    medians = {name: statistics.median(samples) for name, samples in times.items()}
+def cases_of(options: argparse.Namespace, device: torch.device) -> list[Case]:
+    chosen = (options.shapes, options.backbones, options.policies, options.dtypes, options.rivals)
+    if all(choice is None for choice in chosen):
+        every = quick_set() if options.quick else default_set(device.type)
+        return [case for case in every if options.part in (None, case.part)]
+    families = FAMILIES if options.rivals is None else ("ours", *options.rivals)
     return [
-        {"of": of, "to": to, "ratio": medians[of] / medians[to], "goal": goals[shape]}
-        for (of, to), goals in RATIOS.items()
-        if shape in goals
+        Case(backbone, options.policies or ("fixed", "active"), shapes, DTYPES[dtype], families)
+        for backbone in options.backbones or ("AdamW",)
+        for shapes in options.shapes or ("10x5M",)
+        for dtype in options.dtypes or ("float32",)
     ]
 
 
-def markdown(record: dict[str, Any]) -> str:
-    """The table of the README: median milliseconds, and the ratios with their goals."""
-    machine, results = record["machine"], record["results"]
-    names = list(results[0]["seconds"])
-    lines = ["| ms a step | " + " | ".join(r["shapes"] for r in results) + " |", "|---" * (len(results) + 1) + "|"]
-    for name in names:
-        medians = [f"{statistics.median(r['seconds'][name]) * 1e3:.2f}" for r in results]
-        lines.append(f"| {name} | " + " | ".join(medians) + " |")
-    for of, to in RATIOS:
-        found = [next((x for x in r["ratios"] if (x["of"], x["to"]) == (of, to)), None) for r in results]
-        cells = [f"{x['ratio']:.2f} (goal {x['goal']})" if x else "" for x in found]
-        lines.append(f"| *{of} / {to}* | " + " | ".join(cells) + " |")
-    where = f"{machine['device']}, {machine['threads']} threads, {machine['kernels']} kernels, torch {machine['torch']}"
-    return "\n".join([*lines, "", f"Medians of {len(results[0]['seconds'][names[0]])} steps in turn; {where}."])
+def measure_case(
+    case: Case, backends: Sequence[str], device: torch.device, plan: Plan, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """The rows of one case, ceilings first."""
+    begin, shapes = time.monotonic(), parse(case.shapes)
+    algorithms = [a for a in (Algorithm(case.backbone, p) for p in case.policies) if not a.why_not()]
+    ours = contenders(case.backbone, case.policies, backends, case.families, case.dtype, device, len(shapes.shapes))
+    # Ours, and then what it is compared with, have memory first.
+    first = [c for c in ours if c.family == "ours" or c.name == "torch fused"]
+    taking_part = [
+        *first,
+        *bandwidth_contenders(device),
+        *null_contenders(algorithms, device),
+        *(c for c in ours if c not in first),
+    ]
+    rows = run_case(taking_part, shapes, case.dtype, device, plan, say)
+    return {
+        **head_of(case),
+        "took": round(time.monotonic() - begin, 1),
+        "load": round(os.getloadavg()[0], 2),
+        "why_not": "",
+        "rows": rows,
+    }
 
 
-def write_readme(readme: Path, record: dict[str, Any]) -> None:
-    """Puts the table between the markers."""
-    head, _, rest = readme.read_text(encoding="utf-8").partition("<!-- run:begin -->\n")
-    _, end, tail = rest.partition("<!-- run:end -->")
-    if not end:
-        raise ValueError(f"{readme} lacks the markers <!-- run:begin --> and <!-- run:end -->")
-    readme.write_text(f"{head}<!-- run:begin -->\n{markdown(record)}\n{end}{tail}", encoding="utf-8")
+def head_of(case: Case) -> dict[str, Any]:
+    shapes = parse(case.shapes)
+    return {
+        "backbone": case.backbone,
+        "shapes": shapes.name,
+        "tensors": len(shapes.shapes),
+        "numel": shapes.numel,
+        "dtype": str(case.dtype).removeprefix("torch."),
+    }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu", help="default: cpu")
-    parser.add_argument("--threads", type=int, default=2, help="of the CPU; default: 2")
-    parser.add_argument("--samples", type=int, default=40, help="steps of each optimizer; default: 40")
-    parser.add_argument("--scale", type=float, default=1.0, help="times the elements of each tensor; default: 1")
-    parser.add_argument("--output", type=Path, help="write samples, machine and versions there as JSON")
-    parser.add_argument("--report", type=Path, help="show this JSON instead of measuring")
-    parser.add_argument("--readme", type=Path, help="with --report: write its table between the markers of this file")
-    options = parser.parse_args(arguments)
-    if options.report is not None:
-        record = json.loads(options.report.read_text())
-        print(markdown(record))
-        if options.readme is not None:
-            write_readme(options.readme, record)
-        return 0
-    torch.set_num_threads(options.threads)
-    device, results = torch.device(options.device), []
-    for name, (count, numel) in SHAPES.items():
-        times = measure((count, max(1, int(numel * options.scale))), device, options.samples)
-        found = ratios(times, name)
-        results.append({"shapes": name, "scale": options.scale, "seconds": times, "ratios": found})
-        print(name)
-        for optimizer, samples in times.items():
-            low, median, high = statistics.quantiles(samples, n=5)[0], statistics.median(samples), max(samples)
-            print(f"  {optimizer:<22}{median * 1e3:9.3f} ms   p20 {low * 1e3:.3f}   max {high * 1e3:.3f}")
-        for r in found:
-            print(f"  {r['of']} / {r['to']}: {r['ratio']:.3f} (goal: at most {r['goal']})")
-    if options.output is not None:
-        record = {"schema": 1, "machine": describe(device, options.threads), "results": results}
-        options.output.write_text(json.dumps(record, indent=1) + "\n")
-    return 0
+def main(argv: Sequence[str] | None = None) -> int:
+    options = arguments_of(argv)
+    begin = time.monotonic()
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    # A function that is compiled anew too often would silently run uncompiled.
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    backends = options.backends or [n for n in fa.backends.NAMES if n != "reference"]
+    samples = options.samples or (100 if device.type == "cuda" else 15 if options.quick else 50)
+    seconds = options.seconds or (2.0 if options.quick else 15.0)
+    plan = Plan(samples, seconds=seconds) if device.type == "cpu" else Plan(samples, 20, samples, seconds)
+    record: dict[str, Any] = {
+        "schema": results.SCHEMA,
+        "machine": describe(device, torch.get_num_threads()),
+        "settings": {"samples": plan.samples, "seconds": plan.seconds, "quick": options.quick},
+        "cases": [],
+        "growth": [],
+        "end_to_end": [],
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+
+    def in_time() -> bool:
+        return time.monotonic() - begin < 60 * options.minutes
+
+    def say(text: str) -> None:
+        print(f"  {time.monotonic() - begin:6.0f} s  {text}", flush=True)
+
+    for case in cases_of(options, device) if "cases" in options.parts else ():
+        print(f"{case.backbone} ({', '.join(case.policies)}), {case.shapes}, {case.dtype}", flush=True)
+        if not in_time():
+            record["cases"].append({**head_of(case), "why_not": "no time was left", "rows": []})
+            continue
+        record["cases"].append(measure_case(case, backends, device, plan, say))
+        results.save(record, options.output)
+        print("\n".join(results.describe_case(record["cases"][-1], device.type)), flush=True)
+    if "growth" in options.parts and options.part in (None, 2):
+        brief = Plan(min(plan.samples, 30), 3, 3, plan.seconds / 5, profile=False)
+        most = min(options.most, 1e7) if options.quick else options.most
+        tensors = [n for n in TENSORS if n * ELEMENTS_OF_EACH <= most and (n <= 1000 or not options.quick)]
+        elements = [size for size in ELEMENTS if float(size) <= most]
+        record["growth"] = measure_growth(device, backends, brief, tensors, elements, in_time, say)
+        results.save(record, options.output)
+        print("\n".join(results.describe_growth(record)), flush=True)
+    if "end-to-end" in options.parts and options.part in (None, 2) and in_time():
+        record["end_to_end"] = measure_end_to_end(device, 5 if options.quick else 40, say)
+        print("\n".join(results.describe_end_to_end(record)), flush=True)
+    record["took"] = round(time.monotonic() - begin, 1)
+    results.save(record, options.output)
+    print(f"{options.output}, after {record['took']:.0f} s")
+    return report.main([str(options.output)])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fused_adaptive as fa
-from bench import run
+from bench import report, results
 from bench.demo_report import markdown_table
 
 ROOT = Path(__file__).parent.parent
@@ -42,15 +42,15 @@ def test_readme_snippets_run_one_after_the_other(tmp_path, capsys):
 
 
 def test_readme_table_is_that_of_the_committed_results():
-    results = json.loads((ROOT / "bench" / "results" / "demo.json").read_text())
+    demo = json.loads((ROOT / "bench" / "results" / "demo.json").read_text())
     block = README.split("<!-- demo:begin -->")[1].split("<!-- demo:end -->")[0]
-    assert block.strip() == markdown_table(results).strip()
+    assert block.strip() == markdown_table(demo).strip()
 
 
 def test_readme_timings_are_those_of_the_committed_results():
-    results = json.loads((ROOT / "bench" / "results" / "run_cpu.json").read_text())
+    record = results.load(ROOT / "bench" / "results" / "run_cpu.json")
     block = README.split("<!-- run:begin -->")[1].split("<!-- run:end -->")[0]
-    assert block.strip() == run.markdown(results).strip()
+    assert block.strip() == report.readme(record, "run_cpu").strip()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)

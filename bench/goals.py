@@ -1,0 +1,140 @@
+"""The goals, and what results say to them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .growth import fits
+from .results import Record, find
+from .stats import ratio_interval
+
+LARGE = "10 x 5M"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A number with a limit.
+
+    Args:
+        what: in words.
+        limit: the value itself, at most; at least where ``least``.
+        value: from results and the backend of ours: a number, or a ratio with its interval; None: not measured.
+    """
+
+    what: str
+    limit: float
+    value: Callable[[Record, str], tuple[float, float, float] | float | None]
+    least: bool = False
+    gpu_only: bool = False
+
+
+def case_of(record: Record, shapes: str, backbone: str = "AdamW", dtype: str = "float32") -> dict[str, Any] | None:
+    wanted = (backbone, shapes, dtype)
+    found = [c for c in record["cases"] if (c["backbone"], c["shapes"], c["dtype"]) == wanted and c["rows"]]
+    return next((c for c in found if "fixed" in {row["policy"] for row in c["rows"]}), None)
+
+
+def _samples(record: Record, shapes: str, name: str, policy: str = "") -> list[float]:
+    case = case_of(record, shapes)
+    return find(case, case["rows"][0]["cache"], name, policy) if case else []
+
+
+def _ratio(shapes: str, policy: str, name: str, of_policy: str) -> Callable[[Record, str], Any]:
+    """Ours with one policy, by another row: of ours with ``name`` "ours"."""
+
+    def value(record: Record, backend: str) -> tuple[float, float, float] | None:
+        ours = _samples(record, shapes, f"ours, {backend}", policy)
+        other = _samples(record, shapes, f"ours, {backend}" if name == "ours" else name, of_policy)
+        return ratio_interval(ours, other) if ours and other else None
+
+    return value
+
+
+def _share_of_copy(shapes: Sequence[str], policy: str, dtype: str) -> Callable[[Record, str], Any]:
+    def value(record: Record, backend: str) -> float | None:
+        found = []
+        for name in shapes:
+            case = case_of(record, name, dtype=dtype)
+            rows = {(r["name"], r["policy"]): r for r in case["rows"] if r["seconds"]} if case else {}
+            ours, copy = rows.get((f"ours, {backend}", policy)), rows.get(("copy", ""))
+            if ours and copy:
+                rates = [r["bytes"] / statistics.median(r["seconds"]) for r in (ours, copy)]
+                found.append(rates[0] / rates[1])
+        return min(found, default=None)
+
+    return value
+
+
+def _host(record: Record, backend: str) -> float | None:
+    points = {p["name"]: p for p in record["growth"] if p["over"] == "tensors" and p["n"] == 300 and not p["why_not"]}
+    own = [
+        p
+        for p in record["growth"]
+        if (p["over"], p["n"], p["name"], p["algorithm"]) == ("tensors", 300, f"ours, {backend}", "AdamW")
+    ]
+    if not own or "torch fused" not in points:
+        return None
+    return statistics.median(own[0]["seconds"]) / statistics.median(points["torch fused"]["seconds"])
+
+
+def _fit(over: str, key: str, scale: float) -> Callable[[Record, str], Any]:
+    def value(record: Record, backend: str) -> float | None:
+        own = [f for f in fits(record["growth"]) if (f["over"], f["name"]) == (over, f"ours, {backend}")]
+        return max((f[key] * scale for f in own), default=None)
+
+    return value
+
+
+def _launches(record: Record, backend: str) -> float | None:
+    case = case_of(record, "ResNet-50")
+    rows = [r for r in case["rows"] if r["name"] == f"ours, {backend}" and r["launches"]] if case else []
+    return max((r["launches"] for r in rows), default=None)
+
+
+BIG = ("GPT-2 124M", "1 x 1e8")
+GOALS = [
+    Goal("AdamW / torch fused, 10 x 5M", 1.03, _ratio(LARGE, "fixed", "torch fused", "")),
+    Goal("AdamW / torch fused, 2000 x 1000", 0.3, _ratio("2000 x 1000", "fixed", "torch fused", "")),
+    Goal("AdamW / torch fused, ResNet-50", 1.03, _ratio("ResNet-50", "fixed", "torch fused", "")),
+    Goal("ActiveAdamW / AdamW, 10 x 5M", 1.45, _ratio(LARGE, "active", "ours", "fixed")),
+    Goal("ActiveAdamW / foreach composition, 10 x 5M", 0.4, _ratio(LARGE, "active", "foreach composition", "active")),
+    Goal(
+        "ActiveAdamW / the authors' form, 10 x 5M", 0.25, _ratio(LARGE, "active", "as the authors wrote it", "active")
+    ),
+    Goal("ActiveAdamW / torch.compile of it, 10 x 5M", 1.0, _ratio(LARGE, "active", "torch.compile of it", "active")),
+    Goal("share of copy, 100M and more, float32", 0.95, _share_of_copy(BIG, "fixed", "float32"), True, True),
+    Goal("share of copy, 100M and more, bfloat16", 0.95, _share_of_copy(BIG, "fixed", "bfloat16"), True, True),
+    Goal("share of copy, ResNet-50, float32", 0.85, _share_of_copy(("ResNet-50",), "fixed", "float32"), True, True),
+    Goal("launches of a step, ResNet-50", 1, _launches, gpu_only=True),
+    Goal("host time / torch fused, 300 tensors", 0.25, _host),
+    Goal("host time for each further tensor, µs", 0.5, _fit("tensors", "slope", 1e6), gpu_only=True),
+    Goal("time for each further tensor of 64, µs", 0.5, _fit("tensors", "slope", 1e6)),
+    Goal("time grows as n to the power of, 1e6 … 1e9", 1.05, _fit("elements", "exponent", 1.0)),
+]
+
+
+def verdict(goal: Goal, record: Record | None, backend: str, device: str) -> str:
+    """The value, and whether it holds: a ratio whose interval contains the limit is undecided."""
+    if goal.gpu_only and device == "cpu":
+        return ""
+    found = None if record is None else goal.value(record, backend)
+    if found is None:
+        return "not measured"
+    low, value, high = found if isinstance(found, tuple) else (found, found, found)
+    meets = [x >= goal.limit if goal.least else x <= goal.limit for x in (low, value, high)]
+    said = "holds" if all(meets) else "misses" if not any(meets) else "undecided"
+    interval = f" ({low:.2f} to {high:.2f})" if isinstance(found, tuple) else ""
+    return f"{value:.2f}{interval}, {said}"
+
+
+def goals_table(cpu: Record | None, gpu: Record | None) -> list[list[str]]:
+    """Goals by the machines and backends that they are measured on."""
+    body = [["goal", "limit", "CPU, native", "GPU, C++", "GPU, Triton"]]
+    for goal in GOALS:
+        limit = f"{'≥' if goal.least else '≤'} {goal.limit:g}"
+        columns = [(cpu, "native", "cpu"), (gpu, "native", "cuda"), (gpu, "triton", "cuda")]
+        body.append([goal.what, limit, *(verdict(goal, r, b, d) for r, b, d in columns)])
+    return body

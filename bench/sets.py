@@ -1,0 +1,67 @@
+"""Which cases are measured when nobody chooses: enough to hold every goal, within minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .algorithms import BACKBONES
+from .rivals import FAMILIES
+
+BASIC = ("ours", "torch", "composition")
+FIXED_AND_ACTIVE = ("fixed", "active")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One list of shapes with everybody who takes turns on it.
+
+    Args:
+        backbone, policies: names of :mod:`bench.algorithms`.
+        shapes: a name that :func:`bench.shapes.parse` knows.
+        dtype: of the parameters.
+        families: who takes part.
+        part: of the two runs on a GPU, which of them measures it.
+    """
+
+    backbone: str
+    policies: Sequence[str]
+    shapes: str
+    dtype: torch.dtype = torch.float32
+    families: Sequence[str] = FAMILIES
+    part: int = 1
+
+
+def default_set(device: str) -> list[Case]:
+    """In order of worth: where time runs out, the last are left out."""
+    every = [
+        Case("AdamW", FIXED_AND_ACTIVE, "10x5M"),
+        Case("AdamW", FIXED_AND_ACTIVE, "2000x1000", families=tuple(f for f in FAMILIES if f != "authors")),
+        Case("AdamW", FIXED_AND_ACTIVE, "resnet50"),
+    ]
+    for shapes in ("gpt2", "vit-b", "1e8", "1e5", "1e6", "1e7", "10000x64", "1000x1024", "odd", "misaligned"):
+        every.append(Case("AdamW", FIXED_AND_ACTIVE, shapes, families=BASIC if "1e" not in shapes else BASIC[:2]))
+    # 80 GB hold each of ours with torch's fused optimizer beside it, but not all three.
+    every += [Case("AdamW", (policy,), "7b", families=BASIC) for policy in FIXED_AND_ACTIVE]
+    others = {"SGD": ("trainable", "displacement", "hypergradient"), "AdamW": ("trainable", "hypergradient")}
+    families = (*BASIC, "optimi", "pytorch_optimizer", "flashoptim")
+    half = [Case("AdamW", FIXED_AND_ACTIVE, "10x5M", torch.bfloat16, BASIC)]
+    for backbone in BACKBONES:
+        policies = FIXED_AND_ACTIVE if backbone != "AdamW" else ("fixed",)
+        half.append(Case(backbone, (*policies, *others.get(backbone, ())), "10x5M", families=families, part=2))
+    if device == "cuda":
+        models = ("resnet50", "gpt2", "1e8", "7b")
+        large = [Case("AdamW", FIXED_AND_ACTIVE, s, torch.bfloat16, BASIC, 2) for s in models]
+        biggest = [Case("AdamW", FIXED_AND_ACTIVE, "1e9", d, BASIC[:2], 2) for d in (torch.float32, torch.bfloat16)]
+        return [*every, *half, *large, *biggest]
+    return [*every, *half]
+
+
+#: Two lists and a few contenders: does everything work here, and roughly how fast?
+def quick_set() -> list[Case]:
+    return [
+        Case("AdamW", FIXED_AND_ACTIVE, "10x5e5", families=(*BASIC, "optimi", "pytorch_optimizer")),
+        Case("AdamW", FIXED_AND_ACTIVE, "200x1000", families=BASIC),
+    ]

@@ -1,0 +1,99 @@
+// The null step on a GPU: threads, chunks, vectors and the order of accesses as in multi_tensor.cuh, and no arithmetic.
+#include <algorithm>
+#include <stdexcept>
+
+#include "../null.h"
+#include "device.cuh"
+#include "runtime.h"
+
+namespace fused_adaptive::cuda {
+namespace {
+
+// kWidth neighbours, from `element` on: all loads, then all stores.
+template <int kWidth, class Word, int kWritten, int kGrads, int kRead>
+FA_DEVICE void pass_elements(const NullStep& s, int64_t element) {
+  Word p[kWidth], g[kGrads][kWidth];
+  uint32_t w[kWritten > 0 ? kWritten : 1][kWidth], r[kRead > 0 ? kRead : 1][kWidth];
+  load(p, static_cast<const Word*>(s.param) + element);
+#pragma unroll
+  for (int k = 0; k < kGrads; ++k) load</*kOnce=*/true>(g[k], static_cast<const Word*>(s.grads[k]) + element);
+#pragma unroll
+  for (int k = 0; k < kWritten; ++k) load(w[k], static_cast<const uint32_t*>(s.written[k]) + element);
+#pragma unroll
+  for (int k = 0; k < kRead; ++k) load(r[k], static_cast<const uint32_t*>(s.read[k]) + element);
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) {
+    Word grads = 0;
+    uint32_t reads = 1;
+#pragma unroll
+    for (int k = 0; k < kGrads; ++k) grads = static_cast<Word>(grads ^ g[k][i]);
+#pragma unroll
+    for (int k = 0; k < kRead; ++k) reads = reads ^ r[k][i];
+    p[i] = static_cast<Word>(p[i] ^ (grads & static_cast<Word>(s.mask)));
+#pragma unroll
+    for (int k = 0; k < kWritten; ++k) w[k][i] = w[k][i] ^ (reads & s.mask);
+  }
+  store(p, static_cast<Word*>(s.param) + element);
+#pragma unroll
+  for (int k = 0; k < kWritten; ++k) store(w[k], static_cast<uint32_t*>(s.written[k]) + element);
+}
+
+// Blocks that a multiprocessor has room for, by the same rule as blocks_at_once() of the update kernels.
+template <class Word, int kWritten, int kGrads, int kRead>
+constexpr int blocks_at_once() {
+  if (sizeof(Word) != 4) return 2;
+  return 1 + kWritten + kGrads + kRead <= 6 ? 4 : 3;
+}
+
+template <class Word, int kWritten, int kGrads, int kRead>
+__global__ void __launch_bounds__(kThreads, (blocks_at_once<Word, kWritten, kGrads, kRead>()))
+    null_pass(const __grid_constant__ NullStep step, int64_t chunks) {
+  constexpr int kWide = 16 / sizeof(Word);
+  const int64_t last = chunks * (blockIdx.x + 1) / gridDim.x;
+  for (int64_t chunk = chunks * blockIdx.x / gridDim.x; chunk < last; ++chunk) {
+    const int64_t base = chunk * kUpdateChunk, left = step.n - base;
+    const int count = static_cast<int>(left < kUpdateChunk ? left : kUpdateChunk), wide = count / kWide * kWide;
+    for (int e = threadIdx.x * kWide; e < wide; e += kThreads * kWide) {
+      pass_elements<kWide, Word, kWritten, kGrads, kRead>(step, base + e);
+    }
+    for (int e = wide + threadIdx.x; e < count; e += kThreads) {
+      pass_elements<1, Word, kWritten, kGrads, kRead>(step, base + e);
+    }
+  }
+}
+
+using NullKernel = void (*)(NullStep, int64_t);
+
+template <class Word, int kWritten, int kGrads, int kRead>
+NullKernel kernel_of(Number<kWritten>, Number<kGrads>, Number<kRead>) {
+  return null_pass<Word, kWritten, kGrads, kRead>;
+}
+
+bool aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
+
+}  // namespace
+}  // namespace fused_adaptive::cuda
+
+namespace fused_adaptive {
+
+void null_step_cuda(const NullStep& step, int device) {
+  using namespace cuda;
+  bool wide = aligned(step.param);
+  for (int i = 0; i < step.n_written; ++i) wide = wide && aligned(step.written[i]);
+  for (int i = 0; i < step.n_grads; ++i) wide = wide && aligned(step.grads[i]);
+  for (int i = 0; i < step.n_read; ++i) wide = wide && aligned(step.read[i]);
+  if (!wide) throw std::runtime_error("null_step: every array must begin at a multiple of 16 bytes");
+  const DeviceGuard guard(device);
+  NullKernel kernel = nullptr;
+  with_streams(step, [&](auto word, auto written, auto grads, auto read) {
+    kernel = kernel_of<decltype(word)>(written, grads, read);
+  });
+  int processors = 0, blocks = 0;
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0), "the occupancy of a kernel");
+  const int64_t chunks = (step.n + kUpdateChunk - 1) / kUpdateChunk;
+  const auto grid = static_cast<unsigned>(std::min<int64_t>(chunks, int64_t{processors} * blocks));
+  launch(kernel, grid, current_stream(device), step, chunks);
+}
+
+}  // namespace fused_adaptive
