@@ -21,7 +21,7 @@ ifeq ($(strip $(VENV)),)
 else
   PY := $(VENV)/bin/python
   READY := $(VENV)/.fused_adaptive-ready
-  TRAINERS := $(VENV)/.trainers-ready
+  TRAINERS := $(VENV)/.fused_adaptive-trainers
   RIVALS := $(VENV)/.fused_adaptive-rivals
 endif
 
@@ -49,7 +49,7 @@ PYTEST = $(PY) -m pytest $$($(PY) -c 'import xdist' 2>/dev/null && echo '-n auto
 test: $(BUILT)
 	$(PYTEST) -m 'not heavy' $(ARGS)
 
-test-all: $(BUILT) $(TRAINERS)
+test-all: $(BUILT) $(TRAINERS) $(RIVALS)
 	$(PYTEST) $(ARGS)
 
 build: $(READY)
@@ -84,7 +84,7 @@ $(VENV)/.fused_adaptive-ready: pyproject.toml setup.py constraints.txt
 	touch $@
 
 # Hugging Face's Trainer, Accelerate and Lightning, which only some tests need: half a minute. torch stays as it is.
-$(VENV)/.trainers-ready: $(READY)
+$(VENV)/.fused_adaptive-trainers: $(READY)
 	$(PY) -m pip install -c constraints.txt accelerate lightning scikit-learn transformers
 	touch $@
 
