@@ -153,7 +153,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         if self.max_grad_norm is not None or self.skip_nonfinite:
             grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
             try:
-                grad_scale, found_inf = self._clip(grads, grad_scale, found_inf)
+                self.grad_norm, grad_scale, found_inf = clip(
+                    grads, self.max_grad_norm, self.skip_nonfinite, grad_scale, found_inf
+                )
             except RuntimeError:
                 gathered.check_gradients()  # a sparse one, say: named, with a remedy
                 raise
@@ -252,15 +254,6 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self._gathered = self._bound = None
         self._backend = backends.select(self._backend_requested, self._devices())
 
-    def _clip(
-        self, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """What the gradients are to be divided by and whether to skip, with the norm of them all in it."""
-        self.grad_norm, grad_scale, found_inf = clip(
-            grads, self.max_grad_norm, self.skip_nonfinite, grad_scale, found_inf
-        )
-        return grad_scale, found_inf
-
     # ---- gathering: of objects by their identity, so torch.compile does not trace it ----
 
     def _devices(self) -> set[torch.device]:
@@ -298,9 +291,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     def _gather(self) -> Gathered:
         backends.check_masters(self._backend, self.param_groups)
         before = () if self._gathered is None else self._gathered.params
-        self._gathered = self._bound = (
-            None  # first, so that state which the user has dropped is freed before there is new one
-        )
+        # First, so that state which the user has dropped is freed before there is new one.
+        self._gathered = self._bound = None
         self._gathered = gather(self.backbone, self.param_groups, self.state, before)
         compiled.announce(self, self._gathered)
         return self._gathered
