@@ -35,31 +35,17 @@ int number_of(const char* what, const std::string& name, const char* const (&nam
 }
 
 bool dtype_of(const Tensor& tensor, DType& dtype) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      dtype = DType::f32;
-      return true;
-    case ScalarType::Double:
-      dtype = DType::f64;
-      return true;
-    case ScalarType::BFloat16:
-      dtype = DType::bf16;
-      return true;
-    case ScalarType::Half:
-      dtype = DType::f16;
-      return true;
-    case ScalarType::Char:
-      dtype = DType::i8;
-      return true;
-    case ScalarType::Long:
-      dtype = DType::i64;
-      return true;
-    case ScalarType::Short:
-      dtype = DType::i16;
-      return true;
-    default:
-      return false;
+  constexpr std::pair<ScalarType, DType> known[] = {
+      {ScalarType::Float, DType::f32}, {ScalarType::Double, DType::f64}, {ScalarType::BFloat16, DType::bf16},
+      {ScalarType::Half, DType::f16},  {ScalarType::Char, DType::i8},    {ScalarType::Long, DType::i64},
+      {ScalarType::Short, DType::i16},
+  };
+  for (const auto& [scalar_type, own] : known) {
+    if (tensor.scalar_type() != scalar_type) continue;
+    dtype = own;
+    return true;
   }
+  return false;
 }
 
 bool is_float(DType dtype) { return dtype < DType::i8; }

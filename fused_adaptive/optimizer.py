@@ -169,7 +169,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         if self.max_grad_norm is not None or self.skip_nonfinite:
             grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
             try:
-                grad_scale, found_inf = self._clip(grads, grad_scale, found_inf)
+                self.grad_norm, grad_scale, found_inf = clip(
+                    grads, self.max_grad_norm, self.skip_nonfinite, grad_scale, found_inf
+                )
             except RuntimeError:
                 gathered.check_gradients()  # a sparse one, say: named, with a remedy
                 raise
@@ -276,15 +278,6 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self._gathered = self._bound = None
         self._backend = backends.select(self._backend_requested, self._devices())
-
-    def _clip(
-        self, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """What the gradients are to be divided by and whether to skip, with the norm of them all in it."""
-        self.grad_norm, grad_scale, found_inf = clip(
-            grads, self.max_grad_norm, self.skip_nonfinite, grad_scale, found_inf
-        )
-        return grad_scale, found_inf
 
     # ---- gathering: of objects by their identity, so torch.compile does not trace it ----
 
