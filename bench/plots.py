@@ -41,6 +41,8 @@ def draw(key: str, record: Record, device: str, path: Path) -> None:
     ax.grid(alpha=0.3)
     if ax.get_legend_handles_labels()[1]:
         ax.legend(fontsize="small")
+    else:
+        ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center")
     where = record["machine"]["device"] if device == "cuda" else f"{record['machine']['threads']} CPU threads"
     ax.set_title(f"{ax.get_title()} ({where})", fontsize=10)
     figure.savefig(path, dpi=110)
