@@ -48,6 +48,7 @@ def clips_as_torch(case: Case, backend: str, dtype: torch.dtype, max_norm: float
     return len(runs[0]) == len(runs[1]) and all_equal(*runs)
 
 
+@pytest.mark.feature("max_grad_norm= and skip_nonfinite=, inside of the step")
 @pytest.mark.parametrize("max_norm", [TIGHT, LOOSE])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("policy", POLICIES)
@@ -146,6 +147,7 @@ def skipped_steps_change_nothing(case: Case, backend: str, **options: Any) -> bo
     return all_equal(*runs)
 
 
+@pytest.mark.feature("max_grad_norm= and skip_nonfinite=, inside of the step")
 @pytest.mark.parametrize("max_norm", [None, TIGHT])
 @pytest.mark.parametrize("policy", [*POLICIES, "tlr-preconditioned-tensor"])
 @pytest.mark.parametrize("name", ["SGD-momentum", "AdamW"])

@@ -67,12 +67,14 @@ def as_eager(case: Case, compiler: str, backend: str, **options: Any) -> bool:
     return graphs() == 1 and len(found) == len(expected) and all_equal(found, expected)
 
 
+@pytest.mark.feature("torch.compile(fullgraph=True), no recompiles with a tensor lr")
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("backend", [pytest.param(b, marks=[pytest.mark.heavy] * (b != "reference")) for b in BACKENDS])
 def test_every_policy_goes_through_interval_ends(policy, backend):
     assert as_eager(Case("SGD-momentum", policy, False), "eager", backend)
 
 
+@pytest.mark.feature("torch.compile(fullgraph=True), no recompiles with a tensor lr")
 @pytest.mark.parametrize("name", ["SGD", "AdamW-amsgrad", "RAdam", "AdaBelief"])
 @every_backend
 def test_every_backbone(name, backend):
@@ -82,6 +84,7 @@ def test_every_backbone(name, backend):
 FUNCTIONALIZED = [Case("AdamW", "tlr-times-active", True), Case("SGD-nesterov", "hypergradient-global", False)]
 
 
+@pytest.mark.feature("torch.compile(fullgraph=True), no recompiles with a tensor lr")
 @pytest.mark.parametrize("case", FUNCTIONALIZED, ids=str)
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.heavy)])
 @every_backend

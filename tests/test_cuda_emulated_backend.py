@@ -34,6 +34,9 @@ SUITES = {
 #: What the suites hold, for README's matrix.
 FEATURES = {
     "golden": ["golden trajectories in float64"],
+    "masters": ["exact float32 masters of bfloat16 parameters", "stochastic rounding of bfloat16 parameters"],
+    "clipping": ["max_grad_norm= and skip_nonfinite=, inside of the step"],
+    "compiled": ["torch.compile(fullgraph=True), no recompiles with a tensor lr"],
     "changes": ["intermittent gradients, groups and policies that change"],
     "operators": [
         "empty tensors",

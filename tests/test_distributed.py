@@ -45,6 +45,7 @@ def _initialize(rank: int, world: int, directory: str) -> torch.device:
     return distributed_script.initialize("gloo", rank, world, init_method=f"file://{directory}/rendezvous{world}")
 
 
+@pytest.mark.feature("DDP, FSDP2, tensor parallelism, mixed meshes")
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.heavy)])
 def test_ranks_together_do_what_one_process_does(world, tmp_path):
     with mp.get_context("spawn").Manager() as manager:
@@ -54,6 +55,7 @@ def test_ranks_together_do_what_one_process_does(world, tmp_path):
     assert not failures, "\n\n".join(f"{name}:\n{problem}" for name, problem in failures.items())
 
 
+@pytest.mark.feature("torch.distributed.checkpoint, 4 ranks to 4, 2 and 1")
 @pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_checkpoints_of_four_ranks_go_on_with_four_two_and_one(tmp_path):
@@ -62,6 +64,7 @@ def test_checkpoints_of_four_ranks_go_on_with_four_two_and_one(tmp_path):
     distributed_checkpoints.resume(tmp_path, torch.device("cpu"), same_world=False)
 
 
+@pytest.mark.feature("DDP, FSDP2, tensor parallelism, mixed meshes", backend="native-cuda", emulated=True)
 @pytest.mark.heavy
 @pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 def test_the_cuda_executor_emulated_does_so_too():

@@ -23,6 +23,7 @@ def start(directory: Path, ranks: int, attempt: int) -> list[subprocess.Popen[st
     ]
 
 
+@pytest.mark.feature("kill -9, and on from the last checkpoint, bit for bit")
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.heavy)])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(ranks, tmp_path):
     moment = random.Random()  # another one each time

@@ -55,6 +55,7 @@ def masters_are_those_of_float32_training(case: Case, backend: str) -> bool:
     return equal and near and len(state) == len(expected)
 
 
+@pytest.mark.feature("exact float32 masters of bfloat16 parameters")
 @pytest.mark.parametrize("case", SOME_CASES, ids=str)
 @every_backend
 def test_the_master_is_the_weight_of_float32_training(backend, case):
@@ -318,6 +319,7 @@ def test_every_backend_rounds_alike(case):
         assert all_equal(runs[0], other)
 
 
+@pytest.mark.feature("stochastic rounding of bfloat16 parameters")
 @every_backend
 def test_it_is_unbiased_and_depends_on_seed_step_and_tensor(backend):
     def once(seed: int, steps: int = 1, index: int = 0) -> Tensor:
