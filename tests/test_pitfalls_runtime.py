@@ -129,7 +129,8 @@ def test_14_a_step_allocates_a_few_tensors_and_not_a_copy_of_all(policy, dtype):
 
 
 def base_class_never_reads_a_value(case: Case) -> bool:
-    optimizer = case.build(parameters(torch.float32), lr=torch.tensor(0.1), fused=True)
+    options = {"fused": True, "max_grad_norm": 1.0, "skip_nonfinite": True}
+    optimizer = case.build(parameters(torch.float32), lr=torch.tensor(0.1), **options)
     optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.zeros(())  # type: ignore[attr-defined]
     nothing = type("Nothing", (), {"name": "nothing", "step": staticmethod(lambda *_: None)})
     optimizer._backend = nothing  # type: ignore[assignment]
