@@ -76,27 +76,49 @@ def test_what_no_step_does_is_an_error():
         null_step(param.double(), groups[0], groups[1], [])
 
 
-@pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
-@every_streams
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_cuda_kernel_does_too(streams, dtype):
-    library = ctypes.CDLL(str(build.library(small=True)))
+def is_right_emulated(path: Path, streams: tuple[int, int, int], dtype: torch.dtype) -> bool:
+    library = ctypes.CDLL(str(path))
     library.emulation_configure(0, 2, 2)
+    right = True
     for numel in (3, 8192 * 5 + 13):
         param, groups = arrays(numel, dtype, streams)
-        # The emulation has no alignment of its own: torch's allocator aligns.
         wanted, written = expected(param, groups)
         lists = [((ctypes.c_void_p * max(1, len(g)))(*(t.data_ptr() for t in g)), len(g)) for g in groups]
-        arguments = [x for pair in lists for x in pair]
         library.emulation_null(
             ctypes.c_void_p(param.data_ptr()),
-            *arguments,
+            *(argument for pair in lists for argument in pair),
             param.element_size(),
             ctypes.c_int64(numel),
             ctypes.c_uint32(2**32 - 1),
         )
-        assert torch.equal(words(param), wanted)
-        assert all(torch.equal(words(w), e) for w, e in zip(groups[0], written, strict=True))
+        right &= torch.equal(words(param), wanted)
+        right &= all(torch.equal(words(w), e) for w, e in zip(groups[0], written, strict=True))
+    return right
+
+
+compiles = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
+
+
+@compiles
+@every_streams
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_cuda_kernel_does_too(streams, dtype):
+    assert is_right_emulated(build.library(small=True), streams, dtype)
+
+
+@compiles
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("e < count; e += kThreads) {", "e < wide; e += kThreads) {"),  # without the elements after the last vector
+        ("p[i] ^ (grads &", "p[i] ^ (g[0][i] &"),  # without the second pass over gradients
+        ("k < kWritten; ++k) store(w[k]", "k < kWritten - 1; ++k) store(w[k]"),
+    ],
+)
+def test_a_kernel_that_leaves_something_out_is_seen(old, new):
+    broken = build.library([("cuda/null.cu", old, new)], small=True)
+    assert not is_right_emulated(broken, (2, 2, 2), torch.bfloat16)
 
 
 def test_the_triton_kernel_does_too():
