@@ -6,21 +6,24 @@ gathered anew, and lives as long as they do.
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .. import _extension
-from ..checkpoint import specs
 from ..eager import eager
-from ..policies import ActiveLR, Hypergradient, Policy, TrainableLR
+from ..policies import ActiveLR, Hypergradient, TrainableLR
 from ..slot import Slot
-from ..state import state_dtype
 from . import reference
+from .plans import conform as _conform
+from .plans import dense_copies, gather_state, parts
+from .plans import hyperparameters as _hyperparameters
+from .plans import policy_arguments as _policy_arguments
+from .plans import scalar as _scalar
+from .plans import structure as _structure
 
 if TYPE_CHECKING:
     from ..controllers.draws import RateDraw
@@ -28,32 +31,6 @@ if TYPE_CHECKING:
 
 name = "native"
 
-#: The backbone's state in the order of its struct in csrc/backbones.h.
-_STATE_NAMES = {
-    "SGD": ("momentum_buffer",),
-    "AdamW": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
-    "RAdam": ("exp_avg", "exp_avg_sq"),
-    "AdaBelief": ("exp_avg", "exp_avg_var", "max_exp_avg_var"),
-}
-#: What else the kernels see of a state, by the role it plays there (csrc/tensors.cpp).
-_ROLES = {
-    "element_gain": "element_gain",
-    "grad_sum": "grad_sum",
-    "grad_sign_prev": "grad_sign_prev",
-    "grad_mean_sum": "grad_mean_sum",
-    "grad_mean_prev": "previous",
-    "direction_prev": "previous",
-    "interval_start": "interval_start",
-    "step": "step",
-    "gain": "gain",
-    "lr_sum": "lr_sum",
-    "lr_last": "lr_last",
-    "active_step": "active_step",
-    "active_applied": "active_applied",
-    "tlr_step": "tlr_step",
-    "tlr_applied": "tlr_applied",
-    "tlr_applied_prev": "tlr_applied_prev",
-}
 #: What plan_check returns for gradients that cannot be used as they are (csrc/tensors.h).
 _GRADIENTS = 1
 
@@ -134,14 +111,10 @@ def _ready_plans(gathered: Gathered) -> list[Plan] | None:
 def _plans(gathered: Gathered) -> list[Plan] | None:
     """One plan a device and place of the counters. None where a gain is shared by tensors of several plans."""
     if gathered.compiled is None:
-        parts: dict[Any, list[Slot]] = {}
-        for slot in gathered.slots:
-            parts.setdefault((slot.param.device, _on_device(slot)), []).append(slot)
-        home = {id(slot): key for key, slots in parts.items() for slot in slots}
-        for policy, slots in gathered.members.items():
-            if "gain" in policy.shared_names() and len({home[id(slot)] for slot in slots}) > 1:
-                return None
-        gathered.compiled = [Plan(slots, gathered) for slots in parts.values()]
+        slots_of = parts(gathered, _on_device)
+        if slots_of is None:
+            return None
+        gathered.compiled = [Plan(slots, gathered) for slots in slots_of]
     return gathered.compiled
 
 
@@ -165,11 +138,8 @@ class Plan:
         self._groups = list({id(slot.group): slot.group for slot in slots}.values())
         self._backbone = slots[0].backbone
         # A parameter with gaps or overlaps in memory is updated in a dense copy.
-        dense = [torch.empty_like(p) for p in self._params]
-        self._copies = [(p, d) for p, d in zip(self._params, dense, strict=True) if p.stride() != d.stride()]
-        copied = {id(p): d for p, d in self._copies}
-        self._dense = [copied.get(id(p), p) for p in self._params]
-        del dense
+        self._dense = dense_copies(self._params)
+        self._copies = [(p, d) for p, d in zip(self._params, self._dense, strict=True) if p is not d]
         self._grads: list[Tensor] = []
         self._absent: list[int] = []
         self._build(gathered)
@@ -187,7 +157,9 @@ class Plan:
             _on_device(slots[0]),
         )
         weakref.finalize(self, ops.plan_free, number)
-        bound = self._gather_state()
+        bound, first = gather_state(slots, self._dense, self._backbone)
+        if first:
+            ops.plan_first(number, first)
         for role, members in bound.items():
             ops.plan_bind(number, role, list(members), list(members.values()))
         position = {id(slot): i for i, slot in enumerate(slots)}
@@ -200,28 +172,6 @@ class Plan:
         state = [[t for t in slot.state.values() if t.dim() or slot.param.dim() == 0] for slot in slots]
         self._written = [[slot.param, *own] for slot, own in zip(slots, state, strict=True)]
         self._written_by_all = [tensor for own in self._written for tensor in own]
-
-    def _gather_state(self) -> dict[str, dict[int, Tensor]]:
-        """Of every role, its tensors by member, made and laid out as the update needs them."""
-        bound: dict[str, dict[int, Tensor]] = {}
-        first = []
-        for i, (slot, param) in enumerate(zip(self._slots, self._dense, strict=True)):
-            # What the group's backbone and policies name: what else is there belongs to those of before.
-            named, order = specs(self._backbone, slot.group), _STATE_NAMES[self._backbone.name]
-            if "momentum_buffer" in named and "momentum_buffer" not in slot.state and slot.applies:
-                slot.state["momentum_buffer"] = torch.zeros_like(param, dtype=state_dtype(param))
-                first.append(i)
-            for name in named:
-                if name not in slot.state:
-                    continue  # a momentum buffer before the first gradient
-                value = slot.state[name]
-                role = f"state{order.index(name)}" if name in order else _ROLES[name]
-                if value.shape == param.shape and value.stride() != param.stride():
-                    value = slot.state[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
-                bound.setdefault(role, {})[i] = value
-        if first:
-            torch.ops.fused_adaptive.plan_first(self._number, first)
-        return bound
 
     def take_gradients(self, conform: bool = False) -> int:
         """Collects this step's gradients and checks them; 0 if the step can be taken. Changes nothing.
@@ -267,57 +217,3 @@ class Plan:
         for param, dense in self._copies:
             dense.copy_(param)
         torch.ops.fused_adaptive.plan_end_interval(self._number)
-
-
-def _structure(backbone: str, group: dict[str, Any]) -> str:
-    """The name of the backbone's struct in csrc/backbones.h."""
-    if backbone == "SGD":
-        variant = "Nesterov" if group["nesterov"] else "Momentum"
-        return "SgdPlain" if group["momentum"] == 0 else f"Sgd{variant}"
-    variant = ("Rectify" if group.get("rectify") else "") + ("Amsgrad" if group.get("amsgrad") else "")
-    return f"{backbone}{variant or 'Plain'}"
-
-
-def _hyperparameters(group: dict[str, Any]) -> tuple[float, ...]:
-    """In the order of csrc/backbones.h's Hyper."""
-    beta1, beta2 = group.get("betas", (0.0, 0.0))
-    return (
-        float(group["lr"]),
-        float(group["weight_decay"]),
-        float(beta1),
-        float(beta2),
-        float(group.get("eps", 0.0)),
-        float(group.get("momentum", 0.0)),
-        float(group.get("dampening", 0.0)),
-    )
-
-
-def _policy_arguments(policy: Policy) -> list[float]:
-    """In the order of TensorPlan::add_policy in csrc/tensors.cpp."""
-    low, high = getattr(policy, "gain_bounds", None) or (-math.inf, math.inf)
-    eta = getattr(policy, "eta", None)
-    sources = ("displacement", "gradient", "preconditioned")
-    return [
-        float(policy.interval or 0),
-        float(getattr(policy, "granularity", "global") == "tensor"),
-        getattr(policy, "high", 0.0),
-        getattr(policy, "low", 1.0),
-        low,
-        high,
-        float(getattr(policy, "first_interval", "") == "hold"),
-        float(sources.index(policy.source)) if isinstance(policy, TrainableLR) and policy.source else 0.0,
-        math.nan if eta is None else eta,
-        getattr(policy, "hyper_lr", 0.0),
-    ]
-
-
-def _conform(grad: Tensor, param: Tensor) -> Tensor:
-    """The gradient laid out as its parameter; on a GPU also in its dtype or wider."""
-    dtype = grad.dtype if grad.device.type == "cpu" else param.dtype
-    if grad.stride() == param.stride() and grad.dtype == dtype:
-        return grad
-    return torch.empty_like(param, dtype=dtype).copy_(grad)
-
-
-def _scalar(value: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if value is None else value.to(device=device, dtype=torch.float32)
