@@ -185,7 +185,11 @@ class Plan:
             self._absent = [i for i, p in enumerate(self._params) if p.grad is None]
         if conform or self._copies:
             present = (d for p, d in zip(self._params, self._dense, strict=True) if p.grad is not None)
-            self._grads = [_conform(grad, d) for grad, d in zip(self._grads, present, strict=True)]
+            # On a GPU also in its parameter's dtype.
+            own = self.device.type == "cpu"
+            self._grads = [
+                _conform(g, d, g.dtype if own else d.dtype) for g, d in zip(self._grads, present, strict=True)
+            ]
         return torch.ops.fused_adaptive.plan_check.default(self._number, self._grads, self._absent)
 
     def holds(self) -> bool:

@@ -136,9 +136,8 @@ def policy_arguments(policy: Policy) -> list[float]:
     ]
 
 
-def conform(grad: Tensor, param: Tensor) -> Tensor:
-    """The gradient laid out as its parameter; on a GPU also in its dtype or wider."""
-    dtype = grad.dtype if grad.device.type == "cpu" else param.dtype
+def conform(grad: Tensor, param: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient laid out as its parameter, in this dtype."""
     if grad.stride() == param.stride() and grad.dtype == dtype:
         return grad
     return torch.empty_like(param, dtype=dtype).copy_(grad)

@@ -43,7 +43,7 @@ STATE_IS_DOUBLE = tl.constexpr(32)
 RECTIFIES = tl.constexpr(64)
 AT_FIVE = tl.constexpr(128)  # rectified from ρ = 5 on, not only beyond
 COUPLES = tl.constexpr(256)
-COUNTS = tl.constexpr(512)  # its backbone counts steps
+HAS_MOMENTS = tl.constexpr(512)
 
 # A row of `hypers`, float64, a param group: as plans.hyperparameters() gives them.
 LR = tl.constexpr(0)

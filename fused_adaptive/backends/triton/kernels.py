@@ -58,7 +58,7 @@ def read_if(wanted, address, start, count, STORED: tl.constexpr, BLOCK: tl.const
     if WIDE:
         values = tl.load(at, mask=wanted, other=0)
     else:
-        values = tl.load(at, mask=(offsets < count) & wanted, other=0)
+        values = tl.load(at, mask=offsets < tl.where(wanted, count, start), other=0)
     return values
 
 
@@ -166,7 +166,7 @@ def adjust_chunk(row, shared, holds, base, count, TYPE: tl.constexpr, BLOCK: tl.
         adjusted = tl.where(adjusted < lowest, lowest, adjusted)
         adjusted = tl.where(adjusted > highest, highest, adjusted)
         none_yet = sign_prev == 2  # policies.active.NONE_YET
-        gain = tl.where(holds & finite & none_yet, gain, adjusted)
+        gain = tl.where(finite & none_yet, tl.where(holds, gain, adjusted), adjusted)
         write(gain_at, start, count, gain, TYPE, BLOCK, WIDE=False)
         write(sign_at, start, count, sign.to(tl.int8), tl.int8, BLOCK, WIDE=False)
         write(sum_at, start, count, tl.zeros([BLOCK], TYPE), TYPE, BLOCK, WIDE=False)

@@ -144,7 +144,8 @@ def prepare(
     grad = tl.zeros([BLOCK], tl.int64)
     alive = here
     if not NOW:
-        alive = here & (tl.load(found_inf) == 0)  # else AMP skips the step: nothing changes, no count either
+        skips = tl.load(found_inf + i * 0, mask=here, other=0)
+        alive = here & (skips == 0)  # else AMP skips the step: nothing changes, no count either
         grad = tl.load(grads + i, mask=alive, other=0)
     moves = grad != 0
     traits = column(row, TRAITS, alive).to(tl.int32)
@@ -162,7 +163,7 @@ def prepare(
 
     if not NOW:
         beta1, beta2 = column(hyper, BETA1, alive), column(hyper, BETA2, alive)
-        has_moments = (traits & COUNTS) != 0
+        has_moments = (traits & HAS_MOMENTS) != 0
         t = count_step(row, traits, alive & (column(row, STEP, alive) != 0), moves)
         rectifies, at_five = (traits & RECTIFIES) != 0, (traits & AT_FIVE) != 0
         numerator, scale, divides = corrections(beta1, beta2, t, rectifies, at_five)

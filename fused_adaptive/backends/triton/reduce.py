@@ -69,6 +69,7 @@ def measure(
             measured = measured & (lr_sum != 0) & (gain != 0)
         g_at = tl.load(grads + tensor)
         has_grad = (g_at != 0) & ((flag & STEPS) != 0)
+        grads_end, previous_end = tl.where(has_grad, count, 0), tl.where(measured, count, 0)
         g_at += base * (STORED.primitive_bitwidth // 8)
         factor = scalar(shared, S_GRAD_FACTOR, TYPE)
         p_at = address_of(row, PARAM, STORED, base)
@@ -79,12 +80,11 @@ def measure(
         sqs = tl.zeros([LANES], tl.float64)
         for first in range(0, count, LANES):
             offsets = first + tl.arange(0, LANES)
-            inside = offsets < count
             mean = tl.zeros([LANES], TYPE)
             if SOURCE_OF != DISPLACEMENT:
                 total = read(sum_at, first, count, TYPE, LANES, WIDE=False)
                 if SOURCE_OF == GRADIENT:
-                    g = tl.load(pointer(g_at, STORED, WIDE=False) + offsets, mask=inside & has_grad, other=0)
+                    g = tl.load(pointer(g_at, STORED, WIDE=False) + offsets, mask=offsets < grads_end, other=0)
                     total = tl.where(has_grad, total + widen(g, TYPE) * factor, total)
                 mean = divide(total, applied + mean)
                 write(sum_at, first, count, tl.zeros([LANES], TYPE), TYPE, LANES, WIDE=False)
@@ -96,7 +96,7 @@ def measure(
                 write(start_at, first, count, now, TYPE, LANES, WIDE=False)
             if SOURCE_OF == DISPLACEMENT:
                 mean = direction
-            counted = inside & measured
+            counted = offsets < previous_end
             previous = tl.load(pointer(previous_at, TYPE, WIDE=False) + offsets, mask=counted, other=0)
             tl.store(pointer(previous_at, TYPE, WIDE=False) + offsets, direction, mask=counted)
             wide = mean.to(tl.float64)
@@ -218,9 +218,14 @@ def finish(
             tl.store(at + 1, sum_in_order(partials + 1, first, count, 2), mask=here)
         tl.debug_barrier()  # other threads read them
 
-        is_slope = tl.load(rule + KIND) == HYPERGRADIENT
-        eta, needs_rate = tl.load(rule + ETA), tl.load(rule + SOURCE) != GRADIENT
+        # Of the rule, every lane has its own copy: the interpreter cannot spread a condition over lanes.
+        own_rule = rule + lane * 0
+        is_slope = tl.load(own_rule + KIND) == HYPERGRADIENT
+        per_tensor = tl.load(own_rule + PER_TENSOR) != 0
+        needs_rate = tl.load(own_rule + SOURCE) != GRADIENT
+        eta = tl.load(own_rule + ETA)
         has_eta = (is_slope == 0) & (eta == eta)
+        step_size = tl.where(is_slope, tl.load(own_rule + HYPER_LR), tl.where(has_eta, eta, 0.0))
         for begin in range(0, share_count, BLOCK):
             here = begin + lane < share_count
             own = shares + (begin + lane).to(tl.int64) * SHARE_FIELDS
@@ -248,8 +253,7 @@ def finish(
             tl.store(out + O_MEASURED, tl.where(measured, 1.0, 0.0), mask=here)
         tl.debug_barrier()
 
-        per_tensor = tl.load(rule + PER_TENSOR) != 0
-        all_num, all_sq, all_slope, any_measured = total_of(outcomes, tl.where(per_tensor, 0, share_count))
+        all_num, all_sq, all_slope, all_measured = total_of(outcomes, share_count)
         for begin in range(0, share_count, BLOCK):
             here = begin + lane < share_count
             tensor = column(shares + (begin + lane).to(tl.int64) * SHARE_FIELDS, 0, here)
@@ -259,9 +263,8 @@ def finish(
             own_measured = column(out, O_MEASURED, here) != 0
             num, sq = tl.where(per_tensor, own_num, all_num), tl.where(per_tensor, own_sq, all_sq)
             slopes = tl.where(per_tensor, column(out, O_SLOPE, here), all_slope)
-            measured = tl.where(per_tensor, own_measured, any_measured)
+            measured = tl.where(per_tensor, own_measured, all_measured + lane * 0.0 != 0)
             gain = value_at(row, GAIN, tl.float64, here)
-            step_size = tl.where(is_slope, tl.load(rule + HYPER_LR), tl.where(has_eta, eta, 0.0))
             climbed = ascended(gain, step_size * slopes)
             adapted = tl.where(is_slope | has_eta, climbed, gain * newton_factor(num, sq))
             put_at(row, GAIN, tl.float64, here & (is_slope | measured), adapted)
@@ -278,8 +281,8 @@ def finish(
 @triton.jit
 def total_of(outcomes, share_count):
     """The sums over all tensors of a global policy, in their order."""
-    num, sq, slopes = tl.full([], 0.0, tl.float64), tl.full([], 0.0, tl.float64), tl.full([], 0.0, tl.float64)
-    measured = tl.full([], 0, tl.int32) != 0
+    num, sq = tl.full([], 0.0, tl.float64), tl.full([], 0.0, tl.float64)
+    slopes, measured = tl.full([], 0.0, tl.float64), tl.full([], 0.0, tl.float64)
     for begin in range(0, share_count, 4):
         for k in tl.static_range(4):
             there = begin + k < share_count
@@ -288,7 +291,7 @@ def total_of(outcomes, share_count):
             num = tl.where(counts, num + tl.load(out + O_NUM, mask=there, other=0.0), num)
             sq = tl.where(counts, sq + tl.load(out + O_SQ, mask=there, other=0.0), sq)
             slopes = tl.where(counts, slopes + tl.load(out + O_SLOPE, mask=there, other=0.0), slopes)
-            measured = measured | counts
+            measured = tl.where(counts, measured + 1.0, measured)
     return num, sq, slopes, measured
 
 

@@ -1,0 +1,480 @@
+"""A step on a GPU: which launches, in which order, over tables that live on the device.
+
+A step uploads what has changed (gradients' addresses, hyperparameters, counts that someone set), launches the prologue,
+one update a bucket, and what a policy measures. Where the counts live on the host, the host counts alongside the device
+and leaves out the launches that have no work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from operator import eq
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...policies import ActiveLR, Hypergradient, Policy, TrainableLR
+from ...slot import Slot
+from ...state import state_dtype
+from .. import plans, reference
+from . import fields, is_interpreted
+from .kernels import end_active, update
+from .prepare import prepare
+from .reduce import finish, measure, slope
+from .sizes import LANES_OPTIONS, Sizes, options, sizes_of
+from .tables import COUNTERS, SOURCES, STORED, Tables, Unit
+from .uploads import Uploader
+
+if TYPE_CHECKING:
+    from ...controllers.draws import RateDraw
+    from ...gather import Gathered
+
+READY, GRADIENTS, STALE = range(3)
+
+
+def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None, draw: RateDraw | None) -> None:
+    on_host = found_inf is not None and found_inf.device.type == "cpu"
+    if on_host and is_interpreted():  # there, the CPU is the device
+        on_host = not all(map(_on_device, gathered.slots))
+    if found_inf is not None and on_host and bool(found_inf):
+        gathered.check_gradients()
+        return
+    ready = _ready_plans(gathered)
+    if ready is None:
+        reference.step(gathered, found_inf, grad_scale, draw)
+        return
+    found_inf = None if on_host else found_inf
+    draws = None
+    if draw is not None and ready:
+        draws = draw.factors(torch.arange(sum(len(g["params"]) for g in gathered.groups), device=ready[0].device))
+    for plan in ready:
+        plan.step(found_inf, grad_scale, draws)
+    if draw is not None:
+        draw.count(found_inf)
+
+
+def end_interval(gathered: Gathered) -> None:
+    own = _plans(gathered)
+    if own is not None and not all(plan.holds() for plan in own):
+        gathered.compiled = None
+        own = _plans(gathered)
+    if own is None:
+        reference.end_interval(gathered)
+        return
+    for plan in own:
+        plan.end_interval()
+
+
+def _ready_plans(gathered: Gathered) -> list[Plan] | None:
+    """The plans with this step's gradients, all of them checked. None: this is for the reference."""
+    for _ in range(2):
+        own = _plans(gathered)
+        if own is None:
+            return None
+        outcomes = [plan.take_gradients() for plan in own]
+        if GRADIENTS in outcomes:
+            gathered.check_gradients()
+            outcomes = [plan.take_gradients(conform=True) for plan in own]
+        if not any(outcomes):
+            return own
+        gathered.check_gradients()  # a parameter that was replaced by one of another shape is named before its state
+        gathered.compiled = None
+    raise RuntimeError("the Triton backend cannot use these parameters, gradients or state; use backend='reference'")
+
+
+def _plans(gathered: Gathered) -> list[Plan] | None:
+    """One plan a device and place of the counters. None where a gain is shared by tensors of several plans."""
+    if gathered.compiled is None:
+        slots_of = plans.parts(gathered, _on_device)
+        if slots_of is None:
+            return None
+        gathered.compiled = [Plan(slots, gathered) for slots in slots_of]
+    return gathered.compiled
+
+
+def _on_device(slot: Slot) -> bool:
+    """Whether its counters are on the GPU (``capturable`` or ``fused``)."""
+    may_be = slot.param.device.type != "cpu" or is_interpreted()
+    return may_be and bool(slot.group.get("capturable") or slot.group.get("fused"))
+
+
+class Plan:
+    """The tensors of one device, with the tables over them.
+
+    Args:
+        slots: parameters whose state is complete.
+        gathered: what they are a part of.
+    """
+
+    def __init__(self, slots: Sequence[Slot], gathered: Gathered) -> None:
+        self.device = slots[0].param.device
+        self.on_device = _on_device(slots[0])
+        self._slots = slots
+        self._params = [slot.param for slot in slots]
+        self._groups = list({id(slot.group): slot.group for slot in slots}.values())
+        self._dense = plans.dense_copies(self._params)
+        self._copies = [(p, d) for p, d in zip(self._params, self._dense, strict=True) if p is not d]
+        self._bound, first = plans.gather_state(slots, self._dense, slots[0].backbone)
+        self._first = set(first)
+        self._check_state()
+        position = {id(slot): i for i, slot in enumerate(slots)}
+        parted = {
+            policy: [position[id(s)] for s in members if id(s) in position]
+            for policy, members in gathered.members.items()
+        }
+        self._members: dict[Policy, list[int]] = {policy: own for policy, own in parted.items() if own}
+        # What has to stay where it is, and as it is, for the tables to hold. The host's counts are read, not pointed to.
+        states = [
+            t for role, own in self._bound.items() if role not in COUNTERS or self.on_device for t in own.values()
+        ]
+        self._watched = [*self._dense, *self._params, *states]
+        self._addresses = [t.data_ptr() for t in self._watched]
+        self._forms = _forms(self._dense)
+        self._sizes: dict[torch.dtype, Sizes] = {p.dtype: sizes_of(p.dtype, self.device) for p in self._dense}
+        self._counters = [t for role in COUNTERS for t in self._bound.get(role, {}).values()]
+        self._versions: list[int] | None = None  # of the counters, as the device has them
+        self._grads: list[Tensor | None] = []
+        self._pointers: list[int] = []
+        self._tables: Tables | None = None
+        self._couples: list[bool] = []
+        self._uploader = Uploader(self.device)
+        # What a step writes, as autograd has to know: every tensor but those of one element.
+        state = [[t for t in slot.state.values() if t.dim() or slot.param.dim() == 0] for slot in slots]
+        self._written = [[slot.param, *own] for slot, own in zip(slots, state, strict=True)]
+
+    def _check_state(self) -> None:
+        """A kernel takes addresses for what the table says they are."""
+        ranges = []
+        for role, own in self._bound.items():
+            for i, t in own.items():
+                p, index = self._dense[i], self._slots[i].index
+                shaped = t.shape == p.shape and (t.dim() or p.dim() == 0) and role not in _NUMBERS
+                device = self.device if self.on_device or role not in COUNTERS else torch.device("cpu")
+                if not (shaped or (role in _NUMBERS and t.numel() == 1)) or t.dtype not in _dtypes(role, p):
+                    raise RuntimeError(
+                        f"the state {role!r} of parameter {index} has the wrong shape or dtype ({t.dtype})"
+                    )
+                if t.device != device:
+                    raise RuntimeError(
+                        f"the state {role!r} of parameter {index} is on {t.device} and has to be on {device}: choose "
+                        "capturable and fused at construction, before there is state"
+                    )
+                if shaped:
+                    ranges.append((t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()))
+        ranges += [(p.data_ptr(), p.data_ptr() + p.numel() * p.element_size()) for p in self._dense]
+        ranges = sorted(r for r in ranges if r[0] != r[1])
+        if any(a[1] > b[0] for a, b in zip(ranges, ranges[1:], strict=False)):
+            raise RuntimeError(
+                "two of the optimizer's parameters or state tensors share memory: an update in place would write it "
+                "twice; clone one of them"
+            )
+
+    def holds(self) -> bool:
+        """Whether parameters and state are where they were when the plan was built."""
+        return [t.data_ptr() for t in self._watched] == self._addresses and _forms(self._dense) == self._forms
+
+    def take_gradients(self, conform: bool = False) -> int:
+        """Collects this step's gradients and checks them; READY if the step can be taken. Changes nothing.
+
+        Args:
+            conform: gives those that are laid out otherwise than their parameters, or in another dtype, a copy.
+        """
+        if not self.holds():
+            return STALE
+        self._grads = [p.grad for p in self._params]
+        if conform or self._copies:
+            self._grads = [
+                None if g is None else plans.conform(g, d, d.dtype)
+                for g, d in zip(self._grads, self._dense, strict=True)
+            ]
+        present = [g for g in self._grads if g is not None]
+        forms = self._forms
+        if len(present) != len(self._grads):
+            forms = [f for f, g in zip(forms, self._grads, strict=True) if g is not None]
+        if any(g.layout != torch.strided for g in present) or _forms(present) != forms:
+            return GRADIENTS
+        # An empty tensor has no address, but takes part; 0 is for those that do not.
+        self._pointers = [0 if g is None else g.data_ptr() or 16 for g in self._grads]
+        if any(map(eq, self._pointers, self._addresses)):  # the first of these are the parameters'
+            for slot, pointer, address in zip(self._slots, self._pointers, self._addresses, strict=False):
+                if pointer == address != 0:
+                    raise RuntimeError(
+                        f"the gradient of parameter {slot.index} is the parameter itself: it would be overwritten "
+                        "while it is read; clone it"
+                    )
+        if self._slots[0].backbone.name == "SGD":  # a buffer that the first update makes has to be there first
+            for i, pointer in enumerate(self._pointers):
+                if pointer and self._slots[i].group["momentum"] != 0 and i not in self._bound.get("state0", {}):
+                    return STALE
+        return READY
+
+    def step(self, found_inf: Tensor | None, grad_scale: Tensor | None, draws: Tensor | None) -> None:
+        """The step with the gradients that were taken."""
+        if found_inf is not None and not self.on_device:
+            raise RuntimeError("found_inf on the device needs counters on the device: use fused=True")
+        for param, dense in self._copies:
+            dense.copy_(param)
+        moved = [i for i, pointer in enumerate(self._pointers) if pointer]
+        with _launching(self.device):
+            tables = self._begin(with_grads=True)
+            self._prepare(tables, found_inf, grad_scale, draws)
+            ending = self._ending(tables)
+            for unit in tables.units:
+                if _measures_before(unit.policy) and ending[unit.policy]:
+                    self._measure(tables, unit)
+            for kind, chunks in tables.buckets:
+                sizes = self._sizes[kind.dtype]
+                update[(len(chunks),)](
+                    chunks,
+                    tables.tensors,
+                    tables.scalars,
+                    tables.flags,
+                    self._uploader.grads,
+                    **kind.constants(),
+                    BLOCK=sizes.block,
+                    TAIL=sizes.tail,
+                    **options(sizes, arrays=kind.arrays),
+                )
+            for unit in tables.units:
+                if not _measures_before(unit.policy) and ending[unit.policy]:
+                    self._measure(tables, unit)
+        self._first.difference_update(moved)
+        if not self.on_device:
+            self._count(ending, moved)
+        for param, dense in self._copies:
+            param.copy_(dense)
+        self._grads = []  # a gradient must not live longer than its parameter's .grad
+        torch.autograd.graph.increment_version([t for i in moved for t in self._written[i]])
+
+    def end_interval(self) -> None:
+        for param, dense in self._copies:
+            dense.copy_(param)
+        with _launching(self.device):
+            tables = self._begin(with_grads=False)
+            self._prepare(tables, None, None, None, now=True)
+            for kind, chunks in tables.buckets:
+                if kind.scales:
+                    sizes = self._sizes[kind.dtype]
+                    end_active[(len(chunks),)](
+                        chunks,
+                        tables.tensors,
+                        tables.scalars,
+                        tables.flags,
+                        TYPE=STORED[kind.dtype][1],
+                        BLOCK=sizes.tail,
+                        **options(sizes),
+                    )
+            for unit in tables.units:
+                if isinstance(unit.policy, TrainableLR):
+                    self._measure(tables, unit)
+        if not self.on_device:
+            self._restart(self._members)
+
+    # ---- what goes to the device ----
+
+    def _begin(self, with_grads: bool) -> Tables:
+        """The tables, with this step's gradients and hyperparameters, and counts that are what they are on the host."""
+        capturing = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if capturing and not self.on_device:
+            raise RuntimeError(
+                "this optimizer counts on the host and cannot be captured in a CUDA graph: construct it with "
+                "capturable=True"
+            )
+        couples = [not s.group["decoupled_weight_decay"] and float(s.group["weight_decay"]) != 0 for s in self._slots]
+        if self._tables is None or couples != self._couples:
+            if capturing:
+                raise RuntimeError(
+                    "parameters, state, their number or whether there is weight decay have changed, and the tables "
+                    "cannot be rebuilt while a CUDA graph is being captured: take one step before the capture"
+                )
+            chunk_size = {dtype: sizes.chunk for dtype, sizes in self._sizes.items()}
+            self._tables = Tables(
+                self._slots, self._dense, self._bound, self._members, couples, self.on_device, chunk_size
+            )
+            self._uploader.resize(len(self._slots), len(self._groups))
+            self._couples, self._versions = couples, None
+        if with_grads:
+            self._uploader.send(self._pointers, self._groups, capturing)
+        versions = [] if self.on_device else _versions(self._counters)
+        if self._versions is None or versions != self._versions:
+            self._uploader.copy(self._mirrors(), self._tables.mirrors)
+            self._versions = versions
+        return self._tables
+
+    def _mirrors(self) -> Tensor:
+        """The counts on the host, a row a tensor. The first is a float64; without momentum buffers 0, with them 1."""
+        rows = torch.zeros(len(self._slots), len(COUNTERS), dtype=torch.int64)
+        steps = rows.view(torch.float64)
+        for i in self._bound.get("state0", {}):
+            steps[i, 0] = 0.0 if i in self._first else 1.0
+        if not self.on_device:
+            for place, role in enumerate(COUNTERS):
+                for i, tensor in self._bound.get(role, {}).items():
+                    (steps if role == "step" else rows)[i, place] = tensor.item()
+        return rows.flatten()
+
+    # ---- launches ----
+
+    def _prepare(
+        self,
+        tables: Tables,
+        found_inf: Tensor | None,
+        grad_scale: Tensor | None,
+        draws: Tensor | None,
+        now: bool = False,
+    ) -> None:
+        scale, inf = plans.scalar(grad_scale, self.device), plans.scalar(found_inf, self.device)
+        block = 64
+        prepare[(-(-len(self._slots) // block),)](
+            tables.tensors,
+            len(self._slots),
+            self._uploader.grads,
+            self._uploader.hypers,
+            tables.rules,
+            tables.one if draws is None else draws.to(self.device),
+            0 if draws is None else 1,
+            tables.single_one if scale is None else scale,
+            tables.single_zero if inf is None else inf,
+            tables.scalars,
+            tables.flags,
+            NOW=now,
+            BLOCK=block,
+            **LANES_OPTIONS,
+        )
+
+    def _measure(self, tables: Tables, unit: Unit) -> None:
+        """The inner products of a policy, and the gains that come of them."""
+        for launch in unit.measurements:
+            stored, computed = STORED[launch.dtype]
+            common = (launch.chunks, tables.tensors, tables.scalars, tables.flags, self._uploader.grads)
+            partials = tables.partials[2 * launch.first_partial :]
+            grid = (len(launch.chunks),)
+            if isinstance(unit.policy, Hypergradient):
+                structure = launch.structure
+                slope[grid](
+                    *common,
+                    partials,
+                    DIRECTION=structure.direction,
+                    STATES=structure.states if structure.direction is not None else 0,
+                    STORED=stored,
+                    TYPE=computed,
+                    **LANES_OPTIONS,
+                )
+            else:
+                source = SOURCES[_source(unit.policy)]
+                measure[grid](*common, partials, SOURCE_OF=source.value, STORED=stored, TYPE=computed, **LANES_OPTIONS)
+        finish[(1,)](
+            tables.tensors,
+            tables.scalars,
+            tables.flags,
+            unit.rule,
+            tables.partials,
+            unit.groups,
+            len(unit.groups),
+            tables.group_sums,
+            unit.shares,
+            len(unit.shares),
+            tables.outcomes,
+            BLOCK=128,
+            **LANES_OPTIONS,
+        )
+
+    # ---- counts on the host ----
+
+    def _ending(self, tables: Tables) -> dict[Policy, bool]:
+        """Of each policy, whether this step may end its interval: where the device counts, it decides itself."""
+        ending = {}
+        for policy in tables.policies:
+            if isinstance(policy, Hypergradient):
+                ending[policy] = True
+            elif policy.interval is None:
+                ending[policy] = False
+            elif self.on_device:
+                ending[policy] = True
+            else:
+                ending[policy] = policy.ends([self._slots[self._members[policy][0]]])
+        return ending
+
+    def _count(self, ending: dict[Policy, bool], moved: Sequence[int]) -> None:
+        self._add("step", moved)
+        for policy, ends in ending.items():
+            members = self._members[policy]
+            if policy.counter is not None and not ends:
+                own = set(members)
+                prefix = "active" if isinstance(policy, ActiveLR) else "tlr"
+                self._add(policy.counter, members)
+                self._add(f"{prefix}_applied", [i for i in moved if i in own])
+            elif policy.counter is not None:
+                self._restart([policy], moved)
+        self._versions = _versions(self._counters)
+
+    def _restart(self, policies: Sequence[Policy] | dict[Policy, list[int]], moved: Sequence[int] = ()) -> None:
+        """As the device does: a new interval, after a last step that has moved these.
+
+        Whether a displacement could be measured (its rates and its gain are not 0) is known on the device alone. There
+        tlr_applied_prev is right, and the host's, which goes into checkpoints, differs only where nothing moved.
+        """
+        for policy in policies:
+            if policy.counter is None:
+                continue
+            members, active = self._members[policy], isinstance(policy, ActiveLR)
+            applied = self._bound.get("active_applied" if active else "tlr_applied", {})
+            if isinstance(policy, TrainableLR) and policy.eta is not None:
+                self._add("tlr_applied", [i for i in members if i in set(moved)])
+                for i in members:
+                    if applied[i].item() > 0:
+                        self._bound["tlr_applied_prev"][i].copy_(applied[i])
+            torch._foreach_zero_([self._bound[policy.counter][i] for i in members])
+            torch._foreach_zero_([applied[i] for i in members])
+        self._versions = _versions(self._counters)
+
+    def _add(self, role: str, members: Sequence[int]) -> None:
+        own = self._bound.get(role, {})
+        tensors = [own[i] for i in members if i in own]
+        if tensors:
+            torch._foreach_add_(tensors, 1)
+
+
+#: Roles of one element.
+_NUMBERS = ("gain", "lr_sum", "lr_last", *COUNTERS)
+
+
+def _dtypes(role: str, param: Tensor) -> tuple[torch.dtype, ...]:
+    if role == "step":
+        return torch.float32, torch.float64
+    if role in COUNTERS:
+        return (torch.int64,)
+    if role in _NUMBERS:
+        return (torch.float64,)
+    return (torch.int8 if role == "grad_sign_prev" else state_dtype(param),)
+
+
+def _forms(tensors: Sequence[Tensor]) -> list[Any]:
+    return [(t.dtype, t.size(), t.stride()) for t in tensors]
+
+
+def _versions(tensors: Sequence[Tensor]) -> list[int] | None:
+    """How often each was written in place; None where that cannot be told, so that it is read each time."""
+    if any(t.is_inference() for t in tensors):
+        return None
+    return [t._version for t in tensors]
+
+
+def _source(policy: Policy) -> str:
+    source = policy.source if isinstance(policy, TrainableLR) else None
+    assert source is not None
+    return source
+
+
+def _measures_before(policy: Policy) -> bool:
+    return isinstance(policy, Hypergradient) or _source(policy) == "gradient"
+
+
+@contextmanager
+def _launching(device: torch.device) -> Iterator[None]:
+    """The device's own context; in the interpreter, arithmetic as silent as a GPU's."""
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext(), np.errstate(all="ignore"):
+        yield
