@@ -24,7 +24,7 @@ from . import fields, is_interpreted
 from .kernels import end_active, update
 from .prepare import prepare
 from .reduce import finish, measure, slope
-from .sizes import LANES_OPTIONS, Sizes, options, sizes_of
+from .sizes import Sizes, lanes_options, options, sizes_of
 from .tables import COUNTERS, SOURCES, STORED, Tables, Unit
 from .uploads import Uploader
 
@@ -134,6 +134,7 @@ class Plan:
         self._addresses = [t.data_ptr() for t in self._watched]
         self._forms = _forms(self._dense)
         self._sizes: dict[torch.dtype, Sizes] = {p.dtype: sizes_of(p.dtype, self.device) for p in self._dense}
+        self._lanes = lanes_options(any(sizes.is_cuda for sizes in self._sizes.values()))
         self._counters = [t for role in COUNTERS for t in self._bound.get(role, {}).values()]
         self._versions: list[int] | None = None  # of the counters, as the device has them
         self._grads: list[Tensor | None] = []
@@ -342,7 +343,7 @@ class Plan:
             tables.flags,
             NOW=now,
             BLOCK=block,
-            **LANES_OPTIONS,
+            **self._lanes,
         )
 
     def _measure(self, tables: Tables, unit: Unit) -> None:
@@ -361,11 +362,11 @@ class Plan:
                     STATES=structure.states if structure.direction is not None else 0,
                     STORED=stored,
                     TYPE=computed,
-                    **LANES_OPTIONS,
+                    **self._lanes,
                 )
             else:
                 source = SOURCES[_source(unit.policy)]
-                measure[grid](*common, partials, SOURCE_OF=source.value, STORED=stored, TYPE=computed, **LANES_OPTIONS)
+                measure[grid](*common, partials, SOURCE_OF=source.value, STORED=stored, TYPE=computed, **self._lanes)
         finish[(1,)](
             tables.tensors,
             tables.scalars,
@@ -379,7 +380,7 @@ class Plan:
             len(unit.shares),
             tables.outcomes,
             BLOCK=128,
-            **LANES_OPTIONS,
+            **self._lanes,
         )
 
     # ---- counts on the host ----

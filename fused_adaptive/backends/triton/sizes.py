@@ -62,5 +62,6 @@ def options(sizes: Sizes, arrays: int = 0) -> dict[str, Any]:
     return chosen
 
 
-#: For the kernels whose blocks are of fixed size.
-LANES_OPTIONS: dict[str, Any] = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
+def lanes_options(is_cuda: bool) -> dict[str, Any]:
+    """Of the kernels whose blocks are of fixed size."""
+    return {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False} | ({"maxnreg": 128} if is_cuda else {})
