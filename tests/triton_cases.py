@@ -21,7 +21,7 @@ from torch import Tensor
 
 import fused_adaptive as fa
 from fused_adaptive.backends import native
-from fused_adaptive.backends.triton import kernels, launch, prepare, reduce
+from fused_adaptive.backends.triton import kernels, plan, prepare, reduce
 from fused_adaptive.backends.triton import math as kernel_math
 from fused_adaptive.backends.triton import tables as triton_tables
 
@@ -152,8 +152,8 @@ def wrong_tail(monkeypatch):
 
 def stale_phase(monkeypatch):
     """The device is not told that the host's counts have changed, and counts on from what it had."""
-    mirrors = launch.Plan._mirrors
-    monkeypatch.setattr(launch.Plan, "_mirrors", lambda self: mirrors(self) * 0)
+    rows = plan.HostCounts.rows
+    monkeypatch.setattr(plan.HostCounts, "rows", lambda self, *arguments: rows(self, *arguments) * 0)
 
 
 def wrong_backbone(monkeypatch):
@@ -177,7 +177,7 @@ def truncated(monkeypatch):
 
     @triton.jit
     def narrow(x, STORED: tl.constexpr):
-        tl.static_assert(STORED.primitive_bitwidth == 16)
+        tl.static_assert(tl.float32 != STORED)
         return (x.to(tl.uint32, bitcast=True) >> 16).to(tl.uint16)
 
     monkeypatch.setattr(kernels, "narrow", narrow)
@@ -261,8 +261,10 @@ def test_counters_on_the_device_change_no_bit(policy):
     assert differing(*runs) == []
 
 
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("policy", ["active", "tlr-gradient-global", "hypergradient-global"])
+@pytest.mark.parametrize(
+    ("policy", "fused"),
+    [("active", True), ("active", False), ("tlr-times-active", True), ("hypergradient-global", True)],
+)
 def test_an_amp_overflow_changes_nothing_and_ends_no_interval(policy, fused, by_default):
     assert runtime.overflow_changes_nothing(Case("AdamW", policy, True), fused)
 
@@ -297,8 +299,10 @@ def by_default(monkeypatch):
     monkeypatch.setenv("FUSED_ADAPTIVE_BACKEND", "triton")
 
 
-@pytest.mark.parametrize("of_grad", pitfalls.LAYOUTS)
-@pytest.mark.parametrize("of_param", pitfalls.LAYOUTS)
+NAMES = list(pitfalls.LAYOUTS)
+
+
+@pytest.mark.parametrize(("of_param", "of_grad"), list(zip(NAMES, NAMES[1:] + NAMES[:1], strict=True)))
 def test_strides_of_parameters_and_gradients_may_differ(of_param, of_grad, by_default):
     assert pitfalls.strides_do_not_matter(Case("SGD-momentum", "active", True), of_param, of_grad)
 

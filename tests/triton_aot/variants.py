@@ -1,7 +1,7 @@
 """Every kernel of the Triton backend as it is compiled on a GPU, compiled ahead of time, and what came of it.
 
-``python -m tests.triton_aot.variants sm_90 1 build/triton_machine_code`` writes one JSON. A process of its own: Triton's
-compiler does not run in one that interprets.
+``python -m tests.triton_aot.variants sm_90 1 build/triton_machine_code`` writes one JSON. A process of its own:
+Triton's compiler does not run in one that interprets.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ a kernel reads numbers and flags and decides nothing. Also here: ActiveLR's inte
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
-# pyright: reportAttributeAccessIssue=false
+# pyright: reportAttributeAccessIssue=false, reportAssignmentType=false
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def widen(x, TYPE: tl.constexpr):
 @triton.jit
 def narrow(x, STORED: tl.constexpr):
     """Rounded to nearest, ties to even. To bfloat16 in integers: Triton's interpreter truncates."""
-    if STORED == tl.uint16:
+    if STORED == tl.uint16:  # noqa: SIM300
         bits = x.to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         stored = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, rounded).to(tl.uint16)

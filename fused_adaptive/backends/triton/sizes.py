@@ -45,20 +45,21 @@ def sizes_of(dtype: torch.dtype, device: torch.device) -> Sizes:
     from triton.runtime import driver
 
     with torch.cuda.device(device):
-        target = driver.active.get_current_target()  # type: ignore[attr-defined]
+        target: Any = driver.active.get_current_target()
     return sizes_for(dtype, target.warp_size, target.backend == "cuda")
 
 
-def options(sizes: Sizes, arrays: int = 0) -> dict[str, Any]:
-    """Triton's options for an update.
+#: Registers a thread on NVIDIA, by bytes of a parameter: up to seven arrays, and more. Found by looking at what the
+#: compiler makes of each kernel (tests/test_triton_machine_code.py). 64 keep four programs of float32 on a
+#: multiprocessor; with eight arrays, three should do: what fills the memory's pipe is the bytes on their way.
+REGISTERS = {2: (128, 128), 4: (64, 80), 8: (128, 168)}
 
-    On NVIDIA, registers have a limit that is found by looking at what the compiler makes of each kernel
-    (tests/test_triton_machine_code.py): 64 a thread keep four programs of float32 on a multiprocessor. Eight arrays
-    do not fit into them, and 80 are no worse for these: what fills the memory's pipe is the bytes on their way.
-    """
+
+def options(sizes: Sizes, arrays: int = 0) -> dict[str, Any]:
+    """Triton's options for an update that reads so many arrays."""
     chosen: dict[str, Any] = {"num_warps": sizes.warps, "num_stages": 1, "enable_fp_fusion": False}
     if sizes.is_cuda:
-        chosen["maxnreg"] = 128 if sizes.itemsize != 4 else 64 if arrays < 8 else 80
+        chosen["maxnreg"] = REGISTERS[sizes.itemsize][arrays >= 8]
     return chosen
 
 

@@ -15,6 +15,7 @@ from ...policies import ActiveLR, Hypergradient, Policy, TrainableLR
 from ...slot import CHUNK, Slot
 from .. import plans
 from . import fields, math
+from .counts import COUNTERS
 
 #: The arrays and numbers of a tensor's row, by the role that plans.gather_state gives them.
 COLUMNS: dict[str, tl.constexpr] = {
@@ -37,9 +38,6 @@ COLUMNS: dict[str, tl.constexpr] = {
     "tlr_applied": fields.TLR_APPLIED,
     "tlr_applied_prev": fields.TLR_APPLIED_PREV,
 }
-#: What is counted on the host, or on the device where the group is capturable or fused.
-COUNTERS = ("step", "active_step", "active_applied", "tlr_step", "tlr_applied", "tlr_applied_prev")
-
 KINDS = {ActiveLR: fields.ACTIVE_LR, TrainableLR: fields.TRAINABLE_LR, Hypergradient: fields.HYPERGRADIENT}
 SOURCES = {"displacement": fields.DISPLACEMENT, "gradient": fields.GRADIENT, "preconditioned": fields.PRECONDITIONED}
 
