@@ -227,17 +227,17 @@ class Plan:
                 "this optimizer counts on the host and cannot be captured in a CUDA graph: construct it with "
                 "capturable=True"
             )
-        couples = [not s.group["decoupled_weight_decay"] and float(s.group["weight_decay"]) != 0 for s in self._slots]
+        couples = [not g["decoupled_weight_decay"] and float(g["weight_decay"]) != 0 for g in self._groups]
         if self._tables is None or couples != self._couples:
             if capturing:
                 raise RuntimeError(
                     "parameters, state, their number or whether there is weight decay have changed, and the tables "
                     "cannot be rebuilt while a CUDA graph is being captured: take one step before the capture"
                 )
+            by_group = {id(group): one for group, one in zip(self._groups, couples, strict=True)}
+            own = [by_group[id(slot.group)] for slot in self._slots]
             chunk_size = {dtype: sizes.chunk for dtype, sizes in self._sizes.items()}
-            self._tables = Tables(
-                self._slots, self._dense, self._bound, self._members, couples, self.on_device, chunk_size
-            )
+            self._tables = Tables(self._slots, self._dense, self._bound, self._members, own, self.on_device, chunk_size)
             self._uploader.resize(len(self._slots), len(self._groups))
             self._couples = couples
             self._counts.forget()
