@@ -11,6 +11,8 @@ VENV ?= .venv
 # The version that is tested; on Linux the plain name would pull gigabytes of CUDA packages.
 TORCH ?= torch==2.13.0
 ARGS ?=
+# For its interpreter and its compiler; a torch with CUDA has brought its own, which is kept. There are wheels for Linux.
+TRITON := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),triton)
 
 ifeq ($(strip $(VENV)),)
   PY := $(PYTHON)
@@ -80,6 +82,7 @@ $(VENV)/.fused_adaptive-ready: pyproject.toml setup.py constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install '$(TORCH)'
 	$(PY) -m pip install -c constraints.txt setuptools wheel ninja numpy hypothesis pytest pytest-xdist ruff pyright clang-format matplotlib mlxtend rich
+	$(if $(TRITON),$(PY) -c 'import triton' 2>/dev/null || $(PY) -m pip install -c constraints.txt $(TRITON))
 	FUSED_ADAPTIVE_BUILD=none $(PY) -m pip install --no-deps --no-build-isolation -e .
 	touch $@
 

@@ -22,6 +22,7 @@ from .machine import describe
 
 NO_GPU = "no GPU: torch finds none here, so nothing was checked"
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu")
+TRITON = "tests/test_gpu_triton.py"
 #: A few cases of each kernel: the sanitizers slow everything down a hundredfold.
 SANITIZED = "test_counters_on_the_device and decoupled and not amsgrad and not rectify and (AdamW or SGD-nesterov)"
 
@@ -42,14 +43,21 @@ def steps(out: Path) -> list[Step]:
     lists = ("--shapes", "10x5M", "2000x1000", "--rivals", "torch", "composition", "--parts", "cases", "--seconds", "3")
     timing = (sys.executable, "-m", "bench.run", "--device", "cuda", *lists, "--output", str(out / "run.json"))
 
+    bandwidth = (sys.executable, "-m", "bench.bandwidth", "--output", str(out / "bandwidth.json"))
+
+    def junit(name: str) -> tuple[str, str]:
+        return "--junitxml", str(out / f"{name}.xml")
+
     def sanitized(tool: str) -> tuple[str, ...]:
         options = (sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all")
         return (*options, *PYTEST, "tests/test_gpu.py", "-k", SANITIZED)
 
     return [
         Step("build", (sys.executable, "setup.py", "build_ext", "--inplace"), 240),
-        Step("tests", (*PYTEST, *workers, "--junitxml", str(out / "tests.xml"), "tests"), 240),
+        Step("tests", (*PYTEST, *workers, *junit("tests"), "tests", "--ignore", TRITON), 240),
+        Step("triton", (*PYTEST, *workers, *junit("triton"), TRITON), 240),
         Step("timing", timing, 90),
+        Step("bandwidth", bandwidth, 60),
         Step("memcheck", sanitized("memcheck"), 120),
         Step("racecheck", sanitized("racecheck"), 120),
     ]

@@ -289,7 +289,8 @@ def test_a_step_of_the_gpu_check_says_how_it_ended(tmp_path):
     assert outcome("", left=1)["outcome"] == "not run"
     missing = gpu_check.run(gpu_check.Step("x", ("/nonexistent",), 60), tmp_path, 60)
     assert missing["outcome"] == "not run"
-    assert {step.name for step in gpu_check.steps(tmp_path)} >= {"build", "tests", "memcheck", "racecheck", "timing"}
+    names = {step.name for step in gpu_check.steps(tmp_path)}
+    assert names >= {"build", "tests", "triton", "timing", "bandwidth", "memcheck", "racecheck"}
 
 
 def test_json_has_no_numbers_that_are_none(tmp_path):

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from ..gather import Gathered
 
 #: All backends, in the order in which "auto" tries them.
-NAMES = ("native", "reference")
+NAMES = ("native", "triton", "reference")
+
+#: Devices for which "auto" does not take a backend, although it can run there: Triton's interpreter is for tests.
+ONLY_ON_REQUEST = {"triton": ("cpu",)}
 
 #: Overrides ``backend="auto"``.
 ENVIRONMENT_VARIABLE = "FUSED_ADAPTIVE_BACKEND"
@@ -69,6 +72,8 @@ def select(requested: str, devices: Iterable[torch.device]) -> Backend:
     devices = list(devices)
     reasons = {}
     for name in NAMES if requested == "auto" else (requested,):
+        if requested == "auto" and any(device.type in ONLY_ON_REQUEST.get(name, ()) for device in devices):
+            continue
         backend = _load(name)
         reasons[name] = backend.why_not(devices)
         if not reasons[name]:

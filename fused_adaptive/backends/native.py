@@ -7,7 +7,6 @@ gathered anew, and lives as long as they do.
 from __future__ import annotations
 
 import ctypes
-import math
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,13 +15,17 @@ import torch
 from torch import Tensor
 
 from .. import _extension
-from ..checkpoint import specs
 from ..distributed import RowSums
 from ..eager import eager
-from ..policies import ActiveLR, Hypergradient, Policy, TrainableLR
+from ..policies import ActiveLR, Hypergradient, TrainableLR
 from ..slot import Slot
-from ..state import state_dtype
 from . import reference
+from .plans import conform as _conform
+from .plans import dense_copies, gather_state, parts
+from .plans import hyperparameters as _hyperparameters
+from .plans import policy_arguments as _policy_arguments
+from .plans import scalar as _scalar
+from .plans import structure as _structure
 
 if TYPE_CHECKING:
     from ..controllers.draws import RateDraw
@@ -31,34 +34,6 @@ if TYPE_CHECKING:
 name = "native"
 supports_masters = True
 
-#: The backbone's state in the order of its struct in csrc/backbones.h.
-_STATE_NAMES = {
-    "SGD": ("momentum_buffer",),
-    "AdamW": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
-    "RAdam": ("exp_avg", "exp_avg_sq"),
-    "AdaBelief": ("exp_avg", "exp_avg_var", "max_exp_avg_var"),
-}
-#: What else the kernels see of a state, by the role it plays there (csrc/tensors.cpp).
-_ROLES = {
-    "element_gain": "element_gain",
-    "grad_sum": "grad_sum",
-    "grad_sign_prev": "grad_sign_prev",
-    "grad_mean_sum": "grad_mean_sum",
-    "grad_mean_prev": "previous",
-    "direction_prev": "previous",
-    "interval_start": "interval_start",
-    "master_low": "master_low",
-    "step": "step",
-    "gain": "gain",
-    "lr_sum": "lr_sum",
-    "lr_last": "lr_last",
-    "active_step": "active_step",
-    "active_applied": "active_applied",
-    "tlr_step": "tlr_step",
-    "tlr_applied": "tlr_applied",
-    "tlr_applied_prev": "tlr_applied_prev",
-    "rounding_step": "rounding_step",
-}
 #: What plan_check returns for gradients that cannot be used as they are (csrc/tensors.h).
 _GRADIENTS = 1
 
@@ -139,14 +114,10 @@ def _ready_plans(gathered: Gathered) -> list[Plan] | None:
 def _plans(gathered: Gathered) -> list[Plan] | None:
     """One plan a device and place of the counters. None where a gain is shared by tensors of several plans."""
     if gathered.compiled is None:
-        parts: dict[Any, list[Slot]] = {}
-        for slot in gathered.slots:
-            parts.setdefault((slot.param.device, _on_device(slot)), []).append(slot)
-        home = {id(slot): key for key, slots in parts.items() for slot in slots}
-        for policy, slots in gathered.members.items():
-            if "gain" in policy.shared_names() and len({home[id(slot)] for slot in slots}) > 1:
-                return None
-        gathered.compiled = [Plan(slots, gathered) for slots in parts.values()]
+        slots_of = parts(gathered, _on_device)
+        if slots_of is None:
+            return None
+        gathered.compiled = [Plan(slots, gathered) for slots in slots_of]
     return gathered.compiled
 
 
@@ -170,11 +141,8 @@ class Plan:
         self._groups = list({id(slot.group): slot.group for slot in slots}.values())
         self._backbone = slots[0].backbone
         # A parameter with gaps or overlaps in memory is updated in a dense copy.
-        dense = [torch.empty_like(p, device="meta").stride() for p in self._params]  # of all at once: not in memory
-        gaps = [p for p, stride in zip(self._params, dense, strict=True) if p.stride() != stride]
-        self._copies = [(p, torch.empty_like(p)) for p in gaps]
-        copied = {id(p): d for p, d in self._copies}
-        self._dense = [copied.get(id(p), p) for p in self._params]
+        self._dense = dense_copies(self._params)
+        self._copies = [(p, d) for p, d in zip(self._params, self._dense, strict=True) if p is not d]
         self._grads: list[Tensor] = []
         self._absent: list[int] = []
         self._build(gathered)
@@ -193,7 +161,9 @@ class Plan:
         )
         weakref.finalize(self, ops.plan_free, number)
         ops.plan_seeds(number, [group.get("rounding_seed", 0) for group in self._groups])
-        bound = self._gather_state()
+        bound, first = gather_state(slots, self._dense, self._backbone)
+        if first:
+            ops.plan_first(number, first)
         for role, members in bound.items():
             ops.plan_bind(number, role, list(members), list(members.values()))
         position = {id(slot): i for i, slot in enumerate(slots)}
@@ -226,28 +196,6 @@ class Plan:
         self._sum_up = ctypes.CFUNCTYPE(None)(sum_up)
         torch.ops.fused_adaptive.plan_share(number, table, ctypes.cast(self._sum_up, ctypes.c_void_p).value)
 
-    def _gather_state(self) -> dict[str, dict[int, Tensor]]:
-        """Of every role, its tensors by member, made and laid out as the update needs them."""
-        bound: dict[str, dict[int, Tensor]] = {}
-        first = []
-        for i, (slot, param) in enumerate(zip(self._slots, self._dense, strict=True)):
-            # What the group's backbone and policies name: what else is there belongs to those of before.
-            named, order = specs(self._backbone, slot.group, slot.param.dtype), _STATE_NAMES[self._backbone.name]
-            if "momentum_buffer" in named and "momentum_buffer" not in slot.state and slot.applies:
-                slot.state["momentum_buffer"] = torch.zeros_like(param, dtype=state_dtype(param))
-                first.append(i)
-            for name in named:
-                if name not in slot.state:
-                    continue  # a momentum buffer before the first gradient
-                value = slot.state[name]
-                role = f"state{order.index(name)}" if name in order else _ROLES[name]
-                if value.shape == param.shape and value.stride() != param.stride():
-                    value = slot.state[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
-                bound.setdefault(role, {})[i] = value
-        if first:
-            torch.ops.fused_adaptive.plan_first(self._number, first)
-        return bound
-
     def take_gradients(self, conform: bool = False) -> int:
         """Collects this step's gradients and checks them; 0 if the step can be taken. Changes nothing.
 
@@ -260,7 +208,11 @@ class Plan:
             self._absent = [i for i, p in enumerate(self._params) if p.grad is None]
         if conform or self._copies:
             present = (d for p, d in zip(self._params, self._dense, strict=True) if p.grad is not None)
-            self._grads = [_conform(grad, d) for grad, d in zip(self._grads, present, strict=True)]
+            # On a GPU also in its parameter's dtype.
+            own = self.device.type == "cpu"
+            self._grads = [
+                _conform(g, d, g.dtype if own else d.dtype) for g, d in zip(self._grads, present, strict=True)
+            ]
         return torch.ops.fused_adaptive.plan_check.default(self._number, self._grads, self._absent)
 
     def holds(self) -> bool:
@@ -304,63 +256,6 @@ class Plan:
             raise self._failures.pop()
 
 
-def _structure(backbone: str, group: dict[str, Any]) -> str:
-    """The name of the backbone's struct in csrc/backbones.h."""
-    if backbone == "SGD":
-        variant = "Nesterov" if group["nesterov"] else "Momentum"
-        return "SgdPlain" if group["momentum"] == 0 else f"Sgd{variant}"
-    variant = ("Rectify" if group.get("rectify") else "") + ("Amsgrad" if group.get("amsgrad") else "")
-    return f"{backbone}{variant or 'Plain'}"
-
-
 def _is_read_there(value: Any, device: torch.device) -> bool:
     """Whether a number is a tensor on the GPU that uses it: the kernels read it, the host would have to wait for it."""
     return isinstance(value, Tensor) and device.type != "cpu" and value.device == device
-
-
-def _hyperparameters(group: dict[str, Any], lr_on_device: bool = False) -> tuple[float, ...]:
-    """In the order of csrc/backbones.h's Hyper."""
-    beta1, beta2 = group.get("betas", (0.0, 0.0))
-    return (
-        math.nan if lr_on_device else float(group["lr"]),
-        float(group["weight_decay"]),
-        float(beta1),
-        float(beta2),
-        float(group.get("eps", 0.0)),
-        float(group.get("momentum", 0.0)),
-        float(group.get("dampening", 0.0)),
-    )
-
-
-def _policy_arguments(policy: Policy) -> list[float]:
-    """In the order of TensorPlan::add_policy in csrc/tensors.cpp."""
-    low, high = getattr(policy, "gain_bounds", None) or (-math.inf, math.inf)
-    eta = getattr(policy, "eta", None)
-    sources = ("displacement", "gradient", "preconditioned")
-    return [
-        float(policy.interval or 0),
-        float(getattr(policy, "granularity", "global") == "tensor"),
-        getattr(policy, "high", 0.0),
-        getattr(policy, "low", 1.0),
-        low,
-        high,
-        float(getattr(policy, "first_interval", "") == "hold"),
-        float(sources.index(policy.source)) if isinstance(policy, TrainableLR) and policy.source else 0.0,
-        math.nan if eta is None else eta,
-        getattr(policy, "hyper_lr", 0.0),
-    ]
-
-
-def _conform(grad: Tensor, param: Tensor) -> Tensor:
-    """The gradient laid out as its parameter; on a GPU also in its dtype or wider."""
-    dtype = grad.dtype if grad.device.type == "cpu" else param.dtype
-    if grad.stride() == param.stride() and grad.dtype == dtype:
-        return grad
-    return torch.empty_like(param, dtype=dtype).copy_(grad)
-
-
-def _scalar(value: Tensor | None, device: torch.device, *others: torch.dtype) -> Tensor | None:
-    """On this device, in float32 or in one of the ``others``."""
-    if value is None:
-        return None
-    return value.to(device=device, dtype=value.dtype if value.dtype in others else torch.float32)

@@ -1,0 +1,152 @@
+"""What the backends that run kernels share: a plan of one device's tensors, and what kernels are told of them.
+
+A plan holds parameters and state by address, so that a step needs the gradients alone. It is built when the tensors of
+a step are gathered anew, and lives as long as they do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..backbones import Backbone
+from ..checkpoint import specs
+from ..policies import Policy, TrainableLR
+from ..slot import Slot
+from ..state import state_dtype
+
+if TYPE_CHECKING:
+    from ..gather import Gathered
+
+#: The backbone's state in the order of its struct in csrc/backbones.h.
+STATE_NAMES = {
+    "SGD": ("momentum_buffer",),
+    "AdamW": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+    "RAdam": ("exp_avg", "exp_avg_sq"),
+    "AdaBelief": ("exp_avg", "exp_avg_var", "max_exp_avg_var"),
+}
+#: What else the kernels see of a state, by the role it plays there (csrc/tensors.cpp, backends/triton/tables.py).
+ROLES = {
+    "element_gain": "element_gain",
+    "grad_sum": "grad_sum",
+    "grad_sign_prev": "grad_sign_prev",
+    "grad_mean_sum": "grad_mean_sum",
+    "grad_mean_prev": "previous",
+    "direction_prev": "previous",
+    "interval_start": "interval_start",
+    "master_low": "master_low",
+    "step": "step",
+    "gain": "gain",
+    "lr_sum": "lr_sum",
+    "lr_last": "lr_last",
+    "active_step": "active_step",
+    "active_applied": "active_applied",
+    "tlr_step": "tlr_step",
+    "tlr_applied": "tlr_applied",
+    "tlr_applied_prev": "tlr_applied_prev",
+    "rounding_step": "rounding_step",
+}
+
+
+def parts(gathered: Gathered, on_device: Callable[[Slot], bool]) -> list[list[Slot]] | None:
+    """The tensors, by device and place of their counters. None where a gain is shared by tensors of several parts."""
+    found: dict[Any, list[Slot]] = {}
+    for slot in gathered.slots:
+        found.setdefault((slot.param.device, on_device(slot)), []).append(slot)
+    home = {id(slot): key for key, slots in found.items() for slot in slots}
+    for policy, slots in gathered.members.items():
+        if "gain" in policy.shared_names() and len({home[id(slot)] for slot in slots}) > 1:
+            return None
+    return list(found.values())
+
+
+def dense_copies(params: Sequence[Tensor]) -> list[Tensor]:
+    """The parameters; one with gaps or overlaps in memory gives way to a dense tensor, in which it is updated."""
+    strides = [torch.empty_like(p, device="meta").stride() for p in params]  # of all at once: not in memory
+    return [torch.empty_like(p) if p.stride() != own else p for p, own in zip(params, strides, strict=True)]
+
+
+def gather_state(
+    slots: Sequence[Slot], dense: Sequence[Tensor], backbone: Backbone
+) -> tuple[dict[str, dict[int, Tensor]], list[int]]:
+    """Of every role, its tensors by member, made and laid out as the update needs them.
+
+    Also the members whose momentum buffer has just been made, and holds nothing yet.
+    """
+    bound: dict[str, dict[int, Tensor]] = {}
+    first = []
+    for i, (slot, param) in enumerate(zip(slots, dense, strict=True)):
+        # What the group's backbone and policies name: what else is there belongs to those of before.
+        named, order = specs(backbone, slot.group, slot.param.dtype), STATE_NAMES[backbone.name]
+        if "momentum_buffer" in named and "momentum_buffer" not in slot.state and slot.applies:
+            slot.state["momentum_buffer"] = torch.zeros_like(param, dtype=state_dtype(param))
+            first.append(i)
+        for name in named:
+            if name not in slot.state:
+                continue  # a momentum buffer before the first gradient
+            value = slot.state[name]
+            role = f"state{order.index(name)}" if name in order else ROLES[name]
+            if value.shape == param.shape and value.stride() != param.stride():
+                value = slot.state[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
+            bound.setdefault(role, {})[i] = value
+    return bound, first
+
+
+def structure(backbone: str, group: dict[str, Any]) -> str:
+    """The name of the backbone's struct in csrc/backbones.h."""
+    if backbone == "SGD":
+        variant = "Nesterov" if group["nesterov"] else "Momentum"
+        return "SgdPlain" if group["momentum"] == 0 else f"Sgd{variant}"
+    variant = ("Rectify" if group.get("rectify") else "") + ("Amsgrad" if group.get("amsgrad") else "")
+    return f"{backbone}{variant or 'Plain'}"
+
+
+def hyperparameters(group: dict[str, Any], lr_on_device: bool = False) -> tuple[float, ...]:
+    """In the order of csrc/backbones.h's Hyper. An lr that only the device knows is NaN here."""
+    beta1, beta2 = group.get("betas", (0.0, 0.0))
+    return (
+        math.nan if lr_on_device else float(group["lr"]),
+        float(group["weight_decay"]),
+        float(beta1),
+        float(beta2),
+        float(group.get("eps", 0.0)),
+        float(group.get("momentum", 0.0)),
+        float(group.get("dampening", 0.0)),
+    )
+
+
+def policy_arguments(policy: Policy) -> list[float]:
+    """In the order of TensorPlan::add_policy in csrc/tensors.cpp."""
+    low, high = getattr(policy, "gain_bounds", None) or (-math.inf, math.inf)
+    eta = getattr(policy, "eta", None)
+    sources = ("displacement", "gradient", "preconditioned")
+    return [
+        float(policy.interval or 0),
+        float(getattr(policy, "granularity", "global") == "tensor"),
+        getattr(policy, "high", 0.0),
+        getattr(policy, "low", 1.0),
+        low,
+        high,
+        float(getattr(policy, "first_interval", "") == "hold"),
+        float(sources.index(policy.source)) if isinstance(policy, TrainableLR) and policy.source else 0.0,
+        math.nan if eta is None else eta,
+        getattr(policy, "hyper_lr", 0.0),
+    ]
+
+
+def conform(grad: Tensor, param: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient laid out as its parameter, in this dtype."""
+    if grad.stride() == param.stride() and grad.dtype == dtype:
+        return grad
+    return torch.empty_like(param, dtype=dtype).copy_(grad)
+
+
+def scalar(value: Tensor | None, device: torch.device, *others: torch.dtype) -> Tensor | None:
+    """On this device, in float32 or in one of the ``others``."""
+    if value is None:
+        return None
+    return value.to(device=device, dtype=value.dtype if value.dtype in others else torch.float32)

@@ -1,0 +1,99 @@
+"""The Triton backend: the same steps for NVIDIA and AMD GPUs from one source, without a compiler at installation.
+
+``math.py`` has each backbone's update, ``kernels.py`` the skeleton around it, ``prepare.py`` the prologue that decides
+on the device what a step has to do, ``reduce.py`` the inner products, ``tables.py`` what of it all lives on the device,
+``launch.py`` the plan of a step. Triton itself is imported when the first step is taken.
+
+With ``TRITON_INTERPRET=1`` in the environment, set before Triton is imported, kernels run on CPU tensors through
+Triton's interpreter: slowly, for tests.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...eager import eager
+
+if TYPE_CHECKING:
+    from ...controllers.draws import RateDraw
+    from ...gather import Gathered
+
+name = "triton"
+
+OLDEST = (3, 6)
+INSTALL = "pip install 'triton>=3.6'"
+
+
+def is_interpreted() -> bool:
+    """Whether Triton runs kernels through its interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def why_not(devices: Iterable[torch.device]) -> str:
+    """Why this backend cannot run on these devices, and what to do; "" if it can. Does not import Triton."""
+    try:
+        installed = version("triton")
+    except PackageNotFoundError:
+        return f"Triton is not installed: {INSTALL}"
+    if tuple(map(int, re.findall(r"\d+", installed)[:2])) < OLDEST:
+        return f"Triton 3.6 or later is needed, and {installed} is installed: {INSTALL}"
+    for device in devices:
+        reason = _why_not_interpreted(device) if is_interpreted() else _why_not_on(device)
+        if reason:
+            return reason
+    return ""
+
+
+def _why_not_interpreted(device: torch.device) -> str:
+    if device.type == "cpu":
+        return ""
+    return (
+        f"TRITON_INTERPRET is set, so Triton runs kernels on the CPU, where it cannot reach tensors on {device.type}: "
+        "unset it"
+    )
+
+
+def _why_not_on(device: torch.device) -> str:
+    if device.type == "cpu":
+        return (
+            "there are Triton kernels for GPUs, not for the CPU; with TRITON_INTERPRET=1 in the environment they run "
+            "there through Triton's interpreter, slowly, for tests"
+        )
+    if device.type != "cuda":
+        return f"there are Triton kernels for NVIDIA and AMD GPUs, not for {device.type}"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton builds its launcher with a C compiler at the first step, and finds none: install gcc or set CC"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+        return "Triton's kernels need compute capability 8.0 or later"
+    return ""
+
+
+@eager
+def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None, draw: RateDraw | None) -> None:
+    """One optimizer step, in place. Arguments and errors are those of :func:`reference.step`.
+
+    The host neither waits for the device nor reads from it. The first step of a process compiles the kernels that it
+    needs, which takes seconds; Triton keeps them on disk.
+
+    Raises:
+        RuntimeError: also in a CUDA graph's capture, where the optimizer counts on the host, or tables had to be built.
+    """
+    from . import launch
+
+    launch.step(gathered, found_inf, grad_scale, draw)
+
+
+@eager
+def end_interval(gathered: Gathered) -> None:
+    """Ends the running interval of every policy, outside of a step."""
+    from . import launch
+
+    launch.end_interval(gathered)

@@ -1,0 +1,100 @@
+"""Counts that live on the host, as torch's ``step`` does: the kernels count on the device, the host alongside."""
+
+# pyright: reportPrivateImportUsage=false
+# (torch has its own optimizers count with these.)
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ...policies import ActiveLR, Policy, TrainableLR
+
+#: The roles that are counts: on the host, or on the device where the group is capturable or fused.
+COUNTERS = ("step", "active_step", "active_applied", "tlr_step", "tlr_applied", "tlr_applied_prev")
+
+
+class HostCounts:
+    """The counts of one plan.
+
+    Args:
+        bound: state by role and member, see plans.gather_state.
+        members: of every policy, its tensors.
+    """
+
+    def __init__(self, bound: Mapping[str, Mapping[int, Tensor]], members: Mapping[Policy, Sequence[int]]) -> None:
+        self._bound, self._members = bound, members
+        self._tensors = [t for role in COUNTERS for t in bound.get(role, {}).values()]
+        self._versions: list[int] | None = None  # as the device has them
+
+    def have_changed(self) -> bool:
+        """Whether someone has written to them since the device had the same; or nobody can tell."""
+        return self._versions is None or self._versions != self._current()
+
+    def forget(self) -> None:
+        """The device has none of them."""
+        self._versions = None
+
+    def remember(self) -> None:
+        """The device has the same."""
+        self._versions = self._current()
+
+    def _current(self) -> list[int] | None:
+        if any(t.is_inference() for t in self._tensors):
+            return None
+        return [t._version for t in self._tensors]
+
+    def rows(self, fresh: Iterable[int], count: int) -> Tensor:
+        """All of them, a row a tensor, as int64; the first of a row is a float64.
+
+        An SGD has no step: 0 stands for "no momentum buffer yet", as for those in ``fresh``.
+        """
+        rows = torch.zeros(count, len(COUNTERS), dtype=torch.int64)
+        steps, fresh = rows.view(torch.float64), set(fresh)
+        for i in self._bound.get("state0", {}):
+            steps[i, 0] = 0.0 if i in fresh else 1.0
+        for place, role in enumerate(COUNTERS):
+            for i, tensor in self._bound.get(role, {}).items():
+                (steps if role == "step" else rows)[i, place] = tensor.item()
+        return rows.flatten()
+
+    def step(self, ending: dict[Policy, bool], moved: Sequence[int]) -> None:
+        self._add("step", moved)
+        for policy, ends in ending.items():
+            members = self._members[policy]
+            if policy.counter is not None and not ends:
+                own = set(members)
+                prefix = "active" if isinstance(policy, ActiveLR) else "tlr"
+                self._add(policy.counter, members)
+                self._add(f"{prefix}_applied", [i for i in moved if i in own])
+            elif policy.counter is not None:
+                self.restart([policy], moved)
+        self.remember()
+
+    def restart(self, policies: Sequence[Policy] | dict[Policy, list[int]], moved: Sequence[int] = ()) -> None:
+        """As the device does: a new interval, after a last step that has moved these.
+
+        Whether a displacement could be measured (its rates and its gain are not 0) is known on the device alone. There
+        tlr_applied_prev is right, and the host's, which goes into checkpoints, differs only where nothing moved.
+        """
+        for policy in policies:
+            if policy.counter is None:
+                continue
+            members, active = self._members[policy], isinstance(policy, ActiveLR)
+            applied = self._bound.get("active_applied" if active else "tlr_applied", {})
+            if isinstance(policy, TrainableLR) and policy.eta is not None:
+                self._add("tlr_applied", [i for i in members if i in set(moved)])
+                for i in members:
+                    if applied[i].item() > 0:
+                        self._bound["tlr_applied_prev"][i].copy_(applied[i])
+            torch._foreach_zero_([self._bound[policy.counter][i] for i in members])
+            torch._foreach_zero_([applied[i] for i in members])
+        self.remember()
+
+    def _add(self, role: str, members: Sequence[int]) -> None:
+        own = self._bound.get(role, {})
+        tensors = [own[i] for i in members if i in own]
+        if tensors:
+            torch._foreach_add_(tensors, 1)

@@ -1,0 +1,83 @@
+"""A step: which plans, and what of AMP is decided where. The launches of a plan are in ``plan.py``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...policies.base import ScalarPolicy
+from .. import plans, reference
+from . import is_interpreted
+from .plan import GRADIENTS, Plan, on_device
+
+if TYPE_CHECKING:
+    from ...controllers.draws import RateDraw
+    from ...gather import Gathered
+
+
+def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None, draw: RateDraw | None) -> None:
+    on_host = found_inf is not None and found_inf.device.type == "cpu"
+    if on_host and is_interpreted():  # there, the CPU is the device
+        on_host = not all(map(on_device, gathered.slots))
+    if found_inf is not None and on_host and bool(found_inf):
+        gathered.check_gradients()
+        return
+    ready = _ready_plans(gathered)
+    if ready is None:
+        reference.step(gathered, found_inf, grad_scale, draw)
+        return
+    found_inf = None if on_host else found_inf
+    draws = None
+    if draw is not None and ready:
+        draws = draw.factors(torch.arange(sum(len(g["params"]) for g in gathered.groups), device=ready[0].device))
+    for plan in ready:
+        plan.step(found_inf, grad_scale, draws)
+    if draw is not None:
+        draw.count(found_inf)
+
+
+def end_interval(gathered: Gathered) -> None:
+    own = _plans(gathered)
+    if own is not None and not all(plan.holds() for plan in own):
+        gathered.compiled = None
+        own = _plans(gathered)
+    if own is None:
+        reference.end_interval(gathered)
+        return
+    for plan in own:
+        plan.end_interval()
+
+
+def _ready_plans(gathered: Gathered) -> list[Plan] | None:
+    """The plans with this step's gradients, all of them checked. None: this is for the reference."""
+    for _ in range(2):
+        own = _plans(gathered)
+        if own is None:
+            return None
+        outcomes = [plan.take_gradients() for plan in own]
+        if GRADIENTS in outcomes:
+            gathered.check_gradients()
+            outcomes = [plan.take_gradients(conform=True) for plan in own]
+        if not any(outcomes):
+            return own
+        gathered.check_gradients()  # a parameter that was replaced by one of another shape is named before its state
+        gathered.compiled = None
+    raise RuntimeError("the Triton backend cannot use these parameters, gradients or state; use backend='reference'")
+
+
+def _plans(gathered: Gathered) -> list[Plan] | None:
+    """One plan a device and place of the counters.
+
+    None where a gain is shared by tensors of several plans, or follows inner products that are summed over ranks.
+    """
+    if gathered.compiled is None:
+        scalar = (slots for policy, slots in gathered.members.items() if isinstance(policy, ScalarPolicy))
+        if any(slot.ranks is not None for slots in scalar for slot in slots):
+            return None
+        slots_of = plans.parts(gathered, on_device)
+        if slots_of is None:
+            return None
+        gathered.compiled = [Plan(slots, gathered) for slots in slots_of]
+    return gathered.compiled

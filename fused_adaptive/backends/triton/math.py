@@ -1,0 +1,239 @@
+"""The backbones in Triton: how a gradient moves the moments and becomes a direction ``u``, and what else is arithmetic.
+
+Once for every GPU. The torch form, which is its oracle, is :mod:`fused_adaptive.backbones`; the native one is
+``csrc/backbones.h``, and every operation here is in the order it has there, so that where the arithmetic is that of
+IEEE 754 the bits are the same. Kernels are compiled without contraction to fused multiply-adds.
+
+An ``update`` takes the gradient, three arrays of state (of which it uses its own) and the scalars of the step ``r``,
+and returns the direction and the new state. A ``direction`` gives the ``u`` that the present state stands for.
+"""
+
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
+# (Triton's functions take what its compiler makes of their arguments, which type checkers do not see.)
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# ---- storage ----
+
+
+@triton.jit
+def widen(x, TYPE: tl.constexpr):
+    """What was loaded, in the type that is computed in. bfloat16 is stored as its bits."""
+    if x.dtype == tl.uint16:
+        wide = (x.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        wide = x.to(TYPE)
+    return wide
+
+
+@triton.jit
+def narrow(x, STORED: tl.constexpr):
+    """Rounded to nearest, ties to even. To bfloat16 in integers: Triton's interpreter truncates."""
+    if STORED == tl.uint16:  # noqa: SIM300
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        stored = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, rounded).to(tl.uint16)
+    else:
+        stored = x.to(STORED)
+    return stored
+
+
+# ---- IEEE arithmetic ----
+
+
+@triton.jit
+def divide(x, y):
+    """Correctly rounded: a float32 ``/`` is not on NVIDIA."""
+    if x.dtype == tl.float32:
+        quotient = tl.div_rn(x, y)
+    else:
+        quotient = x / y
+    return quotient
+
+
+@triton.jit
+def square_root(x):
+    if x.dtype == tl.float32:
+        root = tl.sqrt_rn(x)
+    else:
+        root = tl.sqrt(x)
+    return root
+
+
+@triton.jit
+def is_finite(x):
+    return x - x == 0
+
+
+@triton.jit
+def larger(a, b):
+    """The larger; NaN if one of them is."""
+    return tl.where((b > a) | (b != b), b, a)
+
+
+# ---- updates ----
+
+
+@triton.jit
+def sgd_plain(g, s0, s1, s2, r):
+    return g, s0, s1, s2
+
+
+@triton.jit
+def sgd_momentum(g, s0, s1, s2, r):
+    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first = r
+    buffer = tl.where(first, g, decay1 * s0 + weight1 * g)
+    return buffer, buffer, s1, s2
+
+
+@triton.jit
+def sgd_nesterov(g, s0, s1, s2, r):
+    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first = r
+    buffer = tl.where(first, g, decay1 * s0 + weight1 * g)
+    return g + decay1 * buffer, buffer, s1, s2
+
+
+@triton.jit
+def adam(g, s0, s1, s2, r):
+    """AdamW and RAdam, whose difference is one of scalars."""
+    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first = r
+    mean = decay1 * s0 + weight1 * g
+    square = decay2 * s1 + (weight2 * g) * g
+    return quotient(mean, square, s2, r), mean, square, s2
+
+
+@triton.jit
+def adam_amsgrad(g, s0, s1, s2, r):
+    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first = r
+    mean = decay1 * s0 + weight1 * g
+    square = decay2 * s1 + (weight2 * g) * g
+    most = larger(s2, square)
+    return quotient_of_max(mean, square, most, r), mean, square, most
+
+
+@triton.jit
+def belief(g, s0, s1, s2, r):
+    """AdaBelief, rectified or not."""
+    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first = r
+    mean = decay1 * s0 + weight1 * g
+    surprise = g - mean
+    variance = decay2 * s1 + (weight2 * surprise) * surprise + eps
+    return quotient(mean, variance, s2, r), mean, variance, s2
+
+
+@triton.jit
+def belief_amsgrad(g, s0, s1, s2, r):
+    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first = r
+    mean = decay1 * s0 + weight1 * g
+    surprise = g - mean
+    variance = decay2 * s1 + (weight2 * surprise) * surprise + eps
+    most = larger(s2, variance)
+    return quotient_of_max(mean, variance, most, r), mean, variance, most
+
+
+# ---- directions ----
+
+
+@triton.jit
+def momentum(s0, s1, s2, r):
+    return s0
+
+
+@triton.jit
+def quotient(s0, s1, s2, r):
+    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first = r
+    denominator = tl.where(divides, square_root(s1) * scale + eps, 1.0)
+    return divide(numerator * s0, denominator)
+
+
+@triton.jit
+def quotient_of_max(s0, s1, s2, r):
+    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first = r
+    return quotient(s0, tl.where(uses_max, s2, s1), s2, r)
+
+
+# ---- the scalars of a step, in float64 ----
+
+
+@triton.jit
+def _product(a_high, a_low, b_high, b_low):
+    """A product of two numbers that are sums of two float64 each, to about 100 bits [Dekker 1971]."""
+    p = a_high * b_high
+    t = a_high * 134217729.0  # 2²⁷ + 1 parts 53 bits into halves
+    a1 = t - (t - a_high)
+    a2 = a_high - a1
+    t = b_high * 134217729.0
+    b1 = t - (t - b_high)
+    b2 = b_high - b1
+    error = ((a1 * b1 - p) + a1 * b2 + a2 * b1) + a2 * b2
+    error = error + (a_high * b_low + a_low * b_high)
+    high = p + error
+    return high, error - (high - p)
+
+
+@triton.jit
+def power(base, exponent):
+    """``base ** exponent`` for float64 bases in [0, 1) and whole exponents, rounded once as far as can be told.
+
+    By squaring, with twice the digits: plain squaring would lose as many ulps as there were steps, and Triton has no
+    ``pow`` that its interpreter knows too.
+    """
+    high, low = base * 0 + 1.0, base * 0
+    square_high, square_low = base, base * 0
+    left = exponent
+    while tl.max(left, axis=0) > 0:
+        odd = (left & 1) != 0
+        times_high, times_low = _product(high, low, square_high, square_low)
+        high = tl.where(odd, times_high, high)
+        low = tl.where(odd, times_low, low)
+        square_high, square_low = _product(square_high, square_low, square_high, square_low)
+        left = left >> 1
+    return high
+
+
+@triton.jit
+def corrections(beta1, beta2, t, rectifies, at_five):
+    """Of step ``t``: ``u = numerator·m / (scale·√v + ε)`` if it divides, else ``u = numerator·m``.
+
+    Where it rectifies [RAdam, Eq. 3 and 4], a variance that cannot be rectified yet does not divide. Returns
+    numerator, scale, divides.
+    """
+    n = t.to(tl.int64)
+    power2 = power(beta2, n)
+    correction2 = 1.0 - power2
+    numerator = 1.0 / (1.0 - power(beta1, n))
+    rho_inf = 2.0 / (1.0 - beta2) - 1.0
+    rho = rho_inf - 2.0 * t * power2 / correction2
+    rectification = tl.sqrt((rho - 4.0) * (rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho))
+    long_enough = tl.where(at_five, rho >= 5.0, rho > 5.0)
+    rectified = tl.where(long_enough, numerator * (rectification * tl.sqrt(correction2)), numerator)
+    return (
+        tl.where(rectifies, rectified, numerator),
+        tl.where(rectifies, 1.0, 1.0 / tl.sqrt(correction2)),
+        long_enough | (rectifies == 0),
+    )
+
+
+# ---- the gains of whole tensors ----
+
+
+@triton.jit
+def ascended(gain, amount):
+    """The gain is never negative, and stays where the amount is not finite."""
+    moved = gain + amount
+    return tl.where(is_finite(amount), tl.where(moved > 0, moved, 0.0), gain)
+
+
+@triton.jit
+def newton_factor(num, sq):
+    """Eq. 9 of [TLR]: 1 + num/den, within [3/4, 5/4]; 3/4 where not finite or where the curvature is negative."""
+    curvature, bound = 4.0 * (sq - num), num / 0.25
+    den = tl.where(curvature > bound, curvature, bound)
+    factor = 1.0 + num / den
+    factor = tl.where(factor < 0.75, 0.75, tl.where(factor > 1.25, 1.25, factor))
+    factor = tl.where(den <= 0, 0.75, factor)
+    factor = tl.where(num == 0, 1.0, factor)
+    return tl.where(is_finite(num) & is_finite(sq), factor, 0.75)

@@ -1,0 +1,366 @@
+"""The plan of one device's tensors: which launches, in which order, over tables that live on the device.
+
+A step uploads what has changed (gradients' addresses, hyperparameters, counts that someone set), launches the prologue,
+one update a bucket, and what a policy measures. Where the counts live on the host, the host counts alongside the device
+and leaves out the launches that have no work.
+"""
+
+# pyright: reportArgumentType=false
+# (Triton's compile-time arguments are plain values to those who launch.)
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import pairwise
+from operator import eq
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...policies import Hypergradient, Policy, TrainableLR
+from ...slot import Slot
+from ...state import state_dtype
+from .. import plans
+from . import is_interpreted
+from .counts import COUNTERS, HostCounts
+from .kernels import end_active, update
+from .prepare import prepare
+from .reduce import finish, measure, slope
+from .sizes import Sizes, lanes_options, options, sizes_of
+from .tables import SOURCES, STORED, Tables, Unit
+from .uploads import Uploader
+
+if TYPE_CHECKING:
+    from ...gather import Gathered
+
+READY, GRADIENTS, STALE = range(3)
+
+
+def on_device(slot: Slot) -> bool:
+    """Whether its counters are on the GPU (``capturable`` or ``fused``)."""
+    may_be = slot.param.device.type != "cpu" or is_interpreted()
+    return may_be and bool(slot.group.get("capturable") or slot.group.get("fused"))
+
+
+class Plan:
+    """The tensors of one device, with the tables over them.
+
+    Args:
+        slots: parameters whose state is complete.
+        gathered: what they are a part of.
+    """
+
+    def __init__(self, slots: Sequence[Slot], gathered: Gathered) -> None:
+        self.device = slots[0].param.device
+        self.on_device = on_device(slots[0])
+        self._slots = slots
+        self._params = [slot.param for slot in slots]
+        self._groups = list({id(slot.group): slot.group for slot in slots}.values())
+        self._dense = plans.dense_copies(self._params)
+        self._copies = [(p, d) for p, d in zip(self._params, self._dense, strict=True) if p is not d]
+        self._bound, first = plans.gather_state(slots, self._dense, slots[0].backbone)
+        self._first = set(first)
+        self._check_state()
+        position = {id(slot): i for i, slot in enumerate(slots)}
+        parted = {
+            policy: [position[id(s)] for s in members if id(s) in position]
+            for policy, members in gathered.members.items()
+        }
+        self._members: dict[Policy, list[int]] = {policy: own for policy, own in parted.items() if own}
+        # What has to stay where it is for the tables to hold. The host's counts are read, not pointed to.
+        states = [
+            t for role, own in self._bound.items() if role not in COUNTERS or self.on_device for t in own.values()
+        ]
+        self._watched = [*self._dense, *self._params, *states]
+        self._addresses = [t.data_ptr() for t in self._watched]
+        self._forms = _forms(self._dense)
+        self._sizes: dict[torch.dtype, Sizes] = {p.dtype: sizes_of(p.dtype, self.device) for p in self._dense}
+        self._lanes = lanes_options(any(sizes.is_cuda for sizes in self._sizes.values()))
+        self._counts = HostCounts(self._bound, self._members)
+        self._grads: list[Tensor | None] = []
+        self._pointers: list[int] = []
+        self._tables: Tables | None = None
+        self._couples: list[bool] = []
+        self._uploader = Uploader(self.device)
+        # What a step writes, as autograd has to know: every tensor but those of one element.
+        state = [[t for t in slot.state.values() if t.dim() or slot.param.dim() == 0] for slot in slots]
+        self._written = [[slot.param, *own] for slot, own in zip(slots, state, strict=True)]
+
+    def _check_state(self) -> None:
+        """A kernel takes addresses for what the table says they are."""
+        ranges = []
+        for role, own in self._bound.items():
+            for i, t in own.items():
+                p, index = self._dense[i], self._slots[i].index
+                shaped = t.shape == p.shape and (t.dim() or p.dim() == 0) and role not in _NUMBERS
+                device = self.device if self.on_device or role not in COUNTERS else torch.device("cpu")
+                if not (shaped or (role in _NUMBERS and t.numel() == 1)) or t.dtype not in _dtypes(role, p):
+                    raise RuntimeError(
+                        f"the state {role!r} of parameter {index} has the wrong shape or dtype ({t.dtype})"
+                    )
+                if t.device != device:
+                    raise RuntimeError(
+                        f"the state {role!r} of parameter {index} is on {t.device} and has to be on {device}: choose "
+                        "capturable and fused at construction, before there is state"
+                    )
+                if shaped:
+                    ranges.append((t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()))
+        ranges += [(p.data_ptr(), p.data_ptr() + p.numel() * p.element_size()) for p in self._dense]
+        ranges = sorted(r for r in ranges if r[0] != r[1])
+        if any(a[1] > b[0] for a, b in pairwise(ranges)):
+            raise RuntimeError(
+                "two of the optimizer's parameters or state tensors share memory: an update in place would write it "
+                "twice; clone one of them"
+            )
+
+    def holds(self) -> bool:
+        """Whether parameters and state are where they were when the plan was built."""
+        return [t.data_ptr() for t in self._watched] == self._addresses and _forms(self._dense) == self._forms
+
+    def take_gradients(self, conform: bool = False) -> int:
+        """Collects this step's gradients and checks them; READY if the step can be taken. Changes nothing.
+
+        Args:
+            conform: gives those that are laid out otherwise than their parameters, or in another dtype, a copy.
+        """
+        if not self.holds():
+            return STALE
+        self._grads = [p.grad for p in self._params]
+        if conform or self._copies:
+            self._grads = [
+                None if g is None else plans.conform(g, d, d.dtype)
+                for g, d in zip(self._grads, self._dense, strict=True)
+            ]
+        present = [g for g in self._grads if g is not None]
+        forms = self._forms
+        if len(present) != len(self._grads):
+            forms = [f for f, g in zip(forms, self._grads, strict=True) if g is not None]
+        if any(g.layout != torch.strided for g in present) or _forms(present) != forms:
+            return GRADIENTS
+        # An empty tensor has no address, but takes part; 0 is for those that do not.
+        self._pointers = [0 if g is None else g.data_ptr() or 16 for g in self._grads]
+        if any(map(eq, self._pointers, self._addresses)):  # the first of these are the parameters'
+            for slot, pointer, address in zip(self._slots, self._pointers, self._addresses, strict=False):
+                if pointer == address != 0:
+                    raise RuntimeError(
+                        f"the gradient of parameter {slot.index} is the parameter itself: it would be overwritten "
+                        "while it is read; clone it"
+                    )
+        if self._slots[0].backbone.name == "SGD":  # a buffer that the first update makes has to be there first
+            for i, pointer in enumerate(self._pointers):
+                if pointer and self._slots[i].group["momentum"] != 0 and i not in self._bound.get("state0", {}):
+                    return STALE
+        return READY
+
+    def step(self, found_inf: Tensor | None, grad_scale: Tensor | None, draws: Tensor | None) -> None:
+        """The step with the gradients that were taken."""
+        if found_inf is not None and not self.on_device:
+            raise RuntimeError("found_inf on the device needs counters on the device: use fused=True")
+        for param, dense in self._copies:
+            dense.copy_(param)
+        moved = [i for i, pointer in enumerate(self._pointers) if pointer]
+        with _launching(self.device):
+            tables = self._begin(with_grads=True)
+            self._prepare(tables, found_inf, grad_scale, draws)
+            ending = self._ending(tables)
+            for unit in tables.units:
+                if _measures_before(unit.policy) and ending[unit.policy]:
+                    self._measure(tables, unit)
+            for kind, chunks in tables.buckets:
+                sizes = self._sizes[kind.dtype]
+                update[(len(chunks),)](
+                    chunks,
+                    tables.tensors,
+                    tables.scalars,
+                    tables.flags,
+                    self._uploader.grads,
+                    **kind.constants(),
+                    BLOCK=sizes.block,
+                    TAIL=sizes.tail,
+                    **options(sizes, arrays=kind.arrays),
+                )
+            for unit in tables.units:
+                if not _measures_before(unit.policy) and ending[unit.policy]:
+                    self._measure(tables, unit)
+        self._first.difference_update(moved)
+        if not self.on_device:
+            self._counts.step(ending, moved)
+        for param, dense in self._copies:
+            param.copy_(dense)
+        self._grads = []  # a gradient must not live longer than its parameter's .grad
+        torch.autograd.graph.increment_version([t for i in moved for t in self._written[i]])
+
+    def end_interval(self) -> None:
+        for param, dense in self._copies:
+            dense.copy_(param)
+        with _launching(self.device):
+            tables = self._begin(with_grads=False)
+            self._prepare(tables, None, None, None, now=True)
+            for kind, chunks in tables.buckets:
+                if kind.scales:
+                    sizes = self._sizes[kind.dtype]
+                    end_active[(len(chunks),)](
+                        chunks,
+                        tables.tensors,
+                        tables.scalars,
+                        tables.flags,
+                        TYPE=STORED[kind.dtype][1],
+                        BLOCK=sizes.tail,
+                        **options(sizes),
+                    )
+            for unit in tables.units:
+                if isinstance(unit.policy, TrainableLR):
+                    self._measure(tables, unit)
+        if not self.on_device:
+            self._counts.restart(self._members)
+
+    # ---- what goes to the device ----
+
+    def _begin(self, with_grads: bool) -> Tables:
+        """The tables, with this step's gradients and hyperparameters, and counts that are what they are on the host."""
+        capturing = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if capturing and not self.on_device:
+            raise RuntimeError(
+                "this optimizer counts on the host and cannot be captured in a CUDA graph: construct it with "
+                "capturable=True"
+            )
+        couples = [not g["decoupled_weight_decay"] and float(g["weight_decay"]) != 0 for g in self._groups]
+        if self._tables is None or couples != self._couples:
+            if capturing:
+                raise RuntimeError(
+                    "parameters, state, their number or whether there is weight decay have changed, and the tables "
+                    "cannot be rebuilt while a CUDA graph is being captured: take one step before the capture"
+                )
+            by_group = {id(group): one for group, one in zip(self._groups, couples, strict=True)}
+            own = [by_group[id(slot.group)] for slot in self._slots]
+            chunk_size = {dtype: sizes.chunk for dtype, sizes in self._sizes.items()}
+            self._tables = Tables(self._slots, self._dense, self._bound, self._members, own, self.on_device, chunk_size)
+            self._uploader.resize(len(self._slots), len(self._groups))
+            self._couples = couples
+            self._counts.forget()
+            self._has_mirrors = False
+        if with_grads:
+            self._uploader.send(self._pointers, self._groups, capturing)
+        if self._counts.have_changed() and not (self.on_device and self._has_mirrors):
+            self._uploader.copy(self._counts.rows(self._first, len(self._slots)), self._tables.mirrors)
+            self._counts.remember()
+            self._has_mirrors = True
+        return self._tables
+
+    # ---- launches ----
+
+    def _prepare(
+        self,
+        tables: Tables,
+        found_inf: Tensor | None,
+        grad_scale: Tensor | None,
+        draws: Tensor | None,
+        now: bool = False,
+    ) -> None:
+        scale, inf = plans.scalar(grad_scale, self.device, torch.float64), plans.scalar(found_inf, self.device)
+        block = 64
+        prepare[(-(-len(self._slots) // block),)](
+            tables.tensors,
+            len(self._slots),
+            self._uploader.grads,
+            self._uploader.hypers,
+            tables.rules,
+            tables.one if draws is None else draws.to(self.device),
+            0 if draws is None else 1,
+            tables.single_one if scale is None else scale,
+            tables.single_zero if inf is None else inf,
+            tables.scalars,
+            tables.flags,
+            NOW=now,
+            BLOCK=block,
+            **self._lanes,
+        )
+
+    def _measure(self, tables: Tables, unit: Unit) -> None:
+        """The inner products of a policy, and the gains that come of them."""
+        for launch in unit.measurements:
+            stored, computed = STORED[launch.dtype]
+            common = (launch.chunks, tables.tensors, tables.scalars, tables.flags, self._uploader.grads)
+            partials = tables.partials[2 * launch.first_partial :]
+            grid = (len(launch.chunks),)
+            if isinstance(unit.policy, Hypergradient):
+                structure = launch.structure
+                slope[grid](
+                    *common,
+                    partials,
+                    DIRECTION=structure.direction,
+                    STATES=structure.states if structure.direction is not None else 0,
+                    STORED=stored,
+                    TYPE=computed,
+                    **self._lanes,
+                )
+            else:
+                source = SOURCES[_source(unit.policy)]
+                measure[grid](*common, partials, SOURCE_OF=source.value, STORED=stored, TYPE=computed, **self._lanes)
+        finish[(1,)](
+            tables.tensors,
+            tables.scalars,
+            tables.flags,
+            unit.rule,
+            tables.partials,
+            unit.groups,
+            len(unit.groups),
+            tables.group_sums,
+            unit.shares,
+            len(unit.shares),
+            tables.outcomes,
+            BLOCK=128,
+            **self._lanes,
+        )
+
+    def _ending(self, tables: Tables) -> dict[Policy, bool]:
+        """Of each policy, whether this step may end its interval: where the device counts, it decides itself."""
+        ending = {}
+        for policy in tables.policies:
+            if isinstance(policy, Hypergradient):
+                ending[policy] = True
+            elif policy.interval is None:
+                ending[policy] = False
+            elif self.on_device:
+                ending[policy] = True
+            else:
+                ending[policy] = policy.ends([self._slots[self._members[policy][0]]])
+        return ending
+
+
+#: Roles of one element.
+_NUMBERS = ("gain", "lr_sum", "lr_last", *COUNTERS)
+
+
+def _dtypes(role: str, param: Tensor) -> tuple[torch.dtype, ...]:
+    if role == "step":
+        return torch.float32, torch.float64
+    if role in COUNTERS:
+        return (torch.int64,)
+    if role in _NUMBERS:
+        return (torch.float64,)
+    return (torch.int8 if role == "grad_sign_prev" else state_dtype(param),)
+
+
+def _forms(tensors: Sequence[Tensor]) -> list[Any]:
+    return [(t.dtype, t.size(), t.stride()) for t in tensors]
+
+
+def _source(policy: Policy) -> str:
+    source = policy.source if isinstance(policy, TrainableLR) else None
+    assert source is not None
+    return source
+
+
+def _measures_before(policy: Policy) -> bool:
+    return isinstance(policy, Hypergradient) or _source(policy) == "gradient"
+
+
+@contextmanager
+def _launching(device: torch.device) -> Iterator[None]:
+    """The device's own context; in the interpreter, arithmetic as silent as a GPU's."""
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext(), np.errstate(all="ignore"):
+        yield

@@ -1,0 +1,196 @@
+"""The prologue of a step: counts it, and works out what all elements of a tensor share. One program for many tensors.
+
+Whether AMP skips the step, which interval ends, how many steps a tensor has taken: all of it is decided here, on the
+device, and written down as scalars and flags. The kernels after it decide nothing, so none of them can disagree, and a
+captured CUDA graph goes through interval ends and skipped steps.
+"""
+
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .fields import *
+from .math import corrections
+
+
+@triton.jit
+def column(table, FIELD: tl.constexpr, here):
+    """One entry of many rows; 0 where there is no row."""
+    return tl.load(table + FIELD, mask=here, other=0)
+
+
+@triton.jit
+def value_at(row, FIELD: tl.constexpr, TYPE: tl.constexpr, here):
+    """The number that an entry is the address of."""
+    return tl.load(column(row, FIELD, here).to(tl.pointer_type(TYPE)), mask=here, other=0)
+
+
+@triton.jit
+def put_at(row, FIELD: tl.constexpr, TYPE: tl.constexpr, here, value):
+    tl.store(column(row, FIELD, here).to(tl.pointer_type(TYPE)), value, mask=here)
+
+
+@triton.jit
+def bit(condition, FLAG: tl.constexpr):
+    return tl.where(condition, FLAG, 0)
+
+
+@triton.jit
+def count_step(row, traits, counts, moves):
+    """The step count of each tensor with the step under way in it; stored where the tensor moves."""
+    is_double = (traits & STEP_IS_DOUBLE) != 0
+    as_double, as_single = counts & is_double, counts & (is_double == 0)
+    before = tl.where(
+        is_double,
+        value_at(row, STEP, tl.float64, as_double),
+        value_at(row, STEP, tl.float32, as_single).to(tl.float64),
+    )
+    t = before + 1.0
+    put_at(row, STEP, tl.float64, as_double & moves, t)
+    put_at(row, STEP, tl.float32, as_single & moves, t.to(tl.float32))
+    return t
+
+
+@triton.jit
+def prepare_active(row, shared, rules, here, moves, NOW: tl.constexpr):
+    """ActiveLR: the interval's phase. Returns flags."""
+    active = column(row, ACTIVE, here)
+    has = here & (active >= 0)
+    rule = rules + tl.where(has, active, 0) * RULE_FIELDS
+    applied = value_at(row, ACTIVE_APPLIED, tl.int64, has)
+    fresh = applied == 0
+    if NOW:
+        ends = has
+        adjusts = ends & (fresh == 0)
+        calls, applied = applied * 0, applied * 0
+    else:
+        calls = value_at(row, ACTIVE_STEP, tl.int64, has) + 1
+        interval = column(rule, INTERVAL, has).to(tl.int64)
+        ends = has & (interval > 0) & (calls >= interval)
+        adjusts = ends & (moves | (fresh == 0))
+        applied = tl.where(ends, 0, applied + moves.to(tl.int64))
+        calls = tl.where(ends, 0, calls)
+    put_at(row, ACTIVE_STEP, tl.int64, has, calls)
+    put_at(row, ACTIVE_APPLIED, tl.int64, has, applied)
+    tl.store(shared + S_HIGH, column(rule, HIGH, has), mask=has)
+    tl.store(shared + S_LOW, column(rule, LOW, has), mask=has)
+    tl.store(shared + S_LOWEST, column(rule, LOWEST, has), mask=has)
+    tl.store(shared + S_HIGHEST, column(rule, HIGHEST, has), mask=has)
+    holds = has & (column(rule, HOLDS, has) != 0)
+    return bit(has & fresh, FRESH) | bit(adjusts, ADJUSTS) | bit(holds, HOLDS_FIRST)
+
+
+@triton.jit
+def prepare_trainable(row, shared, rule, has, moves, lr, draw, NOW: tl.constexpr):
+    """TrainableLR: the interval's phase, and what it has been so far. Returns flags."""
+    applied = value_at(row, TLR_APPLIED, tl.int64, has)
+    lr_sum = value_at(row, LR_SUM, tl.float64, has)
+    adds = has
+    if NOW:
+        ends = has
+        calls = applied * 0
+    else:
+        applied = applied + moves.to(tl.int64)
+        lr_sum = lr_sum + tl.where(moves, lr * draw, 0.0)
+        calls = value_at(row, TLR_STEP, tl.int64, has) + 1
+        interval = column(rule, INTERVAL, has).to(tl.int64)
+        ends = has & (interval > 0) & (calls >= interval)
+        # A mean is taken before the interval's last update, with that step's gradient in it.
+        adds = has & ((ends & (column(rule, SOURCE, has) == GRADIENT)) == 0)
+        eta = column(rule, ETA, has)
+        put_at(row, LR_LAST, tl.float64, has & (eta == eta), lr)
+    tl.store(shared + S_APPLIED, applied.to(tl.float64), mask=has)
+    tl.store(shared + S_LR_SUM, lr_sum, mask=has)
+    put_at(row, TLR_STEP, tl.int64, has, tl.where(ends, 0, calls))
+    put_at(row, TLR_APPLIED, tl.int64, has, tl.where(ends, 0, applied))
+    put_at(row, LR_SUM, tl.float64, has, tl.where(ends, 0.0, lr_sum))
+    return bit(ends, DUE) | bit(adds, ADDS)
+
+
+@triton.jit
+def prepare(
+    tensors,
+    tensor_count,
+    grads,
+    hypers,
+    rules,
+    draws,
+    draw_stride,
+    grad_scale,
+    found_inf,
+    scalars,
+    flags,
+    NOW: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Counts a step and prepares its kernels.
+
+    Args:
+        tensors, hypers, rules: the tables of ``fields``.
+        grads: addresses, int64, a tensor; 0 where it has none.
+        draws, draw_stride: ASLR's factors, float64, by the tensors' INDEX; a single 1 and stride 0 without them.
+        grad_scale, found_inf: AMP's, float32; a single 1 and a single 0 without it.
+        scalars, flags: what is written.
+        NOW: ``end_interval()``, outside of a step: there are no gradients.
+    """
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    here = i < tensor_count
+    row = tensors + i * TENSOR_FIELDS
+    shared = scalars + i * SCALAR_FIELDS
+    grad = tl.zeros([BLOCK], tl.int64)
+    alive = here
+    if not NOW:
+        skips = tl.load(found_inf + i * 0, mask=here, other=0)
+        alive = here & (skips == 0)  # else AMP skips the step: nothing changes, no count either
+        grad = tl.load(grads + i, mask=alive, other=0)
+    moves = grad != 0
+    traits = column(row, TRAITS, alive).to(tl.int32)
+    hyper = hypers + column(row, GROUP, alive) * HYPER_FIELDS
+    lr, weight_decay = column(hyper, LR, alive), column(hyper, WEIGHT_DECAY, alive)
+    draw = tl.load(draws + column(row, INDEX, alive) * draw_stride, mask=alive, other=0)
+
+    scalar_rule = column(row, SCALAR, alive)
+    has_scalar = alive & (scalar_rule >= 0)
+    rule = rules + tl.where(has_scalar, scalar_rule, 0) * RULE_FIELDS
+    kind = column(rule, KIND, has_scalar)
+    trains = has_scalar & (kind == TRAINABLE_LR)
+    flag = prepare_active(row, shared, rules, alive, moves, NOW)
+    flag |= prepare_trainable(row, shared, rule, trains, moves, lr, draw, NOW)
+
+    if not NOW:
+        beta1, beta2 = column(hyper, BETA1, alive), column(hyper, BETA2, alive)
+        has_moments = (traits & HAS_MOMENTS) != 0
+        t = count_step(row, traits, alive & (column(row, STEP, alive) != 0), moves)
+        rectifies, at_five = (traits & RECTIFIES) != 0, (traits & AT_FIVE) != 0
+        numerator, scale, divides = corrections(beta1, beta2, t, rectifies, at_five)
+        slopes = has_scalar & (kind == HYPERGRADIENT)
+        if tl.max(slopes.to(tl.int32), axis=0) != 0:
+            # The direction of the last step, by the betas of today.
+            numerator_prev, scale_prev, divides_prev = corrections(beta1, beta2, t - 1.0, rectifies, at_five)
+            tl.store(shared + S_NUMERATOR_PREV, numerator_prev, mask=slopes)
+            tl.store(shared + S_SCALE_PREV, scale_prev, mask=slopes)
+            flag |= bit(divides_prev, DIVIDES_PREV)
+        has_direction = ((traits & STORES_DIRECTION) != 0) | (t > 1.0)
+        flag |= bit(slopes, DUE) | bit(slopes & moves & (lr != 0) & has_direction, SLOPES)
+        flag |= bit(moves, STEPS) | bit(((traits & ALIGNED) != 0) & (grad % 16 == 0), WIDE)
+        flag |= bit(t == 1.0, FIRST) | bit(divides, DIVIDES) | bit(rectifies == 0, USES_MAX)
+        flag |= bit((traits & ADAPTS) != 0, ADAPTIVE)
+
+        momentum, dampening = column(hyper, MOMENTUM, alive), column(hyper, DAMPENING, alive)
+        factor = 1.0 / tl.load(grad_scale).to(tl.float64)
+        tl.store(shared + S_GRAD_FACTOR, tl.where((traits & MAXIMIZES) != 0, -factor, factor), mask=alive)
+        tl.store(shared + S_LR, lr, mask=alive)
+        tl.store(shared + S_DRAW, draw, mask=alive)
+        tl.store(shared + S_WEIGHT_DECAY, weight_decay, mask=alive)
+        tl.store(shared + S_DECAY1, tl.where(has_moments, beta1, momentum), mask=alive)
+        tl.store(shared + S_WEIGHT1, 1.0 - tl.where(has_moments, beta1, dampening), mask=alive)
+        tl.store(shared + S_DECAY2, beta2, mask=alive)
+        tl.store(shared + S_WEIGHT2, 1.0 - beta2, mask=alive)
+        tl.store(shared + S_EPS, column(hyper, EPS, alive), mask=alive)
+        tl.store(shared + S_NUMERATOR, numerator, mask=alive)
+        tl.store(shared + S_SCALE, scale, mask=alive)
+    tl.store(flags + i, tl.where(alive, flag, 0), mask=here)

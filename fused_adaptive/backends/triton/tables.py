@@ -1,0 +1,278 @@
+"""What of a plan lives on the device: tensors by address, chunks, rules, and scratch memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from ...policies import ActiveLR, Hypergradient, Policy, TrainableLR
+from ...slot import CHUNK, Slot
+from .. import plans
+from . import fields, math
+from .counts import COUNTERS
+
+#: The arrays and numbers of a tensor's row, by the role that plans.gather_state gives them.
+COLUMNS: dict[str, tl.constexpr] = {
+    "state0": fields.STATE0,
+    "state1": fields.STATE1,
+    "state2": fields.STATE2,
+    "element_gain": fields.ELEMENT_GAIN,
+    "grad_sum": fields.GRAD_SUM,
+    "grad_sign_prev": fields.SIGN_PREV,
+    "grad_mean_sum": fields.MEAN_SUM,
+    "previous": fields.PREVIOUS,
+    "interval_start": fields.START,
+    "gain": fields.GAIN,
+    "lr_sum": fields.LR_SUM,
+    "lr_last": fields.LR_LAST,
+    "step": fields.STEP,
+    "active_step": fields.ACTIVE_STEP,
+    "active_applied": fields.ACTIVE_APPLIED,
+    "tlr_step": fields.TLR_STEP,
+    "tlr_applied": fields.TLR_APPLIED,
+    "tlr_applied_prev": fields.TLR_APPLIED_PREV,
+}
+KINDS = {ActiveLR: fields.ACTIVE_LR, TrainableLR: fields.TRAINABLE_LR, Hypergradient: fields.HYPERGRADIENT}
+SOURCES = {"displacement": fields.DISPLACEMENT, "gradient": fields.GRADIENT, "preconditioned": fields.PRECONDITIONED}
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A backbone to the kernels: its functions, its arrays of state, and where its scalars come from."""
+
+    update: Any
+    direction: Any
+    states: int
+    traits: int = 0
+
+
+_MOMENTS = fields.HAS_MOMENTS.value
+_RECTIFIES = _MOMENTS | fields.RECTIFIES.value
+_AT_FIVE = _RECTIFIES | fields.AT_FIVE.value
+
+#: By the names of the structs in csrc/backbones.h.
+STRUCTURES = {
+    "SgdPlain": Structure(math.sgd_plain, None, 0),
+    "SgdMomentum": Structure(math.sgd_momentum, math.momentum, 1),
+    "SgdNesterov": Structure(math.sgd_nesterov, None, 1),
+    "AdamWPlain": Structure(math.adam, math.quotient, 2, _MOMENTS),
+    "AdamWAmsgrad": Structure(math.adam_amsgrad, math.quotient_of_max, 3, _MOMENTS),
+    "RAdamPlain": Structure(math.adam, math.quotient, 2, _RECTIFIES),
+    "AdaBeliefPlain": Structure(math.belief, math.quotient, 2, _MOMENTS),
+    "AdaBeliefAmsgrad": Structure(math.belief_amsgrad, math.quotient_of_max, 3, _MOMENTS),
+    "AdaBeliefRectify": Structure(math.belief, math.quotient, 2, _AT_FIVE),
+    "AdaBeliefRectifyAmsgrad": Structure(math.belief_amsgrad, math.quotient_of_max, 3, _AT_FIVE),
+}
+
+#: How parameters are stored, and what they are computed in. bfloat16 is loaded as its bits.
+STORED = {
+    torch.float64: (tl.float64, tl.float64),
+    torch.float32: (tl.float32, tl.float32),
+    torch.bfloat16: (tl.uint16, tl.float32),
+    torch.float16: (tl.float16, tl.float32),
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the tensors of one update launch have in common."""
+
+    structure: Structure
+    adds_mean: bool
+    scales: bool
+    stores: bool
+    coupled: bool
+    dtype: torch.dtype
+
+    @property
+    def arrays(self) -> int:
+        """Arrays that a step reads."""
+        return 2 + self.structure.states + 2 * self.scales + self.adds_mean
+
+    def constants(self) -> dict[str, Any]:
+        """The compile-time arguments of kernels.update that are not sizes."""
+        stored, computed = STORED[self.dtype]
+        return {
+            "UPDATE": self.structure.update,
+            "STATES": self.structure.states,
+            "ADDS_MEAN": self.adds_mean,
+            "SCALES": self.scales,
+            "STORES": self.stores,
+            "COUPLED": self.coupled,
+            "STORED": stored,
+            "TYPE": computed,
+        }
+
+
+@dataclass
+class Measurement:
+    """One launch of a policy's inner products."""
+
+    chunks: Tensor
+    first_partial: int
+    dtype: torch.dtype
+    structure: Structure
+
+
+@dataclass
+class Unit:
+    """A policy that measures, with what its kernels need."""
+
+    policy: Policy
+    rule: Tensor
+    groups: Tensor
+    shares: Tensor
+    measurements: list[Measurement] = field(default_factory=list)
+
+
+def chunks_of(members: Sequence[int], numels: Sequence[int], size: int) -> list[tuple[int, int, int]]:
+    """The pieces of some tensors: tensor, first element, number of elements."""
+    return [(m, base, min(size, numels[m] - base)) for m in members for base in range(0, numels[m], size)]
+
+
+class Tables:
+    """The device's copy of a plan: as constant as the plan, but for mirrors and scratch memory.
+
+    Args:
+        slots: the parameters of one device.
+        params: what is updated: the parameters, or dense copies of them.
+        bound: their state by role and member, see plans.gather_state.
+        members: of every policy, its tensors, by their place in ``slots``.
+        coupled: of each member, whether decay goes into the gradient. Without decay it does not, were the parameter
+            infinite.
+        on_device: whether counters live on the device.
+        chunk_size: elements that an update program takes, by dtype.
+    """
+
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        params: Sequence[Tensor],
+        bound: Mapping[str, Mapping[int, Tensor]],
+        members: Mapping[Policy, Sequence[int]],
+        coupled: Sequence[bool],
+        on_device: bool,
+        chunk_size: Mapping[torch.dtype, int],
+    ) -> None:
+        self.device = params[0].device
+        self._numels = [p.numel() for p in params]
+        count = len(slots)
+        self.grads = self._zeros(count)
+        self.scalars = self._zeros(count * fields.SCALAR_FIELDS.value, torch.float64)
+        self.flags = self._zeros(count, torch.int32)
+        self.mirrors = self._zeros(count * len(COUNTERS))
+        self.one = torch.ones(1, dtype=torch.float64, device=self.device)
+        self.single_one, self.single_zero = self.one.float(), self._zeros(1, torch.float32)
+        self.policies = [policy for policy in members if type(policy) in KINDS and not policy.naive]
+        self.structures = [STRUCTURES[plans.structure(slot.backbone.name, slot.group)] for slot in slots]
+        rows = self._rows(slots, params, bound, members, coupled, on_device)
+        self.tensors = self._table(rows)
+        self.rules = self._table([[KINDS[type(p)].value, *plans.policy_arguments(p)] for p in self.policies] or [[0.0]])
+        kinds: dict[Kind, list[int]] = {}
+        for i, (p, row) in enumerate(zip(params, rows, strict=True)):
+            kinds.setdefault(self._kind(i, p.dtype, row, coupled[i]), []).append(i)
+        chunks = {kind: chunks_of(own, self._numels, chunk_size[kind.dtype]) for kind, own in kinds.items()}
+        self.buckets = [(kind, self._table(own)) for kind, own in chunks.items() if own]
+        units = [self._unit(i, members[p], params) for i, p in enumerate(self.policies) if not isinstance(p, ActiveLR)]
+        self.units = units
+        partials = max([m.first_partial + len(m.chunks) for u in units for m in u.measurements], default=0)
+        shares = max([len(u.shares) for u in units], default=0)
+        self.partials = self._zeros(2 * partials, torch.float64)
+        self.group_sums = self._zeros(2 * max([len(u.groups) for u in units], default=0), torch.float64)
+        self.outcomes = self._zeros(shares * fields.OUTCOME_FIELDS.value, torch.float64)
+
+    def _zeros(self, size: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.zeros(max(size, 1), dtype=dtype, device=self.device)
+
+    def _table(self, rows: Sequence[Sequence[float]]) -> Tensor:
+        is_float = any(isinstance(entry, float) for entry in rows[0]) if rows else False
+        dtype = torch.float64 if is_float else torch.int64
+        return torch.tensor(rows or [[0]], dtype=dtype).to(self.device)
+
+    def _rows(
+        self,
+        slots: Sequence[Slot],
+        params: Sequence[Tensor],
+        bound: Mapping[str, Mapping[int, Tensor]],
+        members: Mapping[Policy, Sequence[int]],
+        coupled: Sequence[bool],
+        on_device: bool,
+    ) -> list[list[int]]:
+        groups = {id(group): i for i, group in enumerate({id(s.group): s.group for s in slots}.values())}
+        rows = [[0] * fields.TENSOR_FIELDS.value for _ in slots]
+        for role, tensors in bound.items():
+            mirrored = role in COUNTERS and not on_device
+            for i, tensor in tensors.items():
+                rows[i][COLUMNS[role].value] = self.mirror(i, role) if mirrored else tensor.data_ptr()
+        for i, (slot, p, row) in enumerate(zip(slots, params, rows, strict=True)):
+            traits = self.structures[i].traits
+            step = bound.get("step", {}).get(i)
+            if step is None or not on_device:  # an SGD has no count of its own: 0 is "no buffer yet"
+                row[fields.STEP.value] = self.mirror(i, "step")
+                traits |= fields.STEP_IS_DOUBLE.value
+            elif step.dtype == torch.float64:
+                traits |= fields.STEP_IS_DOUBLE.value
+            row[fields.GAIN.value] = row[fields.GAIN.value] or self.one.data_ptr()
+            row[fields.PARAM.value] = p.data_ptr()
+            row[fields.NUMEL.value] = p.numel()
+            row[fields.INDEX.value] = slot.index
+            row[fields.GROUP.value] = groups[id(slot.group)]
+            row[fields.ACTIVE.value] = row[fields.SCALAR.value] = -1
+            aligned = all(address % 16 == 0 for address in row[: fields.START.value + 1])
+            for condition, trait in (
+                (any(policy.adapts for policy in slot.policies), fields.ADAPTS),
+                (slot.group["maximize"], fields.MAXIMIZES),
+                (aligned, fields.ALIGNED),
+                (p.dtype == torch.float64, fields.STATE_IS_DOUBLE),
+                (coupled[i], fields.COUPLES),
+            ):
+                traits |= trait.value if condition else 0
+            row[fields.TRAITS.value] = traits
+        for number, policy in enumerate(self.policies):
+            place = fields.ACTIVE if isinstance(policy, ActiveLR) else fields.SCALAR
+            for i in members[policy]:
+                rows[i][place.value] = number
+                if isinstance(policy, Hypergradient) and i in bound.get("previous", {}):
+                    rows[i][fields.TRAITS.value] |= fields.STORES_DIRECTION.value
+        return rows
+
+    def mirror(self, member: int, counter: str) -> int:
+        """The address of a host counter's copy on the device. That of ``step`` is a float64."""
+        return self.mirrors.data_ptr() + 8 * (member * len(COUNTERS) + COUNTERS.index(counter))
+
+    def _kind(self, member: int, dtype: torch.dtype, row: Sequence[int], coupled: bool) -> Kind:
+        return Kind(
+            self.structures[member],
+            adds_mean=row[fields.MEAN_SUM.value] != 0,
+            scales=row[fields.ACTIVE.value] >= 0,
+            stores=bool(row[fields.TRAITS.value] & fields.STORES_DIRECTION.value),
+            coupled=coupled,
+            dtype=dtype,
+        )
+
+    def _unit(self, number: int, members: Sequence[int], params: Sequence[Tensor]) -> Unit:
+        policy = self.policies[number]
+        parted: dict[Any, list[int]] = {}
+        for i in members:
+            slopes = isinstance(policy, Hypergradient)
+            parted.setdefault((params[i].dtype, self.structures[i] if slopes else None), []).append(i)
+        measurements, first_partial, partial = [], {}, 0
+        for (dtype, structure), own in parted.items():
+            chunks = chunks_of(own, self._numels, CHUNK)
+            counts = [-(-self._numels[i] // CHUNK) for i in own]
+            first_partial |= dict(zip(own, accumulate([partial, *counts[:-1]]), strict=True))
+            if chunks:
+                measurements.append(Measurement(self._table(chunks), partial, dtype, structure))
+            partial += len(chunks)
+        groups, shares, size = [], [], fields.GROUP_SIZE.value
+        for i in members:
+            chunks = -(-self._numels[i] // CHUNK)
+            shares.append((i, len(groups), -(-chunks // size)))
+            groups += [(first_partial[i] + begin, min(size, chunks - begin)) for begin in range(0, chunks, size)]
+        return Unit(policy, self.rules[number], self._table(groups), self._table(shares), measurements)

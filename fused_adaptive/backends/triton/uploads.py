@@ -1,0 +1,82 @@
+"""What changes from step to step, on its way to the device without the host's waiting for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import plans
+from . import fields
+
+
+class Uploader:
+    """Gradients' addresses and hyperparameters on the device, sent when they have changed.
+
+    Copies start from pinned memory and are asynchronous. Each has a buffer of its own, which torch's allocator hands
+    out again only when the stream has passed the copy: reuse is guarded by its events. A captured CUDA graph copies
+    anew whenever it is replayed, so a buffer that was captured is kept for good.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._known: Any = None  # what the device has
+        self._captured: list[Tensor] = []
+        self._spare: Tensor | None = None  # memory cannot be pinned during a capture
+        self.resize(0, 0)
+
+    def resize(self, tensors: int, groups: int) -> None:
+        """Makes room for so many tensors and param groups."""
+        self._size = tensors + groups * fields.HYPER_FIELDS.value
+        self._device_memory = torch.zeros(max(self._size, 1), dtype=torch.int64, device=self._device)
+        self.grads = self._device_memory[:tensors]
+        self.hypers = self._device_memory[tensors:].view(torch.float64)
+        self._known, self._spare = None, None
+
+    def send(self, pointers: list[int], groups: Sequence[dict[str, Any]], capturing: bool) -> None:
+        """This step's gradients and hyperparameters.
+
+        Args:
+            pointers: one a tensor; 0 where it has no gradient.
+            groups: the param groups. An lr that is a tensor on the device stays there.
+            capturing: a CUDA graph; what was sent before it may not be there when it is replayed.
+        """
+        rates = [_on_device(group["lr"]) for group in groups]
+        numbers = [
+            number
+            for group, lr in zip(groups, rates, strict=True)
+            for number in plans.hyperparameters(group, lr is not None)
+        ]
+        if capturing or (pointers, numbers) != self._known:
+            host = self._take_spare() if capturing else self._pinned()
+            host[: len(pointers)] = torch.tensor(pointers, dtype=torch.int64)
+            host[len(pointers) :].view(torch.float64).copy_(torch.tensor(numbers, dtype=torch.float64))
+            self._device_memory.copy_(host, non_blocking=True)
+            self._known = None if capturing else (pointers, numbers)
+        for i, lr in enumerate(rates):
+            if lr is not None:
+                self.hypers[i * fields.HYPER_FIELDS.value].copy_(lr.reshape(()), non_blocking=True)
+        if not capturing and self._spare is None and self._device.type == "cuda":
+            self._spare = self._pinned()
+
+    def copy(self, values: Tensor, to: Tensor) -> None:
+        """Any other table."""
+        if self._device.type == "cuda":
+            values = torch.empty_like(values, pin_memory=True).copy_(values)
+        to.copy_(values, non_blocking=True)
+
+    def _pinned(self) -> Tensor:
+        return torch.empty(self._size, dtype=torch.int64, pin_memory=self._device.type == "cuda")
+
+    def _take_spare(self) -> Tensor:
+        if self._spare is None:
+            raise RuntimeError("take one step between two captures of a CUDA graph: each needs memory of its own")
+        self._captured.append(self._spare)
+        self._spare = None
+        return self._captured[-1]
+
+
+def _on_device(lr: Any) -> Tensor | None:
+    return lr if isinstance(lr, Tensor) and lr.device.type != "cpu" else None
