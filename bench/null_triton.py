@@ -1,6 +1,6 @@
 """The null step in Triton: the streams of a step, and no arithmetic. Importing this needs Triton, running it a GPU."""
 
-# pyright: reportMissingImports=false, reportPossiblyUnboundVariable=false, reportIndexIssue=false
+# pyright: reportMissingImports=false, reportPossiblyUnboundVariable=false, reportIndexIssue=false, reportCallIssue=false
 from __future__ import annotations
 
 import torch
