@@ -125,7 +125,7 @@ BAD_COMBINATIONS: list[tuple[type, dict[str, Any], str]] = [
     (fa.AdamW, {"policy": (ACTIVE, fa.TrainableLR(interval=2, source="preconditioned"))}, "use source='gradient'"),
     (fa.SGD, {"policy": (ACTIVE, NAIVE)}, "naive=False"),
     (fa.SGD, {"policy": {"name": "Magic"}}, "unknown policy 'Magic': known are FixedLR, ActiveLR"),
-    (fa.SGD, {"backend": "tpu"}, "unknown backend 'tpu': choose 'auto' or one of 'native', 'reference'"),
+    (fa.SGD, {"backend": "tpu"}, "unknown backend 'tpu': choose 'auto' or one of 'native', 'triton', 'reference'"),
 ]
 
 
