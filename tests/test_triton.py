@@ -108,7 +108,7 @@ def test_counts_plans_and_errors():
 
 @needs_triton
 @pytest.mark.heavy
-@pytest.mark.parametrize("part", ["SGD", "Ada and not AdaBelief", "AdaBelief or RAdam", "large"])
+@pytest.mark.parametrize("part", ["SGD", "Ada and not AdaBelief", "AdaBelief", "large"])
 def test_the_matrix(part):
     own = "large" if part == "large" else f"matrix and ({part})"
     run_tests(CASES, "-m", "heavy", "-k", own)
@@ -117,6 +117,6 @@ def test_the_matrix(part):
 @needs_triton
 @pytest.mark.heavy
 def test_golden_trajectories():
-    """Those with missing and non-finite gradients, and one of each policy: float64, to 1e-12."""
-    chosen = "missing or nonfinite or adamw_active or sgd_tlr_eta or warmup or adamw_hypergradient"
+    """Those with missing and non-finite gradients, and with an lr of 0: float64, to 1e-12."""
+    chosen = "missing or nonfinite or warmup"
     run_tests("tests/test_golden.py", "-k", f"trajectory and triton and ({chosen})")

@@ -21,9 +21,7 @@ from torch import Tensor
 
 import fused_adaptive as fa
 from fused_adaptive.backends import native
-from fused_adaptive.backends.triton import kernels, plan, prepare, reduce
 from fused_adaptive.backends.triton import math as kernel_math
-from fused_adaptive.backends.triton import tables as triton_tables
 
 from . import test_pitfalls as pitfalls
 from . import test_pitfalls_runtime as runtime
@@ -31,6 +29,7 @@ from .breaking import fails
 from .cases import OPTIMIZERS, POLICIES, Case, Gradients, all_equal, is_allowed, parameters, state_of, train
 from .test_parity import DTYPES, excess, for_large, state_excesses
 from .tolerances import step_bound
+from .triton_mistakes import stale_phase, truncated, wrong_backbone, wrong_bias, wrong_sum, wrong_tail
 
 #: One block and a tail, in the interpreter's sizes; a tensor of another one; every dtype, in one table.
 SHAPES = [(4099,), (3, 5)]
@@ -138,59 +137,6 @@ def test_matrix(case):
 
 
 # ---- what must be noticed ----
-
-
-def wrong_tail(monkeypatch):
-    """The last elements of a tensor are skipped [pytorch #191763]."""
-    chunks_of = triton_tables.chunks_of
-
-    def cut(*arguments: Any) -> list[tuple[int, int, int]]:
-        return [(m, base, max(count // 4 * 4, 1)) for m, base, count in chunks_of(*arguments)]
-
-    monkeypatch.setattr(triton_tables, "chunks_of", cut)
-
-
-def stale_phase(monkeypatch):
-    """The device is not told that the host's counts have changed, and counts on from what it had."""
-    rows = plan.HostCounts.rows
-    monkeypatch.setattr(plan.HostCounts, "rows", lambda self, *arguments: rows(self, *arguments) * 0)
-
-
-def wrong_backbone(monkeypatch):
-    """AdaBelief's update for AdamW's."""
-    right = triton_tables.STRUCTURES["AdamWPlain"]
-    monkeypatch.setitem(triton_tables.STRUCTURES, "AdamWPlain", replace(right, update=kernel_math.belief))
-
-
-def wrong_bias(monkeypatch):
-    """Bias corrections of the last step."""
-
-    @triton.jit
-    def late(beta1, beta2, t, rectifies, at_five):
-        return corrections(beta1, beta2, t + 1.0, rectifies, at_five)
-
-    monkeypatch.setattr(prepare, "corrections", late)
-
-
-def truncated(monkeypatch):
-    """bfloat16 without rounding, as Triton's interpreter does it."""
-
-    @triton.jit
-    def narrow(x, STORED: tl.constexpr):
-        tl.static_assert(tl.float32 != STORED)
-        return (x.to(tl.uint32, bitcast=True) >> 16).to(tl.uint16)
-
-    monkeypatch.setattr(kernels, "narrow", narrow)
-
-
-def wrong_sum(monkeypatch):
-    """Half of the lanes of an inner product."""
-
-    @triton.jit
-    def half(lanes):
-        return tl.sum(tl.where(tl.arange(0, 1024) < 512, lanes, 0.0), axis=0)
-
-    monkeypatch.setattr(reduce, "ordered_sum", half)
 
 
 MISTAKES: dict[str, tuple[Callable[[Any], None], Case]] = {
@@ -370,11 +316,15 @@ def test_nothing_is_launched_but_one_update_a_bucket(monkeypatch):
 def test_a_large_odd_tensor_and_the_order_of_sums():
     """Several groups of chunks, so that every level of the sums is met."""
     policy = fa.TrainableLR(interval=1, source="gradient", granularity="tensor")
+    before = fa.SGD(parameters(torch.float32, [(258 * 16384 + 5,)]), lr=1e-3, backend="native", policy=policy)
+    train(before, 1)
     runs = []
     for backend in ("triton", "native"):
-        params = parameters(torch.float32, [(258 * 16384 + 5,)])
+        params = [p.detach().clone().requires_grad_() for p in params_of(before)]
         optimizer = fa.SGD(params, lr=1e-3, backend=backend, policy=policy)
-        train(optimizer, 2)
+        optimizer.load_state_dict(deepcopy(before.state_dict()))
+        train(optimizer, 1, start=1)
+        assert optimizer.state[params[0]]["gain"] != before.state[params_of(before)[0]]["gain"]
         runs.append(optimizer)
     assert differing(*runs) == []
 
@@ -389,7 +339,7 @@ def test_powers_are_rounded_to_the_nearest():
         assert out[: len(exponents)].tolist() == exact
 
 
-power, corrections = kernel_math.power, kernel_math.corrections  # kernels know their globals by bare names
+power = kernel_math.power  # kernels know their globals by bare names
 
 
 @triton.jit

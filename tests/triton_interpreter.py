@@ -42,13 +42,15 @@ def patch_once() -> None:
     import triton.language as tl
     from triton.runtime import interpreter
 
-    patch, done = interpreter._patch_lang, set()
+    patch, languages, functions, nothing = interpreter._patch_lang, set(), set(), SimpleNamespace(restore=lambda: None)
 
     def patch_if_new(function: Any) -> SimpleNamespace:
-        languages = frozenset(id(value) for value in function.__globals__.values() if value is tl or value is tl.core)
-        if languages not in done:
-            patch(function)
-            done.add(languages)
-        return SimpleNamespace(restore=lambda: None)
+        if function not in functions:
+            functions.add(function)
+            seen = frozenset(id(value) for value in function.__globals__.values() if value is tl or value is tl.core)
+            if seen not in languages:
+                languages.add(seen)
+                patch(function)
+        return nothing
 
     interpreter._patch_lang = patch_if_new

@@ -163,14 +163,14 @@ def digest() -> str:
 
 
 def main(target: str, every: str, folder: str) -> None:
-    """Compiles each ``every``-th update, and with every = 1 or below 20 all other kernels; prints the results' path."""
+    """Compiles all kernels, or each ``every``-th update and some of the others; prints the path of the results."""
     backend, _, warp_size = TARGETS[target]
     file = Path(folder, f"{target}-{every}-{digest()}.json")
     if not file.exists():
         updates, others = [], []
         for variant in variants(warp_size, backend == "cuda"):
             (updates if variant.name.startswith("update") else others).append(variant)
-        wanted = updates[:: int(every)] + (others if int(every) < 20 else others[-3:])
+        wanted = updates[:: int(every)] + others[:: max(1, int(every) // 8)]
         found = {v.name: compiled(v, target) for v in wanted}
         partial = file.with_suffix(f".{os.getpid()}")
         partial.write_text(json.dumps(found, indent=1))
