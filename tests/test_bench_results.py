@@ -187,7 +187,8 @@ def test_a_run_from_the_command_line(tmp_path, capsys, monkeypatch):
     assert [case["shapes"] for case in record["cases"]] == ["3 x 50", "8 layers of 7B"]
     small, large = (case["rows"] for case in record["cases"])
     assert {r["name"] for r in small} >= {"ours, native", "torch fused", "torch foreach", "foreach composition"}
-    assert all(r["why_not"] == "" and 1 <= len(r["seconds"]) <= 3 for r in small)
+    here = [r for r in small if r["name"] != "ours, triton"]  # whose row says that it is for GPUs
+    assert all(r["why_not"] == "" and 1 <= len(r["seconds"]) <= 3 for r in here)
     assert {r["policy"] for r in small} == {"fixed", "active"}  # displacements are for SGD
     assert all(r["why_not"].startswith("not enough memory") for r in large)
     assert {p["n"] for p in record["growth"]} == {10, 30, 100, 300, 10_000}

@@ -64,6 +64,7 @@ def test_counters_on_the_device_change_no_bit(case):
     assert differing(run(case, torch.float32), run(case, torch.float32, capturable=True)) == []
 
 
+@pytest.mark.feature("a captured CUDA graph, through interval ends", backend="triton")
 @every_policy
 @pytest.mark.parametrize("fresh", [False, True], ids=["same gradients", "gradients of the graph"])
 def test_a_captured_graph_goes_through_interval_ends(policy, fresh):
@@ -108,6 +109,7 @@ def test_a_skipped_step_changes_nothing(policy):
     assert differing(before[1], state_of(built)) == []
 
 
+@pytest.mark.feature("no host synchronisation in step()", backend="triton")
 @every_policy
 @pytest.mark.parametrize("capturable", [False, True])
 def test_the_host_does_not_wait_in_a_step(policy, capturable):
@@ -126,6 +128,7 @@ def test_the_host_does_not_wait_in_a_step(policy, capturable):
             torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.feature("a tensor of more than 2³¹ elements", backend="triton")
 def test_more_than_two_to_the_31_elements():
     numel = 2**31 + 4099
     if torch.cuda.mem_get_info()[0] < 14 * numel:

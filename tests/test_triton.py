@@ -101,11 +101,16 @@ def test_a_part_of_the_matrix_and_broken_variants():
     run_tests(CASES, "-m", "not heavy", "-k", "matrix or broken or noticed")
 
 
+@pytest.mark.feature("channels_last, strided and misaligned tensors", backend="triton")
+@pytest.mark.feature("end_interval() by hand", backend="triton")
+@pytest.mark.feature("GradScaler, with and without fused=True", backend="triton")
+@pytest.mark.feature("bad gradients are refused before anything changes", backend="triton")
 @needs_triton
 def test_counts_plans_and_errors():
     run_tests(CASES, "-m", "not heavy", "-k", "not matrix and not broken and not noticed")
 
 
+@pytest.mark.feature("every optimizer, policy, decay and dtype within rounding of float64", backend="triton")
 @needs_triton
 @pytest.mark.heavy
 @pytest.mark.parametrize("part", ["SGD", "Ada and not AdaBelief", "AdaBelief", "large"])
@@ -114,6 +119,7 @@ def test_the_matrix(part):
     run_tests(CASES, "-m", "heavy", "-k", own)
 
 
+@pytest.mark.feature("golden trajectories in float64", backend="triton")
 @needs_triton
 @pytest.mark.heavy
 def test_golden_trajectories():
