@@ -2,7 +2,7 @@
 // and the CUDA kernels include it. The torch definition, which is its oracle, is fused_adaptive/backbones.py.
 //
 // A backbone is a struct with
-//   kStates                      how many arrays of state it has; the order is that of native.py's _STATE_NAMES
+//   kStates                      how many arrays of state it has; the order is that of plans.py's STATE_NAMES
 //   prepare(hyper, t, scalars)   the scalars of step t, in double
 //   update(g, s, scalars)        moves the state s by the gradient g and returns u
 //   direction(s, scalars)        the u that the present state stands for
@@ -13,7 +13,7 @@
 
 namespace fused_adaptive {
 
-// Hyperparameters of a param group. The order is that of native.py's _hyperparameters().
+// Hyperparameters of a param group. The order is that of plans.py's hyperparameters().
 struct Hyper {
   double lr, weight_decay, beta1, beta2, eps, momentum, dampening;
 };

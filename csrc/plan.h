@@ -17,7 +17,7 @@ namespace fused_adaptive {
 
 enum class DType : int { f32, f64, bf16, f16, i8, i64, i16 };
 
-// What a parameter's tensors are to the kernels. The names that native.py binds are those of kRoleNames in plan.cpp.
+// What a parameter's tensors are to the kernels. The names that Python binds are those of kRoleNames in tensors.cpp.
 enum Role : int {
   // shaped as the parameter
   kParam,
@@ -49,7 +49,7 @@ constexpr int kElementRoles = kStep;
 enum class PolicyKind : int { active, trainable, hypergradient };
 enum class Source : int { displacement, gradient, preconditioned };
 
-// A policy's arguments; the order in which they come is that of native.py's _policy_arguments().
+// A policy's arguments; the order in which they come is that of plans.py's policy_arguments().
 struct Rule {
   PolicyKind kind;
   int64_t interval = 0;  // 0: only end_interval() ends one

@@ -191,7 +191,7 @@ void TensorPlan::set_seeds(const std::vector<int64_t>& seeds) {
 
 void TensorPlan::add_policy(const std::string& kind, const std::vector<int64_t>& members,
                             const std::vector<double>& arguments) {
-  // In the order of native.py's _policy_arguments().
+  // In the order of plans.py's policy_arguments().
   STD_TORCH_CHECK(arguments.size() == 10, "a policy has 10 arguments, got ", arguments.size());
   constexpr const char* kinds[] = {"ActiveLR", "TrainableLR", "Hypergradient"};
   Policy policy;

@@ -21,7 +21,8 @@ from ..policies import ActiveLR, Hypergradient, TrainableLR
 from ..slot import Slot
 from . import reference
 from .plans import conform as _conform
-from .plans import dense_copies, gather_state, parts
+from .plans import dense_copies, gather_state, parts, ready
+from .plans import end_interval as _end_interval
 from .plans import hyperparameters as _hyperparameters
 from .plans import policy_arguments as _policy_arguments
 from .plans import scalar as _scalar
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
 
 name = "native"
 supports_masters = True
-
-#: What plan_check returns for gradients that cannot be used as they are (csrc/tensors.h).
-_GRADIENTS = 1
 
 
 def why_not(devices: Iterable[torch.device]) -> str:
@@ -61,7 +59,7 @@ def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None
     if found_inf is not None and found_inf.device.type == "cpu" and bool(found_inf):
         gathered.check_gradients()
         return
-    plans = _ready_plans(gathered)
+    plans = ready(gathered, _plans, "native")
     if plans is None:
         reference.step(gathered, found_inf, grad_scale, draw)
         return
@@ -77,38 +75,13 @@ def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None
 @eager
 def end_interval(gathered: Gathered) -> None:
     """Ends the running interval of every policy, outside of a step."""
-    plans = _plans(gathered)
-    if plans is not None and not all(plan.holds() for plan in plans):
-        gathered.compiled = None
-        plans = _plans(gathered)
-    if plans is None:
-        reference.end_interval(gathered)
-        return
-    for plan in plans:
-        plan.end_interval()
+    _end_interval(gathered, _plans)
 
 
 def register_fakes() -> None:
     """Tells torch.compile that ``torch.ops.fused_adaptive.step`` writes what its schema says and returns nothing."""
     _extension.load()
     torch.library.register_fake("fused_adaptive::step", lambda *_, **__: None, allow_override=True)
-
-
-def _ready_plans(gathered: Gathered) -> list[Plan] | None:
-    """The plans with this step's gradients, all of them checked. None: this is for the reference."""
-    for _ in range(2):
-        plans = _plans(gathered)
-        if plans is None:
-            return None
-        outcomes = [plan.take_gradients() for plan in plans]
-        if _GRADIENTS in outcomes:
-            gathered.check_gradients()
-            outcomes = [plan.take_gradients(conform=True) for plan in plans]
-        if not any(outcomes):
-            return plans
-        gathered.check_gradients()  # a parameter that was replaced by one of another shape is named before its state
-        gathered.compiled = None
-    raise RuntimeError("the native backend cannot use these parameters, gradients or state; use backend='reference'")
 
 
 def _plans(gathered: Gathered) -> list[Plan] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ..checkpoint import specs
 from ..policies import Policy, TrainableLR
 from ..slot import Slot
 from ..state import state_dtype
+from . import reference
 
 if TYPE_CHECKING:
     from ..gather import Gathered
@@ -50,6 +51,62 @@ ROLES = {
     "tlr_applied_prev": "tlr_applied_prev",
     "rounding_step": "rounding_step",
 }
+
+
+#: What ``take_gradients`` returns: the step can be taken; a gradient cannot be used as it is; build the plan anew
+#: (csrc/tensors.h has the same).
+READY, GRADIENTS, STALE = range(3)
+
+
+class AnyPlan(Protocol):
+    """What a backend's plan of one device's tensors can do."""
+
+    def take_gradients(self, conform: bool = False) -> int: ...
+
+    def holds(self) -> bool: ...
+
+    def end_interval(self) -> None: ...
+
+
+P = TypeVar("P", bound=AnyPlan)
+
+
+def ready(gathered: Gathered, plans_of: Callable[[Gathered], list[P] | None], backend: str) -> list[P] | None:
+    """The plans with this step's gradients, all of them checked. None: this is for the reference.
+
+    Args:
+        gathered: of the step.
+        plans_of: the backend's plans, kept in ``gathered.compiled``; None where it has none for these tensors.
+        backend: its name, for the error.
+    """
+    for _ in range(2):
+        own = plans_of(gathered)
+        if own is None:
+            return None
+        outcomes = [plan.take_gradients() for plan in own]
+        if GRADIENTS in outcomes:
+            gathered.check_gradients()
+            outcomes = [plan.take_gradients(conform=True) for plan in own]
+        if not any(outcomes):
+            return own
+        gathered.check_gradients()  # a parameter that was replaced by one of another shape is named before its state
+        gathered.compiled = None
+    raise RuntimeError(
+        f"the {backend} backend cannot use these parameters, gradients or state; use backend='reference'"
+    )
+
+
+def end_interval(gathered: Gathered, plans_of: Callable[[Gathered], list[P] | None]) -> None:
+    """Ends the running interval of every policy, outside of a step."""
+    own = plans_of(gathered)
+    if own is not None and not all(plan.holds() for plan in own):
+        gathered.compiled = None
+        own = plans_of(gathered)
+    if own is None:
+        reference.end_interval(gathered)
+        return
+    for plan in own:
+        plan.end_interval()
 
 
 def parts(gathered: Gathered, on_device: Callable[[Slot], bool]) -> list[list[Slot]] | None:

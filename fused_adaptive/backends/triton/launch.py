@@ -10,7 +10,7 @@ from torch import Tensor
 from ...policies.base import ScalarPolicy
 from .. import plans, reference
 from . import is_interpreted
-from .plan import GRADIENTS, Plan, on_device
+from .plan import Plan, on_device
 
 if TYPE_CHECKING:
     from ...controllers.draws import RateDraw
@@ -24,7 +24,7 @@ def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None
     if found_inf is not None and on_host and bool(found_inf):
         gathered.check_gradients()
         return
-    ready = _ready_plans(gathered)
+    ready = plans.ready(gathered, _plans, "Triton")
     if ready is None:
         reference.step(gathered, found_inf, grad_scale, draw)
         return
@@ -39,32 +39,7 @@ def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None
 
 
 def end_interval(gathered: Gathered) -> None:
-    own = _plans(gathered)
-    if own is not None and not all(plan.holds() for plan in own):
-        gathered.compiled = None
-        own = _plans(gathered)
-    if own is None:
-        reference.end_interval(gathered)
-        return
-    for plan in own:
-        plan.end_interval()
-
-
-def _ready_plans(gathered: Gathered) -> list[Plan] | None:
-    """The plans with this step's gradients, all of them checked. None: this is for the reference."""
-    for _ in range(2):
-        own = _plans(gathered)
-        if own is None:
-            return None
-        outcomes = [plan.take_gradients() for plan in own]
-        if GRADIENTS in outcomes:
-            gathered.check_gradients()
-            outcomes = [plan.take_gradients(conform=True) for plan in own]
-        if not any(outcomes):
-            return own
-        gathered.check_gradients()  # a parameter that was replaced by one of another shape is named before its state
-        gathered.compiled = None
-    raise RuntimeError("the Triton backend cannot use these parameters, gradients or state; use backend='reference'")
+    plans.end_interval(gathered, _plans)
 
 
 def _plans(gathered: Gathered) -> list[Plan] | None:

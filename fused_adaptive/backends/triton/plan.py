@@ -36,8 +36,6 @@ from .uploads import Uploader
 if TYPE_CHECKING:
     from ...gather import Gathered
 
-READY, GRADIENTS, STALE = range(3)
-
 
 def on_device(slot: Slot) -> bool:
     """Whether its counters are on the GPU (``capturable`` or ``fused``)."""
@@ -121,13 +119,13 @@ class Plan:
         return [t.data_ptr() for t in self._watched] == self._addresses and _forms(self._dense) == self._forms
 
     def take_gradients(self, conform: bool = False) -> int:
-        """Collects this step's gradients and checks them; READY if the step can be taken. Changes nothing.
+        """Collects this step's gradients and checks them; plans.READY if the step can be taken. Changes nothing.
 
         Args:
             conform: gives those that are laid out otherwise than their parameters, or in another dtype, a copy.
         """
         if not self.holds():
-            return STALE
+            return plans.STALE
         self._grads = [p.grad for p in self._params]
         if conform or self._copies:
             self._grads = [
@@ -139,7 +137,7 @@ class Plan:
         if len(present) != len(self._grads):
             forms = [f for f, g in zip(forms, self._grads, strict=True) if g is not None]
         if any(g.layout != torch.strided for g in present) or _forms(present) != forms:
-            return GRADIENTS
+            return plans.GRADIENTS
         # An empty tensor has no address, but takes part; 0 is for those that do not.
         self._pointers = [0 if g is None else g.data_ptr() or 16 for g in self._grads]
         if any(map(eq, self._pointers, self._addresses)):  # the first of these are the parameters'
@@ -152,8 +150,8 @@ class Plan:
         if self._slots[0].backbone.name == "SGD":  # a buffer that the first update makes has to be there first
             for i, pointer in enumerate(self._pointers):
                 if pointer and self._slots[i].group["momentum"] != 0 and i not in self._bound.get("state0", {}):
-                    return STALE
-        return READY
+                    return plans.STALE
+        return plans.READY
 
     def step(self, found_inf: Tensor | None, grad_scale: Tensor | None, draws: Tensor | None) -> None:
         """The step with the gradients that were taken."""
