@@ -25,11 +25,21 @@ std::mutex mutex;
 int64_t next_number = 1;
 std::unordered_map<int64_t, std::shared_ptr<TensorPlan>> plans;
 
-std::shared_ptr<TensorPlan> plan(int64_t number) {
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = plans.find(number);
-  STD_TORCH_CHECK(found != plans.end(), "there is no plan ", number);
-  return found->second;
+void offer(TensorPlan& plan, size_t member, const Tensor& tensor) {
+  Gradient grad;
+  int32_t layout;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
+  if (layout != aoti_torch_layout_strided() || !dtype_of(tensor, grad.dtype)) return plan.refuse();
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &grad.device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &grad.device_index));
+  int64_t *sizes, *strides;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor.get(), &grad.dims));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor.get(), &sizes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor.get(), &strides));
+  grad.at = tensor.data_ptr();
+  grad.sizes = sizes;
+  grad.strides = strides;
+  plan.take(member, grad);
 }
 
 int64_t plan_new(Tensors params, Ints groups, Ints indices, Strings backbones, Ints coupled, Ints maximize,
@@ -41,30 +51,46 @@ int64_t plan_new(Tensors params, Ints groups, Ints indices, Strings backbones, I
 }
 
 void plan_bind(int64_t number, std::string role, Ints members, Tensors tensors) {
-  plan(number)->bind(role, members, tensors);
+  plan_of(number)->bind(role, members, tensors);
 }
 
-void plan_first(int64_t number, Ints members) { plan(number)->mark_first(members); }
+void plan_first(int64_t number, Ints members) { plan_of(number)->mark_first(members); }
 
 void plan_policy(int64_t number, std::string kind, Ints members, Doubles arguments) {
-  plan(number)->add_policy(kind, members, arguments);
+  plan_of(number)->add_policy(kind, members, arguments);
 }
 
 void plan_share(int64_t number, Tensor products, int64_t sum) {
-  plan(number)->share(std::move(products), reinterpret_cast<void (*)()>(sum));
+  plan_of(number)->share(std::move(products), reinterpret_cast<void (*)()>(sum));
 }
-void plan_seeds(int64_t number, Ints seeds) { plan(number)->set_seeds(seeds); }
+void plan_seeds(int64_t number, Ints seeds) { plan_of(number)->set_seeds(seeds); }
 
-void plan_finish(int64_t number) { plan(number)->finish(); }
+void plan_finish(int64_t number) { plan_of(number)->finish(); }
 
-int64_t plan_check(int64_t number, Tensors grads, Ints absent) { return plan(number)->check(std::move(grads), absent); }
+// The gradients of all members in order, but for those of the absent (ascending), for the step to come.
+int64_t plan_check(int64_t number, Tensors grads, Ints absent) {
+  const std::shared_ptr<TensorPlan> plan = plan_of(number);
+  STD_TORCH_CHECK(grads.size() + absent.size() == plan->size(), "one gradient a parameter, but for the absent");
+  plan->begin();
+  size_t next_absent = 0, next = 0;
+  for (size_t i = 0; i < plan->size(); ++i) {
+    if (next_absent < absent.size() && absent[next_absent] == static_cast<int64_t>(i)) {
+      ++next_absent;
+      continue;
+    }
+    STD_TORCH_CHECK(next < grads.size(), "absent must be ascending");
+    offer(*plan, i, grads[next++]);
+  }
+  plan->keep(std::move(grads));  // which the dispatcher may have made
+  return plan->check();
+}
 
 void plan_step(int64_t number, Doubles hypers, std::optional<Tensor> draws, std::optional<Tensor> grad_scale,
                std::optional<Tensor> found_inf, Tensors lrs, Ints lr_groups) {
-  plan(number)->step(hypers, draws, grad_scale, found_inf, lrs, lr_groups);
+  plan_of(number)->step(hypers, draws, grad_scale, found_inf, lrs, lr_groups);
 }
 
-void plan_end_interval(int64_t number) { plan(number)->end_interval(); }
+void plan_end_interval(int64_t number) { plan_of(number)->end_interval(); }
 
 void plan_free(int64_t number) {
   const std::lock_guard<std::mutex> lock(mutex);
@@ -97,7 +123,9 @@ void step(Tensors params, Tensors grads, Tensors state, Strings roles, std::stri
                     Doubles(policy_arguments.begin() + i * size, policy_arguments.begin() + (i + 1) * size));
   }
   made.finish();
-  const Outcome outcome = made.check(std::move(grads), {});
+  made.begin();
+  for (size_t i = 0; i < n; ++i) offer(made, i, grads[i]);
+  const Outcome outcome = made.check();
   STD_TORCH_CHECK(outcome == kReady, outcome == kStale ? "state of the backbone is missing"
                                                        : "gradients must be dense and laid out as their parameters");
   made.step(hypers, draws, grad_scale, found_inf);
@@ -107,6 +135,13 @@ std::string build_version() { return FUSED_ADAPTIVE_VERSION; }
 std::string cpu_capability() { return cpu::best_kernels().name; }
 
 }  // namespace
+
+std::shared_ptr<TensorPlan> plan_of(int64_t number) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = plans.find(number);
+  STD_TORCH_CHECK(found != plans.end(), "there is no plan ", number);
+  return found->second;
+}
 
 STABLE_TORCH_LIBRARY(fused_adaptive, m) {
   m.def(
@@ -123,6 +158,7 @@ STABLE_TORCH_LIBRARY(fused_adaptive, m) {
   m.def("plan_seeds(int plan, int[] seeds) -> ()");
   m.def("plan_finish(int plan) -> ()");
   m.def("plan_check(int plan, Tensor[] grads, int[] absent) -> int");
+  m.def("python_calls() -> int[]");
   m.def(
       "plan_step(int plan, float[] hypers, Tensor? draws, Tensor? grad_scale, Tensor? found_inf, Tensor[] lrs, "
       "int[] lr_groups) -> ()");
@@ -143,6 +179,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_adaptive, CompositeExplicitAutograd, m) {
   m.impl("plan_seeds", TORCH_BOX(&plan_seeds));
   m.impl("plan_finish", TORCH_BOX(&plan_finish));
   m.impl("plan_check", TORCH_BOX(&plan_check));
+  m.impl("python_calls", TORCH_BOX(&python_calls));
   m.impl("plan_step", TORCH_BOX(&plan_step));
   m.impl("plan_end_interval", TORCH_BOX(&plan_end_interval));
   m.impl("plan_free", TORCH_BOX(&plan_free));

@@ -1,4 +1,4 @@
-// Building a plan from tensors, and the checks that every step makes. Everything is checked before anything is written.
+// Building a plan from tensors, all of which are checked before anything is written.
 #include "tensors.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -10,8 +10,6 @@
 
 namespace fused_adaptive {
 namespace {
-
-using torch::headeronly::ScalarType;
 
 // In the order of Role.
 constexpr const char* kRoleNames[kRoles] = {
@@ -33,22 +31,6 @@ int number_of(const char* what, const std::string& name, const char* const (&nam
   }
   STD_TORCH_CHECK(false, "unknown ", what, " '", name, "'");
 }
-
-bool dtype_of(const Tensor& tensor, DType& dtype) {
-  constexpr std::pair<ScalarType, DType> known[] = {
-      {ScalarType::Float, DType::f32}, {ScalarType::Double, DType::f64}, {ScalarType::BFloat16, DType::bf16},
-      {ScalarType::Half, DType::f16},  {ScalarType::Char, DType::i8},    {ScalarType::Long, DType::i64},
-      {ScalarType::Short, DType::i16},
-  };
-  for (const auto& [scalar_type, own] : known) {
-    if (tensor.scalar_type() != scalar_type) continue;
-    dtype = own;
-    return true;
-  }
-  return false;
-}
-
-bool is_float(DType dtype) { return dtype < DType::i8; }
 
 int64_t bytes_of(DType dtype) {
   switch (dtype) {
@@ -72,13 +54,6 @@ DType role_dtype(int role, const Member& m) {
   if (role >= kTensorGain) return DType::f64;
   if (role == kStep) return m.step_is_double ? DType::f64 : DType::f32;
   return m.dtype == DType::f64 ? DType::f64 : DType::f32;
-}
-
-bool same_device(const Tensor& tensor, int32_t type, int32_t index) {
-  int32_t own_type, own_index;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &own_type));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &own_index));
-  return own_type == type && (own_index == index || type == aoti_torch_device_type_cpu());
 }
 
 bool same_sizes(const Tensor& a, const Tensor& b) {
@@ -217,7 +192,7 @@ void TensorPlan::add_policy(const std::string& kind, const std::vector<int64_t>&
 }
 
 void TensorPlan::share(Tensor products, void (*sum)()) {
-  STD_TORCH_CHECK(products.scalar_type() == ScalarType::Double && products.is_contiguous() &&
+  STD_TORCH_CHECK(products.scalar_type() == torch::headeronly::ScalarType::Double && products.is_contiguous() &&
                       products.numel() == 2 * static_cast<int64_t>(params_.size()) &&
                       same_device(products, device_type_, device_index_),
                   "products must be float64, (members, 2), on the parameters' device");
@@ -266,7 +241,22 @@ void TensorPlan::check_complete(const Member& m) const {
   need(kPrevious, trains || stores_direction);
 }
 
+void TensorPlan::note_extents() {
+  for (const Tensor& p : params_) {
+    const auto sizes = p.sizes(), strides = p.strides();
+    extents_of_.push_back({static_cast<int64_t>(sizes.size()), extents_.size()});
+    extents_.insert(extents_.end(), sizes.begin(), sizes.end());
+    extents_.insert(extents_.end(), strides.begin(), strides.end());
+  }
+}
+
 void TensorPlan::finish() {
+  std::stable_sort(bound_.begin(), bound_.end(), [](const Bound& a, const Bound& b) { return a.member < b.member; });
+  for (size_t i = 0; i < bound_.size(); ++i) {
+    if (bound_[i].role == kParam) first_bound_.push_back(i);
+  }
+  first_bound_.push_back(bound_.size());
+  note_extents();
   std::vector<std::pair<const char*, const char*>> ranges;
   for (const Bound& b : bound_) {
     Member& m = plan_.members[static_cast<size_t>(b.member)];
@@ -294,107 +284,6 @@ void TensorPlan::finish() {
   }
 #endif
   STD_TORCH_CHECK(false, "there are no native kernels for this device in this build");
-}
-
-bool TensorPlan::addresses_hold() const {
-  for (const Bound& b : bound_) {
-    void* address;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(b.tensor.get(), &address));
-    if (address != nullptr && address != plan_.members[static_cast<size_t>(b.member)].at[b.role]) return false;
-  }
-  for (size_t i = 0; i < params_.size(); ++i) {
-    DType dtype;
-    const Member& m = plan_.members[i];
-    if (!dtype_of(params_[i], dtype) || dtype != m.dtype || params_[i].numel() != m.numel) return false;
-  }
-  return true;
-}
-
-bool TensorPlan::take_gradient(Member& m, const Tensor& param, const Tensor& grad) const {
-  int32_t layout;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(grad.get(), &layout));
-  if (layout != aoti_torch_layout_strided()) return false;
-  if (!dtype_of(grad, m.grad_dtype) || !is_float(m.grad_dtype)) return false;
-  if (device_type_ != aoti_torch_device_type_cpu() && m.grad_dtype != m.dtype) return false;
-  if (!same_device(grad, device_type_, device_index_) || !same_sizes(grad, param) || !same_layout(grad, param)) {
-    return false;
-  }
-  void* address;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(grad.get(), &address));
-  m.grad = m.numel > 0 ? address : m.at[kParam];
-  STD_TORCH_CHECK(m.numel == 0 || address != m.at[kParam], "the gradient of parameter ", m.index,
-                  " is the parameter itself: it would be overwritten while it is read; clone it");
-  return m.grad != nullptr;
-}
-
-DeviceNumber TensorPlan::device_number(const Tensor& tensor, const char* name) const {
-  const bool is_double = tensor.scalar_type() == ScalarType::Double;
-  STD_TORCH_CHECK((is_double || tensor.scalar_type() == ScalarType::Float) && tensor.numel() == 1, name,
-                  " must be a float32 or float64 tensor of one element");
-  STD_TORCH_CHECK(same_device(tensor, device_type_, device_index_), name, " must be on the parameters' device");
-  return {tensor.data_ptr(), is_double};
-}
-
-Outcome TensorPlan::check(std::vector<Tensor> grads, const std::vector<int64_t>& absent) {
-  STD_TORCH_CHECK(grads.size() + absent.size() == params_.size(), "one gradient a parameter, but for the absent");
-  is_ready_ = false;
-  if (!addresses_hold()) return kStale;
-  size_t next_absent = 0, next_grad = 0;
-  for (size_t i = 0; i < params_.size(); ++i) {
-    Member& m = plan_.members[i];
-    m.grad = nullptr;
-    if (next_absent < absent.size() && absent[next_absent] == static_cast<int64_t>(i)) {
-      ++next_absent;
-      continue;
-    }
-    STD_TORCH_CHECK(next_grad < grads.size(), "absent must be ascending");
-    if (!take_gradient(m, params_[i], grads[next_grad++])) return kGradients;
-    // A buffer that the first update makes has to be bound first.
-    const int backbone = plan_.groups[m.group].backbone;
-    if ((backbone == kSgdMomentum || backbone == kSgdNesterov) && m.at[kState0] == nullptr) return kStale;
-  }
-  grads_ = std::move(grads);
-  is_ready_ = true;
-  return kReady;
-}
-
-void TensorPlan::step(const std::vector<double>& hypers, const std::optional<Tensor>& draws,
-                      const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
-                      const std::vector<Tensor>& lrs, const std::vector<int64_t>& lr_groups) {
-  STD_TORCH_CHECK(is_ready_, "take the gradients first");
-  STD_TORCH_CHECK(hypers.size() == kHypers * plan_.groups.size(), kHypers, " hyperparameters a group");
-  StepInputs inputs;
-  for (size_t i = 0; i < hypers.size(); i += kHypers) {
-    inputs.hypers.push_back(
-        {hypers[i], hypers[i + 1], hypers[i + 2], hypers[i + 3], hypers[i + 4], hypers[i + 5], hypers[i + 6]});
-  }
-  if (draws.has_value()) {
-    STD_TORCH_CHECK(draws->scalar_type() == ScalarType::Double && same_device(*draws, device_type_, device_index_),
-                    "draws must be float64, on the parameters' device");
-    for (const Member& m : plan_.members) STD_TORCH_CHECK(m.index < draws->numel(), "one draw a parameter");
-    inputs.draws = static_cast<const double*>(draws->data_ptr());
-  }
-  if (grad_scale.has_value()) inputs.grad_scale = device_number(*grad_scale, "grad_scale");
-  if (found_inf.has_value()) {
-    const DeviceNumber found = device_number(*found_inf, "found_inf");
-    STD_TORCH_CHECK(!found.is_double, "found_inf must be float32");
-    inputs.found_inf = static_cast<const float*>(found.at);
-  }
-  STD_TORCH_CHECK(lrs.size() == lr_groups.size(), "one group a tensor lr");
-  if (!lrs.empty()) inputs.lrs.resize(plan_.groups.size());
-  for (size_t i = 0; i < lrs.size(); ++i) {
-    inputs.lrs.at(static_cast<size_t>(lr_groups[i])) = device_number(lrs[i], "lr");
-  }
-  plan_.executor->step(plan_, inputs);
-  is_ready_ = false;
-  grads_.clear();
-}
-
-void TensorPlan::end_interval() {
-  STD_TORCH_CHECK(addresses_hold(), "parameters or state have moved in memory since the last step");
-  for (Member& m : plan_.members) m.grad = nullptr;
-  is_ready_ = false;
-  plan_.executor->end_interval(plan_);
 }
 
 }  // namespace fused_adaptive

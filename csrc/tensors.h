@@ -1,8 +1,9 @@
-// A plan with the torch tensors that it stands on.
+// A plan with the torch tensors that it stands on. tensors.cpp builds it; checks.cpp is what every step checks.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -13,7 +14,20 @@ namespace fused_adaptive {
 
 using torch::stable::Tensor;
 
-// What plan_check returns: whether a step can be taken, or what has to happen in Python before that.
+bool dtype_of(const Tensor& tensor, DType& dtype);
+bool is_float(DType dtype);
+bool same_device(const Tensor& tensor, int32_t type, int32_t index);
+
+// A gradient, as C interfaces tell of it.
+struct Gradient {
+  const void* at = nullptr;
+  DType dtype = DType::f32;
+  int32_t device_type = 0, device_index = 0;
+  int64_t dims = 0;
+  const int64_t *sizes = nullptr, *strides = nullptr;
+};
+
+// What the checks before a step come to: whether a step can be taken, or what has to happen in Python before that.
 enum Outcome : int64_t {
   kReady = 0,
   kGradients = 1,  // one of them cannot be used as it is
@@ -40,8 +54,15 @@ class TensorPlan {
   // Checks the whole and makes it ready for steps.
   void finish();
 
-  // Takes the gradients of all members in order, but for those of the absent (ascending), for the step to come.
-  Outcome check(std::vector<Tensor> grads, const std::vector<int64_t>& absent);
+  // Before a step: no gradients, those of the members that take part, and whether the step can be taken with them. Who
+  // gives them keeps them alive until it is done, or has the plan do it.
+  void begin();
+  void take(size_t member, const Gradient& grad);
+  void refuse() { are_usable_ = false; }  // a gradient that is nothing to take
+  void keep(std::vector<Tensor> grads) { grads_ = std::move(grads); }
+  Outcome check();
+  size_t size() const { return params_.size(); }
+
   void step(const std::vector<double>& hypers, const std::optional<Tensor>& draws,
             const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
             const std::vector<Tensor>& lrs = {}, const std::vector<int64_t>& lr_groups = {});
@@ -53,17 +74,32 @@ class TensorPlan {
     Role role;
     Tensor tensor;
   };
+  // A parameter's sizes and strides, as they were when the plan was built.
+  struct Extents {
+    int64_t dims = 0;
+    size_t at = 0;  // in extents_: sizes, then strides
+  };
 
+  void note_extents();
   void check_complete(const Member& member) const;
-  bool addresses_hold() const;
-  bool take_gradient(Member& member, const Tensor& param, const Tensor& grad) const;
+  bool holds(size_t member) const;
+  bool has_extents(size_t member, int64_t dims, const int64_t* sizes, const int64_t* strides) const;
   DeviceNumber device_number(const Tensor& tensor, const char* name) const;
 
   Plan plan_;
   std::vector<Tensor> params_, grads_, shared_;
-  std::vector<Bound> bound_;
+  std::vector<Bound> bound_;         // by member, once the plan is finished: a parameter, then its state
+  std::vector<size_t> first_bound_;  // of each member, and the end
+  std::vector<Extents> extents_of_;  // of each member
+  std::vector<int64_t> extents_;
   int32_t device_type_ = 0, device_index_ = 0;
-  bool on_device_ = false, is_ready_ = false;
+  bool on_device_ = false, are_usable_ = false, is_ready_ = false;
 };
+
+// The plan that has this number (ops.cpp).
+std::shared_ptr<TensorPlan> plan_of(int64_t number);
+
+// The addresses of read_gradients and are_same, for Python to call (python.cpp).
+std::vector<int64_t> python_calls();
 
 }  // namespace fused_adaptive

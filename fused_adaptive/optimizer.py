@@ -154,18 +154,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             compiled.traced_step(self, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
             return loss
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        gathered = self._current()
-        is_new = gathered is None or gathered.has_newcomers()
-        if gathered is None or is_new:
-            # Whatever can be refused is refused before state is created. Later steps leave the check to the backend.
-            check_gradients(self.param_groups)
-            policies = [policies_of(group, self.backbone) for group in self.param_groups]
-            self._check_naive(policies)
-            check_split(self.param_groups, policies, self.process_group)
-            naive = self._needs_trial(chain.from_iterable(policies), closure)
-            gathered = self._gather()
-        else:
-            naive = self._needs_trial(gathered.members, closure)
+        gathered, is_new, naive = self._prepare(closure)
         if self.max_grad_norm is not None or self.skip_nonfinite:
             grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
             try:
@@ -178,13 +167,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         if naive is not None and closure is not None:
             params = list(chain.from_iterable(group["params"] for group in self.param_groups))
             evaluate_trial(naive, gathered, params, closure, grad_scale)
-        self._enter(gathered)
-        entries = sum(map(len, self.state.values())) if is_new else 0
-        self._backend.step(gathered, found_inf, grad_scale, self._rate_draw)
-        self._leave(gathered)
-        count_idle_calls(gathered.idle, found_inf)
-        if is_new and entries != sum(map(len, self.state.values())):
-            self._gather()  # the update has created state, SGD's buffers: torch.compile traces what is gathered
+        self._update(gathered, is_new, found_inf, grad_scale)
         return loss
 
     # Else schedulers of torch put a wrapper around it that torch.compile refuses to trace.
@@ -202,6 +185,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 elif p.grad is not None:
                     p.grad = torch.zeros_like(p.grad)
 
+    @eager
     @torch.no_grad()
     def end_interval(self) -> None:
         """Ends the running interval of every policy here and now, and restarts their counts.
@@ -211,7 +195,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         """
         complete = self._complete()
         self._backend.end_interval(complete)
-        self._leave(complete)
+        complete.take_back()
         forget_idle_calls(self.param_groups)
 
     @torch.no_grad()
@@ -307,12 +291,35 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         return naive
 
     @eager
+    def _prepare(self, closure: Callable[[], Any] | None) -> tuple[Gathered, bool, TrainableLR | None]:
+        """The tensors of this step, whether they were gathered anew, and the policy that needs a trial if one does."""
+        gathered = self._current()
+        if gathered is not None and not gathered.has_newcomers():
+            return gathered, False, self._needs_trial(gathered.members, closure)
+        # Whatever can be refused is refused before state is created. Later steps leave the check to the backend.
+        check_gradients(self.param_groups)
+        policies = [policies_of(group, self.backbone) for group in self.param_groups]
+        self._check_naive(policies)
+        check_split(self.param_groups, policies, self.process_group)
+        naive = self._needs_trial(chain.from_iterable(policies), closure)
+        return self._gather(), True, naive
+
+    @eager
+    def _update(self, gathered: Gathered, is_new: bool, found_inf: Tensor | None, grad_scale: Tensor | None) -> None:
+        """The step itself. DTensors lend it what this rank holds of them."""
+        gathered.bring_gradients()
+        entries = sum(map(len, self.state.values())) if is_new else 0
+        self._backend.step(gathered, found_inf, grad_scale, self._rate_draw)
+        gathered.take_back()
+        count_idle_calls(gathered.idle, found_inf)
+        if is_new and entries != sum(map(len, self.state.values())):
+            self._gather()  # the update has created state, SGD's buffers: torch.compile traces what is gathered
+
     def _current(self) -> Gathered | None:
         """What the last step gathered, if that is still how things stand."""
         gathered = self._gathered
         return gathered if gathered is not None and gathered.is_current(self.param_groups, self.state) else None
 
-    @eager
     def _gather(self) -> Gathered:
         backends.check_masters(self._backend, self.param_groups)
         before = () if self._gathered is None else self._gathered.params
@@ -321,15 +328,6 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self._gathered = gather(self.backbone, self.param_groups, self.state, before, self.process_group)
         compiled.announce(self, self._gathered)
         return self._gathered
-
-    @eager
-    def _enter(self, gathered: Gathered) -> None:
-        """Before the step: DTensors lend it what this rank holds of them."""
-        gathered.bring_gradients()
-
-    @eager
-    def _leave(self, gathered: Gathered) -> None:
-        gathered.take_back()
 
     @eager
     def _complete(self) -> Gathered:

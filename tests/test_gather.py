@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 import fused_adaptive as fa
-from fused_adaptive import fingerprint
+from fused_adaptive import fingerprint, python_calls
 from fused_adaptive import optimizer as optimizer_module
 from fused_adaptive.backbones import Backbone
 from fused_adaptive.controllers.draws import RateDraw
@@ -29,6 +29,12 @@ from .gathering import ACTIVE, ANEW, CHANGES, ONLY_AT_FIRST, Change, Run, adamw,
 def _reference(monkeypatch):
     """Where a test does not say otherwise."""
     monkeypatch.setenv("FUSED_ADAPTIVE_BACKEND", "reference")
+
+
+@pytest.fixture
+def by_python(monkeypatch):
+    """Compares as where there is no native library."""
+    monkeypatch.setattr(python_calls, "same_objects", lambda: None)
 
 
 def outcome(change: Change, keeps: bool) -> tuple[Any, ...]:
@@ -67,9 +73,17 @@ def is_noticed(change: Change) -> bool:
     return noticed
 
 
-@pytest.mark.parametrize("name", [n for n, change in CHANGES.items() if n != "state cleared, plain SGD"])
+NOTICED = [n for n, change in CHANGES.items() if n != "state cleared, plain SGD"]
+
+
+@pytest.mark.parametrize("name", NOTICED)
 def test_a_change_is_noticed(name):
     """Also those that only a backend with tables of its own depends on."""
+    assert is_noticed(CHANGES[name])
+
+
+@pytest.mark.parametrize("name", NOTICED)
+def test_a_change_is_noticed_by_python(name, by_python):
     assert is_noticed(CHANGES[name])
 
 
@@ -93,7 +107,7 @@ def test_a_backbone_that_does_not_name_its_structure_fails(name):
         assert fails(lambda: is_noticed(CHANGES[name]), KeyError)
 
 
-def test_tensors_are_told_apart_by_identity_and_without_reading_them():
+def test_tensors_are_told_apart_by_identity_and_without_reading_them(monkeypatch):
     """Values would be read from the device, and an equal one would pass for the one that a kernel holds."""
 
     def is_noticed_without_an_operation() -> bool:
@@ -103,6 +117,8 @@ def test_tensors_are_told_apart_by_identity_and_without_reading_them():
         with Operations() as operations:
             return run.optimizer._current() is None and not operations.count
 
+    assert is_noticed_without_an_operation()
+    monkeypatch.setattr(python_calls, "same_objects", lambda: None)
     assert is_noticed_without_an_operation()
     with broken(fingerprint, "_SameTensor", torch.no_grad):
         assert not is_noticed_without_an_operation()

@@ -29,6 +29,8 @@ class CpuExecutor : public Executor {
         pieces_.push_back({m, begin, std::min(kChunk, numel - begin)});
         cost += pieces_.back().n + kPieceCost;
       }
+      if (numel == 0 || numel > kChunk) not_whole_.push_back(m);
+      rounds_ = rounds_ || plan.members[m].at[kRoundingStep] != nullptr;
     }
     bins_.push_back(static_cast<int64_t>(pieces_.size()));
     partials_.resize(pieces_.size());
@@ -51,9 +53,10 @@ class CpuExecutor : public Executor {
       count_trainable_before(plan, policy, inputs);
       if (ending[i] && policy.source == Source::gradient) measured[i] = adapt(plan, policy, /*with_grads=*/true);
     }
-    prepare(plan, inputs);
-    update(plan, ending);
-    for (const Member& m : plan.members) count_rounding(m);
+    update(plan, inputs, ending);
+    if (rounds_) {
+      for (const Member& m : plan.members) count_rounding(m);
+    }
     for (size_t i = 0; i < plan.policies.size(); ++i) {
       Policy& policy = plan.policies[i];
       if (policy.kind == PolicyKind::active) count_active(plan, policy, ending[i]);
@@ -87,49 +90,63 @@ class CpuExecutor : public Executor {
   // Runs body(piece) over the work list on all threads.
   template <class Body>
   void for_pieces(const Body& body) {
+    for_ranges([&](const Piece* begin, const Piece* end) { std::for_each(begin, end, body); });
+  }
+
+  // Runs body(begin, end) over stretches of the work list on all threads.
+  template <class Body>
+  void for_ranges(const Body& body) {
     const int64_t bins = static_cast<int64_t>(bins_.size()) - 1;
     if (bins <= 0) return;
     torch::stable::parallel_for(0, bins, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = bins_[begin]; i < bins_[end]; ++i) body(pieces_[i]);
+      body(pieces_.data() + bins_[begin], pieces_.data() + bins_[end]);
     });
   }
 
-  // The scalars of every tensor that takes part; its step count goes up.
-  void prepare(Plan& plan, const StepInputs& inputs) {
-    ScalarsCache cache;
-    for (size_t i = 0; i < plan.members.size(); ++i) {
-      Member& m = plan.members[i];
-      const Group& group = plan.groups[m.group];
-      if (m.grad == nullptr) continue;
-      const Hyper& hyper = inputs.hypers[m.group];
-      count_step(m);
-      Scalars<double>& r = scalars_[i];
-      r = cache.get(group.backbone, m.group, hyper, step_count(m));
-      r.grad_factor = group.maximize ? -grad_factor_ : grad_factor_;
-      r.first = m.first;
-      prepare_rate(hyper, draw(m, inputs) * tensor_gain(m), m.adapts, r);
-      m.first = false;
+  // The scalars of a tensor that takes part; its step count goes up.
+  void prepare(Plan& plan, const StepInputs& inputs, int member, ScalarsCache& cache) {
+    Member& m = plan.members[member];
+    const Group& group = plan.groups[m.group];
+    if (m.grad == nullptr) return;
+    const Hyper& hyper = inputs.hypers[m.group];
+    count_step(m);
+    Scalars<double>& r = scalars_[member];
+    r = cache.get(group.backbone, m.group, hyper, step_count(m));
+    r.grad_factor = group.maximize ? -grad_factor_ : grad_factor_;
+    r.first = m.first;
+    prepare_rate(hyper, draw(m, inputs) * tensor_gain(m), m.adapts, r);
+    m.first = false;
+  }
+
+  // A tensor of one piece is prepared by the thread that updates it, while its data are on their way.
+  void update(Plan& plan, const StepInputs& inputs, const std::vector<bool>& ending) {
+    ScalarsCache of_large;
+    for (int member : not_whole_) prepare(plan, inputs, member, of_large);
+    for_ranges([&](const Piece* begin, const Piece* end) {
+      ScalarsCache cache;
+      for (const Piece* piece = begin; piece != end; ++piece) {
+        if (piece->n == plan.members[piece->member].numel) prepare(plan, inputs, piece->member, cache);
+        take_piece(plan, *piece, ending);
+      }
+    });
+  }
+
+  void take_piece(const Plan& plan, const Piece& piece, const std::vector<bool>& ending) {
+    const Member& m = plan.members[piece.member];
+    const bool adjusts = m.active >= 0 && ending[m.active];
+    if (m.grad != nullptr) {
+      const bool mean_is_taken =
+          m.scalar >= 0 && ending[m.scalar] && plan.policies[m.scalar].source == Source::gradient;
+      const int mode = mode_of(m) & ~(mean_is_taken ? kAddsMean : 0);
+      if (m.dtype == DType::f64) {
+        update_piece<double>(plan, m, piece, mode);
+      } else {
+        update_piece<float>(plan, m, piece, mode);
+      }
     }
-  }
-
-  void update(Plan& plan, const std::vector<bool>& ending) {
-    for_pieces([&](const Piece& piece) {
-      const Member& m = plan.members[piece.member];
-      const bool adjusts = m.active >= 0 && ending[m.active];
-      if (m.grad != nullptr) {
-        const bool mean_is_taken =
-            m.scalar >= 0 && ending[m.scalar] && plan.policies[m.scalar].source == Source::gradient;
-        const int mode = mode_of(m) & ~(mean_is_taken ? kAddsMean : 0);
-        if (m.dtype == DType::f64) {
-          update_piece<double>(plan, m, piece, mode);
-        } else {
-          update_piece<float>(plan, m, piece, mode);
-        }
-      }
-      if (adjusts && (m.grad != nullptr || count(m, kActiveApplied) > 0)) {
-        adjust_piece(m, piece, plan.policies[m.active]);
-      }
-    });
+    if (adjusts && (m.grad != nullptr || count(m, kActiveApplied) > 0)) {
+      adjust_piece(m, piece, plan.policies[m.active]);
+    }
   }
 
   template <class T>
@@ -300,6 +317,8 @@ class CpuExecutor : public Executor {
   const Kernels& kernels_;
   std::vector<Piece> pieces_;
   std::vector<int64_t> bins_, first_piece_;
+  std::vector<int> not_whole_;  // the members of no piece or of several
+  bool rounds_ = false;
   std::vector<Products> partials_, products_;
   std::vector<Scalars<double>> scalars_;
   double grad_factor_ = 1;

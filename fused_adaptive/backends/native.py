@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .. import _extension
+from .. import _extension, python_calls
 from ..distributed import RowSums
-from ..eager import eager
 from ..policies import ActiveLR, Hypergradient, TrainableLR
 from ..slot import Slot
 from . import reference
@@ -50,7 +49,6 @@ def why_not(devices: Iterable[torch.device]) -> str:
     return ""
 
 
-@eager
 def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None, draw: RateDraw | None) -> None:
     """One optimizer step, in place. Arguments and errors are those of :func:`reference.step`.
 
@@ -72,7 +70,6 @@ def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None
         draw.count(None if found_inf is None or found_inf.device.type == "cpu" else found_inf)
 
 
-@eager
 def end_interval(gathered: Gathered) -> None:
     """Ends the running interval of every policy, outside of a step."""
     _end_interval(gathered, _plans)
@@ -175,17 +172,22 @@ class Plan:
         Args:
             conform: gives those that are laid out otherwise than their parameters a copy that is not.
         """
-        self._grads = [grad for p in self._params if (grad := p.grad) is not None]
-        self._absent = []
-        if len(self._grads) != len(self._params):
-            self._absent = [i for i, p in enumerate(self._params) if p.grad is None]
-        if conform or self._copies:
-            present = (d for p, d in zip(self._params, self._dense, strict=True) if p.grad is not None)
-            # On a GPU also in its parameter's dtype.
-            own = self.device.type == "cpu"
-            self._grads = [
-                _conform(g, d, g.dtype if own else d.dtype) for g, d in zip(self._grads, present, strict=True)
-            ]
+        self._grads, self._absent = [], []
+        read = None if conform or self._copies else python_calls.gradients_reader()
+        if read is not None:
+            outcome = read(self._number, self._params, self._grads)
+            if outcome >= 4:
+                self._absent = [i for i, p in enumerate(self._params) if p.grad is None]
+            return outcome % 4
+        for i, (p, dense) in enumerate(zip(self._params, self._dense, strict=True)):
+            if p.grad is None:
+                self._absent.append(i)
+            elif conform or self._copies:
+                # On a GPU also in its parameter's dtype.
+                dtype = p.grad.dtype if self.device.type == "cpu" else dense.dtype
+                self._grads.append(_conform(p.grad, dense, dtype))
+            else:
+                self._grads.append(p.grad)
         return torch.ops.fused_adaptive.plan_check.default(self._number, self._grads, self._absent)
 
     def holds(self) -> bool:
@@ -195,6 +197,8 @@ class Plan:
 
     def step(self, found_inf: Tensor | None, grad_scale: Tensor | None, draws: Tensor | None) -> None:
         """The step with the gradients that were taken."""
+        # Before the step, which fills the caches with other data: the checks have just looked at these tensors.
+        torch.autograd.graph.increment_version(self._written_now())
         for param, dense in self._copies:
             dense.copy_(param)
         on_device = [i for i, group in enumerate(self._groups) if _is_read_there(group["lr"], self.device)]
@@ -212,11 +216,13 @@ class Plan:
         for param, dense in self._copies:
             param.copy_(dense)
         self._grads = []  # a gradient must not live longer than its parameter's .grad
-        written = self._written_by_all
-        if self._absent:
-            absent = set(self._absent)
-            written = [t for i, own in enumerate(self._written) if i not in absent for t in own]
-        torch.autograd.graph.increment_version(written)
+
+    def _written_now(self) -> list[Tensor]:
+        """What a step with the gradients that were taken writes."""
+        if not self._absent:
+            return self._written_by_all
+        absent = set(self._absent)
+        return [tensor for i, own in enumerate(self._written) if i not in absent for tensor in own]
 
     def end_interval(self) -> None:
         for param, dense in self._copies:

@@ -124,7 +124,8 @@ def parts(gathered: Gathered, on_device: Callable[[Slot], bool]) -> list[list[Sl
 def dense_copies(params: Sequence[Tensor]) -> list[Tensor]:
     """The parameters; one with gaps or overlaps in memory gives way to a dense tensor, in which it is updated."""
     strides = [torch.empty_like(p, device="meta").stride() for p in params]  # of all at once: not in memory
-    return [torch.empty_like(p) if p.stride() != own else p for p, own in zip(params, strides, strict=True)]
+    dense = [p.stride() == own and not is_lazy(p) for p, own in zip(params, strides, strict=True)]
+    return [p if is_dense else torch.empty_like(p) for p, is_dense in zip(params, dense, strict=True)]
 
 
 def gather_state(
@@ -196,10 +197,15 @@ def policy_arguments(policy: Policy) -> list[float]:
 
 
 def conform(grad: Tensor, param: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient laid out as its parameter, in this dtype."""
-    if grad.stride() == param.stride() and grad.dtype == dtype:
+    """The gradient laid out as its parameter, in this dtype, in memory as it reads."""
+    if grad.stride() == param.stride() and grad.dtype == dtype and not is_lazy(grad):
         return grad
     return torch.empty_like(param, dtype=dtype).copy_(grad)
+
+
+def is_lazy(tensor: Tensor) -> bool:
+    """Whether it is negated or zero without its memory saying so: gradients of complex numbers' parts may be."""
+    return tensor.is_neg() or tensor._is_zerotensor()
 
 
 def scalar(value: Tensor | None, device: torch.device, *others: torch.dtype) -> Tensor | None:

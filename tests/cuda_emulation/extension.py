@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sysconfig
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ PATCH = ("plan_.executor = make_cpu_executor(plan_);", "plan_.executor = make_cu
 def library() -> Path:
     """The path of the library."""
     csrc, includes = build.ROOT / "csrc", [f"-I{path}" for path in cpp_extension.include_paths()]
+    includes.append(f"-I{sysconfig.get_paths()['include']}")
     files = [p for pattern in ("*.h", "*.cpp", "cpu/*", "cuda/*") for p in sorted(csrc.glob(pattern))]
     texts = {p.relative_to(csrc).as_posix(): p.read_text() for p in files}
     assert texts["tensors.cpp"].count(PATCH[0]) == 1

@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...eager import eager
-
 if TYPE_CHECKING:
     from ...controllers.draws import RateDraw
     from ...gather import Gathered
@@ -76,7 +74,6 @@ def _why_not_on(device: torch.device) -> str:
     return ""
 
 
-@eager
 def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None, draw: RateDraw | None) -> None:
     """One optimizer step, in place. Arguments and errors are those of :func:`reference.step`.
 
@@ -91,7 +88,6 @@ def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None
     launch.step(gathered, found_inf, grad_scale, draw)
 
 
-@eager
 def end_interval(gathered: Gathered) -> None:
     """Ends the running interval of every policy, outside of a step."""
     from . import launch

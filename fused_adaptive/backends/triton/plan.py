@@ -136,7 +136,9 @@ class Plan:
         forms = self._forms
         if len(present) != len(self._grads):
             forms = [f for f, g in zip(forms, self._grads, strict=True) if g is not None]
-        if any(g.layout != torch.strided for g in present) or _forms(present) != forms:
+        if any(g.layout != torch.strided for g in present) or any(map(plans.is_lazy, present)):
+            return plans.GRADIENTS
+        if _forms(present) != forms:
             return plans.GRADIENTS
         # An empty tensor has no address, but takes part; 0 is for those that do not.
         self._pointers = [0 if g is None else g.data_ptr() or 16 for g in self._grads]

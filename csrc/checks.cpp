@@ -1,0 +1,166 @@
+// What every step checks before it changes anything, and what it is given. Steps of many small tensors spend their time
+// here, so that a tensor may cost some tens of nanoseconds: it is looked at once, by whichever thread, through the C
+// interface.
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "counting.h"
+#include "tensors.h"
+
+namespace fused_adaptive {
+namespace {
+
+// Fewer tensors are not worth waking a thread for.
+constexpr int64_t kCheckedByOneThread = 256;
+
+}  // namespace
+
+bool dtype_of(const Tensor& tensor, DType& dtype) {
+  static const std::pair<int32_t, DType> known[] = {
+      {aoti_torch_dtype_float32(), DType::f32},   {aoti_torch_dtype_float64(), DType::f64},
+      {aoti_torch_dtype_bfloat16(), DType::bf16}, {aoti_torch_dtype_float16(), DType::f16},
+      {aoti_torch_dtype_int8(), DType::i8},       {aoti_torch_dtype_int64(), DType::i64},
+      {aoti_torch_dtype_int16(), DType::i16},
+  };
+  int32_t code;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+  for (const auto& [own_code, own] : known) {
+    if (code != own_code) continue;
+    dtype = own;
+    return true;
+  }
+  return false;
+}
+
+bool is_float(DType dtype) { return dtype < DType::i8; }
+
+bool same_device(const Tensor& tensor, int32_t type, int32_t index) {
+  int32_t own_type, own_index;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &own_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &own_index));
+  return own_type == type && (own_index == index || type == aoti_torch_device_type_cpu());
+}
+
+// Whether flat storage means the same elements as in the parameter. Strides of dimensions of size 1 mean nothing.
+bool TensorPlan::has_extents(size_t member, int64_t dims, const int64_t* sizes, const int64_t* strides) const {
+  const Extents& own = extents_of_[member];
+  if (dims != own.dims) return false;
+  const int64_t* expected = extents_.data() + own.at;
+  for (int64_t i = 0; i < dims; ++i) {
+    if (sizes[i] != expected[i] || (sizes[i] > 1 && strides[i] != expected[dims + i])) return false;
+  }
+  return true;
+}
+
+// Whether a parameter and its state are what and where they were when the plan was built.
+bool TensorPlan::holds(size_t member) const {
+  const Member& m = plan_.members[member];
+  for (size_t i = first_bound_[member]; i < first_bound_[member + 1]; ++i) {
+    void* address;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(bound_[i].tensor.get(), &address));
+    if (address != nullptr && address != m.at[bound_[i].role]) return false;
+  }
+  const Tensor& param = params_[member];
+  DType dtype;
+  int64_t dims, *sizes, *strides;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(param.get(), &dims));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(param.get(), &sizes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(param.get(), &strides));
+  return dtype_of(param, dtype) && dtype == m.dtype && has_extents(member, dims, sizes, strides);
+}
+
+void TensorPlan::begin() {
+  is_ready_ = false;
+  are_usable_ = true;
+  for (Member& m : plan_.members) m.grad = nullptr;
+}
+
+void TensorPlan::take(size_t member, const Gradient& grad) {
+  Member& m = plan_.members[member];
+  const bool on_cpu = device_type_ == aoti_torch_device_type_cpu();
+  const bool is_here = grad.device_type == device_type_ && (on_cpu || grad.device_index == device_index_);
+  const bool can_be_read = is_float(grad.dtype) && (on_cpu || grad.dtype == m.dtype);
+  if (!is_here || !can_be_read || !has_extents(member, grad.dims, grad.sizes, grad.strides)) return refuse();
+  m.grad_dtype = grad.dtype;
+  m.grad = m.numel > 0 ? grad.at : m.at[kParam];
+  if (m.grad == nullptr) refuse();
+}
+
+Outcome TensorPlan::check() {
+  const size_t n = size();
+  std::atomic<bool> is_stale{false};
+  std::atomic<size_t> overwritten{n};
+  torch::stable::parallel_for(0, static_cast<int64_t>(n), kCheckedByOneThread, [&](int64_t begin, int64_t end) {
+    for (size_t i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
+      const Member& m = plan_.members[i];
+      // A buffer that the first update makes has to be bound first.
+      const int backbone = plan_.groups[m.group].backbone;
+      const bool lacks = (backbone == kSgdMomentum || backbone == kSgdNesterov) && m.at[kState0] == nullptr;
+      if (!holds(i) || (lacks && m.grad != nullptr)) {
+        is_stale = true;
+        return;
+      }
+      if (m.numel > 0 && m.grad == m.at[kParam]) overwritten = i;
+    }
+  });
+  if (is_stale) return kStale;
+  if (!are_usable_) return kGradients;
+  STD_TORCH_CHECK(overwritten == n, "the gradient of parameter ", plan_.members[overwritten % n].index,
+                  " is the parameter itself: it would be overwritten while it is read; clone it");
+  is_ready_ = true;
+  return kReady;
+}
+
+DeviceNumber TensorPlan::device_number(const Tensor& tensor, const char* name) const {
+  const bool is_double = tensor.scalar_type() == torch::headeronly::ScalarType::Double;
+  STD_TORCH_CHECK((is_double || tensor.scalar_type() == torch::headeronly::ScalarType::Float) && tensor.numel() == 1,
+                  name, " must be a float32 or float64 tensor of one element");
+  STD_TORCH_CHECK(same_device(tensor, device_type_, device_index_), name, " must be on the parameters' device");
+  return {tensor.data_ptr(), is_double};
+}
+
+void TensorPlan::step(const std::vector<double>& hypers, const std::optional<Tensor>& draws,
+                      const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
+                      const std::vector<Tensor>& lrs, const std::vector<int64_t>& lr_groups) {
+  STD_TORCH_CHECK(is_ready_, "take the gradients first");
+  STD_TORCH_CHECK(hypers.size() == kHypers * plan_.groups.size(), kHypers, " hyperparameters a group");
+  StepInputs inputs;
+  for (size_t i = 0; i < hypers.size(); i += kHypers) {
+    inputs.hypers.push_back(
+        {hypers[i], hypers[i + 1], hypers[i + 2], hypers[i + 3], hypers[i + 4], hypers[i + 5], hypers[i + 6]});
+  }
+  if (draws.has_value()) {
+    STD_TORCH_CHECK(draws->scalar_type() == torch::headeronly::ScalarType::Double &&
+                        same_device(*draws, device_type_, device_index_),
+                    "draws must be float64, on the parameters' device");
+    for (const Member& m : plan_.members) STD_TORCH_CHECK(m.index < draws->numel(), "one draw a parameter");
+    inputs.draws = static_cast<const double*>(draws->data_ptr());
+  }
+  if (grad_scale.has_value()) inputs.grad_scale = device_number(*grad_scale, "grad_scale");
+  if (found_inf.has_value()) {
+    const DeviceNumber found = device_number(*found_inf, "found_inf");
+    STD_TORCH_CHECK(!found.is_double, "found_inf must be float32");
+    inputs.found_inf = static_cast<const float*>(found.at);
+  }
+  STD_TORCH_CHECK(lrs.size() == lr_groups.size(), "one group a tensor lr");
+  if (!lrs.empty()) inputs.lrs.resize(plan_.groups.size());
+  for (size_t i = 0; i < lrs.size(); ++i) {
+    inputs.lrs.at(static_cast<size_t>(lr_groups[i])) = device_number(lrs[i], "lr");
+  }
+  plan_.executor->step(plan_, inputs);
+  is_ready_ = false;
+  grads_.clear();
+}
+
+void TensorPlan::end_interval() {
+  for (size_t i = 0; i < params_.size(); ++i) {
+    STD_TORCH_CHECK(holds(i), "parameters or state have moved in memory since the last step");
+    plan_.members[i].grad = nullptr;
+  }
+  is_ready_ = false;
+  plan_.executor->end_interval(plan_);
+}
+
+}  // namespace fused_adaptive

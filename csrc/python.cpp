@@ -1,0 +1,149 @@
+// What every step does with each of its Python objects, and the only place here that knows Python: called with the
+// interpreter's lock held (fused_adaptive/python_calls.py). Tensors are asked through the function table of the DLPack
+// standard, which torch.Tensor carries: some tens of nanoseconds, where an operator's argument costs ten times as much.
+#include <Python.h>
+
+#include "tensors.h"
+
+// The interpreter has them; a library must not ask for what it is not linked with.
+#pragma weak PyDict_Next
+#pragma weak PyErr_Clear
+#pragma weak PyErr_SetString
+#pragma weak PyExc_RuntimeError
+#pragma weak PyList_Append
+#pragma weak PyList_GetItem
+#pragma weak PyList_Size
+#pragma weak PyObject_CallFunctionObjArgs
+#pragma weak PyObject_GetAttr
+#pragma weak PyUnicode_InternFromString
+#pragma weak Py_DecRef
+#pragma weak _Py_FalseStruct
+#pragma weak _Py_NoneStruct
+
+namespace fused_adaptive {
+namespace {
+
+// The structs of DLPack 1 that are needed here.
+struct DLTensor {
+  void* data;
+  struct {
+    int32_t type, index;
+  } device;
+  int32_t ndim;
+  struct {
+    uint8_t code, bits;
+    uint16_t lanes;
+  } dtype;
+  int64_t *shape, *strides;
+  uint64_t byte_offset;
+};
+
+struct DLPackExchange {
+  struct {
+    uint32_t major, minor;
+  } version;
+  void* previous;
+  void (*allocate)();
+  void (*managed_from_object)();
+  void (*managed_to_object)();
+  int (*tensor_from_object)(void* object, DLTensor* tensor);
+};
+enum DLDevice : int32_t { kDLCPU = 1, kDLCUDA = 2 };
+enum DLType : uint8_t { kDLFloat = 2, kDLBfloat = 4 };
+
+bool dtype_of(const DLTensor& tensor, DType& dtype) {
+  const auto [code, bits, lanes] = tensor.dtype;
+  if (lanes != 1 || (code != kDLFloat && (code != kDLBfloat || bits != 16))) return false;
+  if (bits != 64 && bits != 32 && bits != 16) return false;
+  dtype = code == kDLBfloat ? DType::bf16 : bits == 64 ? DType::f64 : bits == 32 ? DType::f32 : DType::f16;
+  return true;
+}
+
+void offer(TensorPlan& plan, size_t member, const DLTensor& tensor) {
+  static const int32_t cpu = aoti_torch_device_type_cpu(), cuda = aoti_torch_device_type_cuda();
+  Gradient grad;
+  const bool is_known = tensor.device.type == kDLCPU || tensor.device.type == kDLCUDA;
+  if (!is_known || !dtype_of(tensor, grad.dtype) || (tensor.ndim > 0 && tensor.strides == nullptr)) {
+    return plan.refuse();
+  }
+  grad.at = static_cast<const char*>(tensor.data) + tensor.byte_offset;
+  grad.device_type = tensor.device.type == kDLCPU ? cpu : cuda;
+  grad.device_index = tensor.device.index;
+  grad.dims = tensor.ndim;
+  grad.sizes = tensor.shape;
+  grad.strides = tensor.strides;
+  plan.take(member, grad);
+}
+
+// A view that negates when it is read, which the table does not tell of.
+bool is_negative_view(PyObject* tensor, PyObject* is_neg) {
+  PyObject* found = PyObject_CallFunctionObjArgs(is_neg, tensor, nullptr);
+  if (found == nullptr) PyErr_Clear();
+  Py_DecRef(found);  // null too
+  return found != Py_False;
+}
+
+// Args:
+//   number: of a plan.
+//   exchange: the table of torch.Tensor; of version 1.
+//   is_neg: that method of torch.Tensor.
+//   params: a list of the plan's parameters.
+//   grads: a list, to which the gradients are appended: as long as it lives, they do.
+// Returns: the Outcome, plus 4 for each parameter that has no gradient; -1 with an error set in Python.
+int64_t read_gradients(int64_t number, const DLPackExchange* exchange, PyObject* is_neg, PyObject* params,
+                       PyObject* grads) {
+  static PyObject* const name = PyUnicode_InternFromString("grad");
+  try {
+    const std::shared_ptr<TensorPlan> plan = plan_of(number);
+    STD_TORCH_CHECK(PyList_Size(params) == static_cast<Py_ssize_t>(plan->size()), "another number of parameters");
+    plan->begin();
+    int64_t absent = 0;
+    for (size_t i = 0; i < plan->size(); ++i) {
+      PyObject* grad = PyObject_GetAttr(PyList_GetItem(params, static_cast<Py_ssize_t>(i)), name);
+      if (grad == nullptr) return -1;
+      int status = 0;
+      if (grad == Py_None) {
+        ++absent;
+      } else {
+        status = PyList_Append(grads, grad);
+        DLTensor tensor;
+        if (exchange->tensor_from_object(grad, &tensor) == 0 && !is_negative_view(grad, is_neg)) {
+          offer(*plan, i, tensor);
+        } else {
+          PyErr_Clear();
+          plan->refuse();
+        }
+      }
+      Py_DecRef(grad);
+      if (status != 0) return -1;
+    }
+    return plan->check() + 4 * absent;
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+    return -1;
+  }
+}
+
+// Whether a dict of dicts holds the very objects of a list, in order: of each entry its key and value, followed by
+// those of the value, if it is a dict.
+int are_same(PyObject* states, PyObject* objects) {
+  const Py_ssize_t size = PyList_Size(objects);
+  Py_ssize_t next = 0;
+  const auto matches = [&](PyObject* object) { return next < size && PyList_GetItem(objects, next++) == object; };
+  PyObject *param, *state, *key, *value;
+  for (Py_ssize_t at = 0; PyDict_Next(states, &at, &param, &state);) {
+    if (!matches(param) || !matches(state)) return 0;
+    for (Py_ssize_t inner = 0; PyDict_Next(state, &inner, &key, &value);) {
+      if (!matches(key) || !matches(value)) return 0;
+    }
+  }
+  return next == size;
+}
+
+}  // namespace
+
+std::vector<int64_t> python_calls() {
+  return {reinterpret_cast<int64_t>(&read_gradients), reinterpret_cast<int64_t>(&are_same)};
+}
+
+}  // namespace fused_adaptive

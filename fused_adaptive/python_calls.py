@@ -1,0 +1,57 @@
+"""What the native library does with Python's objects where Python itself would take several times as long.
+
+Such calls are no operators of torch: ``ctypes`` calls the functions of ``csrc/python.cpp``, with the interpreter's lock
+held.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _extension
+
+
+@functools.cache
+def gradients_reader() -> Callable[[int, list[Tensor], list[Tensor]], int] | None:
+    """A function that gives a native plan its gradients, or None where torch.Tensor has no table of DLPack's functions.
+
+    Its arguments are the plan's number, its parameters, and a list to which the gradients are appended. It returns what
+    ``plan_check`` does, plus 4 for each parameter without a gradient.
+    """
+    capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    if capsule is None:
+        return None
+    ctypes.pythonapi.PyCapsule_GetPointer.restype = ctypes.c_void_p
+    table = ctypes.pythonapi.PyCapsule_GetPointer(ctypes.py_object(capsule), b"dlpack_exchange_api")
+    if table is None or ctypes.c_uint32.from_address(table).value != 1:  # the major version that csrc/python.cpp knows
+        return None
+    read = _function(0, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, *[ctypes.py_object] * 3)
+    return lambda plan, params, grads: read(plan, table, Tensor.is_neg, params, grads)
+
+
+@functools.cache
+def same_objects() -> Callable[[dict[Any, Any], list[Any]], int] | None:
+    """A function that tells whether a dict of dicts holds the very objects of :func:`objects_of`; None without the
+    native library.
+    """
+    return None if _extension.why_not() else _function(1, ctypes.c_int, ctypes.py_object, ctypes.py_object)
+
+
+def objects_of(states: dict[Any, Any]) -> list[Any]:
+    """The objects in a dict of dicts, in order: of each entry its key and value, followed by those of the value."""
+    found = []
+    for key, values in states.items():
+        found += [key, values]
+        if isinstance(values, dict):
+            found += [item for pair in values.items() for item in pair]
+    return found
+
+
+def _function(number: int, result: Any, *arguments: Any) -> Any:
+    return ctypes.PYFUNCTYPE(result, *arguments)(torch.ops.fused_adaptive.python_calls()[number])
