@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ def same_objects() -> Callable[[dict[Any, Any], list[Any]], int] | None:
     return None if _extension.why_not() else _function(1, ctypes.c_int, ctypes.py_object, ctypes.py_object)
 
 
-def objects_of(states: dict[Any, Any]) -> list[Any]:
+def objects_of(states: Mapping[Any, Any]) -> list[Any]:
     """The objects in a dict of dicts, in order: of each entry its key and value, followed by those of the value."""
     found = []
     for key, values in states.items():

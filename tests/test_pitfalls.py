@@ -114,7 +114,7 @@ LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "transposed": lambda t: t.transpose(1, 3).contiguous().transpose(1, 3),
     "every other": lambda t: torch.stack([t, t], -1).flatten(-2)[..., ::2],
     "misaligned": lambda t: torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape),
-    "negative view": lambda t: torch._neg_view(-t),  # of which memory holds the negative
+    "negative view": lambda t: torch.ops.aten._neg_view(-t),  # of which memory holds the negative
 }
 
 
