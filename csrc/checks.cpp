@@ -13,7 +13,7 @@ namespace fused_adaptive {
 namespace {
 
 // Fewer tensors are not worth waking a thread for.
-constexpr int64_t kCheckedByOneThread = 256;
+constexpr int64_t kCheckedByOneThread = 64;
 
 }  // namespace
 

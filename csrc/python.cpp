@@ -3,6 +3,8 @@
 // standard, which torch.Tensor carries: some tens of nanoseconds, where an operator's argument costs ten times as much.
 #include <Python.h>
 
+#include <algorithm>
+
 #include "tensors.h"
 
 // The interpreter has them; a library must not ask for what it is not linked with.
@@ -75,13 +77,17 @@ void offer(TensorPlan& plan, size_t member, const DLTensor& tensor) {
   plan.take(member, grad);
 }
 
-// A view that negates when it is read, which the table does not tell of.
-bool is_negative_view(PyObject* tensor, PyObject* is_neg) {
-  PyObject* found = PyObject_CallFunctionObjArgs(is_neg, tensor, nullptr);
-  if (found == nullptr) PyErr_Clear();
+// Whether it is a view that negates when it is read, of which the table does not tell. Such views are of the parts of
+// complex numbers, every other number in memory: only with one element can they pass for dense.
+bool is_negative_view(PyObject* object, const DLTensor& tensor, PyObject* is_neg) {
+  if (std::any_of(tensor.shape, tensor.shape + tensor.ndim, [](int64_t size) { return size != 1; })) return false;
+  PyObject* found = PyObject_CallFunctionObjArgs(is_neg, object, nullptr);
   Py_DecRef(found);  // null too
   return found != Py_False;
 }
+
+// Tensors lie all over memory: each waits for several lines of the caches, the next ones' are fetched meanwhile.
+constexpr size_t kAhead = 8;
 
 // Args:
 //   number: of a plan.
@@ -99,6 +105,10 @@ int64_t read_gradients(int64_t number, const DLPackExchange* exchange, PyObject*
     plan->begin();
     int64_t absent = 0;
     for (size_t i = 0; i < plan->size(); ++i) {
+      if (i + kAhead < plan->size()) {
+        __builtin_prefetch(PyList_GetItem(params, static_cast<Py_ssize_t>(i + kAhead)));
+        plan->prefetch(i + kAhead);
+      }
       PyObject* grad = PyObject_GetAttr(PyList_GetItem(params, static_cast<Py_ssize_t>(i)), name);
       if (grad == nullptr) return -1;
       int status = 0;
@@ -107,7 +117,7 @@ int64_t read_gradients(int64_t number, const DLPackExchange* exchange, PyObject*
       } else {
         status = PyList_Append(grads, grad);
         DLTensor tensor;
-        if (exchange->tensor_from_object(grad, &tensor) == 0 && !is_negative_view(grad, is_neg)) {
+        if (exchange->tensor_from_object(grad, &tensor) == 0 && !is_negative_view(grad, tensor, is_neg)) {
           offer(*plan, i, tensor);
         } else {
           PyErr_Clear();

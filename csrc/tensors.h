@@ -61,6 +61,12 @@ class TensorPlan {
   void refuse() { are_usable_ = false; }  // a gradient that is nothing to take
   void keep(std::vector<Tensor> grads) { grads_ = std::move(grads); }
   Outcome check();
+  // Fetches what a parameter is about to be asked for. A torch tensor is one pointer; if it should ever be something
+  // else, this fetches in vain.
+  void prefetch(size_t member) const {
+    const char* tensor = *reinterpret_cast<const char* const*>(params_[member].get());
+    for (int line = 0; line < 3; ++line) __builtin_prefetch(tensor + 64 * line);
+  }
   size_t size() const { return params_.size(); }
 
   void step(const std::vector<double>& hypers, const std::optional<Tensor>& draws,

@@ -204,7 +204,7 @@ def conform(grad: Tensor, param: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def is_lazy(tensor: Tensor) -> bool:
-    """Whether it is negated or zero without its memory saying so: gradients of complex numbers' parts may be."""
+    """Whether its memory does not hold its values: parts of complex numbers may be negated when they are read."""
     return tensor.is_neg() or tensor._is_zerotensor()
 
 

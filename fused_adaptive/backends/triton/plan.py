@@ -59,6 +59,7 @@ class Plan:
         self._groups = list({id(slot.group): slot.group for slot in slots}.values())
         self._dense = plans.dense_copies(self._params)
         self._copies = [(p, d) for p, d in zip(self._params, self._dense, strict=True) if p is not d]
+        self._of_one = [i for i, p in enumerate(self._params) if p.numel() == 1]
         self._bound, first = plans.gather_state(slots, self._dense, slots[0].backbone)
         self._first = set(first)
         self._check_state()
@@ -136,9 +137,10 @@ class Plan:
         forms = self._forms
         if len(present) != len(self._grads):
             forms = [f for f, g in zip(forms, self._grads, strict=True) if g is not None]
-        if any(g.layout != torch.strided for g in present) or any(map(plans.is_lazy, present)):
+        if any(g.layout != torch.strided for g in present) or _forms(present) != forms:
             return plans.GRADIENTS
-        if _forms(present) != forms:
+        # Others of that kind are views of complex numbers, and not dense.
+        if any(plans.is_lazy(g) for i in self._of_one if (g := self._grads[i]) is not None):
             return plans.GRADIENTS
         # An empty tensor has no address, but takes part; 0 is for those that do not.
         self._pointers = [0 if g is None else g.data_ptr() or 16 for g in self._grads]
