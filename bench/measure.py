@@ -303,8 +303,10 @@ def _look_at(entry: Entry, grads: Sequence[Sequence[Tensor]], plan: Plan) -> Non
 
 
 def like(tensor: Tensor) -> Tensor:
-    """A copy that is as misaligned as the original."""
+    """A copy that is as misaligned as the original, and no view where that is possible, as parameters are."""
     offset = tensor.data_ptr() % 64 // tensor.element_size()
+    if offset == 0:
+        return tensor.clone(memory_format=torch.contiguous_format)
     flat = torch.empty(tensor.numel() + offset, device=tensor.device, dtype=tensor.dtype)[offset:]
     return flat.view(tensor.shape).copy_(tensor)
 

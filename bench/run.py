@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results.save(record, options.output)
         print("\n".join(results.describe_case(record["cases"][-1], device.type)), flush=True)
     if "growth" in options.parts and options.part in (None, 2):
-        brief = Plan(min(plan.samples, 30), 3, 3, plan.seconds / 5, profile=False)
+        brief = Plan(options.samples or (15 if options.quick else 100), 3, 3, plan.seconds / 5, profile=False)
         most = min(options.most, 1e7) if options.quick else options.most
         tensors = [n for n in TENSORS if n * ELEMENTS_OF_EACH <= most and (n <= 1000 or not options.quick)]
         elements = [size for size in ELEMENTS if float(size) <= most]

@@ -6,7 +6,7 @@ copy, entry by entry, but in C loops: 0.1 µs a tensor, where gathering anew tak
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -30,39 +30,27 @@ class Fingerprint:
     def __init__(self, backbone: Backbone, groups: Sequence[dict[str, Any]], states: Mapping[Any, Any]) -> None:
         self._backbone = backbone
         self._groups = [
-            _Group(group, list(group["params"]), _copy(group["policy"]), backbone.structure(group)) for group in groups
+            _Group(group, list(group["params"]), _seen(_policies(group)), backbone.structure(group)) for group in groups
         ]
-        self._same_objects = python_calls.same_objects() if isinstance(states, dict) else None
-        if self._same_objects is not None:
-            self._objects = python_calls.objects_of(states)
-            return
-        self._dicts = list(states.values())
-        self._states = {key: _copy(values) for key, values in states.items()}
+        self._states = _seen(states)
 
     def matches(self, groups: Sequence[dict[str, Any]], states: Mapping[Any, Any]) -> bool:
         """Whether they are still the same objects, with the same parameters, policies, structure and state tensors."""
         try:
-            with _SameTensor():
-                return (
-                    len(groups) == len(self._groups)
-                    and all(map(self._is_same, groups, self._groups))
-                    and self._are_same(states)
-                )
+            return (
+                len(groups) == len(self._groups)
+                and all(map(self._is_same, groups, self._groups))
+                and self._states.are(states)
+            )
         except Exception:  # what is no tensor has been replaced by something that refuses to be compared
             return False
-
-    def _are_same(self, states: Mapping[Any, Any]) -> bool:
-        if self._same_objects is not None:
-            return isinstance(states, dict) and bool(self._same_objects(states, self._objects))
-        # Dicts are compared in C, which takes identical values for equal without asking them.
-        return states == self._states and all(map(is_, states.values(), self._dicts))
 
     def _is_same(self, group: dict[str, Any], seen: _Group) -> bool:
         params = group["params"]
         return (
             group is seen.group
             and self._backbone.structure(group) == seen.structure
-            and group["policy"] == seen.policy
+            and seen.policies.are(_policies(group))
             and len(params) == len(seen.params)
             and all(map(is_, params, seen.params))
         )
@@ -71,8 +59,40 @@ class Fingerprint:
 class _Group(NamedTuple):
     group: dict[str, Any]
     params: list[Tensor]
-    policy: Any
+    policies: _Objects | _Copies
     structure: tuple[Any, ...]
+
+
+def _policies(group: dict[str, Any]) -> dict[int, Any]:
+    policy = group["policy"]
+    return dict(enumerate(policy)) if isinstance(policy, list) else {0: policy}
+
+
+def _seen(dicts: Mapping[Any, Any]) -> _Objects | _Copies:
+    same_objects = python_calls.same_objects() if isinstance(dicts, dict) else None
+    return _Copies(dicts) if same_objects is None else _Objects(dicts, same_objects)
+
+
+class _Objects:
+    """A dict of dicts, as the native library compares it: by the objects in it."""
+
+    def __init__(self, dicts: Mapping[Any, Any], same_objects: Callable[[dict[Any, Any], list[Any]], int]) -> None:
+        self._objects, self._same_objects = python_calls.objects_of(dicts), same_objects
+
+    def are(self, dicts: Mapping[Any, Any]) -> bool:
+        return isinstance(dicts, dict) and bool(self._same_objects(dicts, self._objects))
+
+
+class _Copies:
+    """The same as Python compares it: in C, which takes identical values for equal without asking them."""
+
+    def __init__(self, dicts: Mapping[Any, Any]) -> None:
+        self._values = list(dicts.values())
+        self._copies = {key: dict(value) if isinstance(value, dict) else value for key, value in dicts.items()}
+
+    def are(self, dicts: Mapping[Any, Any]) -> bool:
+        with _SameTensor():
+            return dicts == self._copies and all(map(is_, dicts.values(), self._values))
 
 
 class _SameTensor(TorchFunctionMode):
@@ -80,10 +100,3 @@ class _SameTensor(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> bool:
         return False
-
-
-def _copy(value: Any) -> Any:
-    """Deep enough for a policy and for the state of a parameter: tensors stay the same objects."""
-    if isinstance(value, dict):
-        return dict(value)
-    return [dict(v) for v in value] if isinstance(value, list) and all(isinstance(v, dict) for v in value) else value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -153,21 +153,11 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         if torch.compiler.is_compiling():
             compiled.traced_step(self, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
             return loss
-        found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        gathered, is_new, naive = self._prepare(closure)
-        if self.max_grad_norm is not None or self.skip_nonfinite:
-            grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-            try:
-                self.grad_norm, grad_scale, found_inf = clip(
-                    grads, self.max_grad_norm, self.skip_nonfinite, grad_scale, found_inf
-                )
-            except RuntimeError:
-                gathered.check_gradients()  # a sparse one, say: named, with a remedy
-                raise
-        if naive is not None and closure is not None:
+        trial = self._step(closure)
+        if trial is not None and closure is not None:
             params = list(chain.from_iterable(group["params"] for group in self.param_groups))
-            evaluate_trial(naive, gathered, params, closure, grad_scale)
-        self._update(gathered, is_new, found_inf, grad_scale)
+            evaluate_trial(trial.policy, trial.gathered, params, closure, trial.grad_scale)
+            self._finish(trial)
         return loss
 
     # Else schedulers of torch put a wrapper around it that torch.compile refuses to trace.
@@ -291,20 +281,39 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         return naive
 
     @eager
-    def _prepare(self, closure: Callable[[], Any] | None) -> tuple[Gathered, bool, TrainableLR | None]:
-        """The tensors of this step, whether they were gathered anew, and the policy that needs a trial if one does."""
+    def _step(self, closure: Callable[[], Any] | None) -> _Trial | None:
+        """The step; or, where a trial has to come before the update, what it needs."""
+        found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         gathered = self._current()
-        if gathered is not None and not gathered.has_newcomers():
-            return gathered, False, self._needs_trial(gathered.members, closure)
-        # Whatever can be refused is refused before state is created. Later steps leave the check to the backend.
-        check_gradients(self.param_groups)
-        policies = [policies_of(group, self.backbone) for group in self.param_groups]
-        self._check_naive(policies)
-        check_split(self.param_groups, policies, self.process_group)
-        naive = self._needs_trial(chain.from_iterable(policies), closure)
-        return self._gather(), True, naive
+        is_new = gathered is None or gathered.has_newcomers()
+        if gathered is None or is_new:
+            # Whatever can be refused is refused before state is created. Later steps leave the check to the backend.
+            check_gradients(self.param_groups)
+            policies = [policies_of(group, self.backbone) for group in self.param_groups]
+            self._check_naive(policies)
+            check_split(self.param_groups, policies, self.process_group)
+            naive = self._needs_trial(chain.from_iterable(policies), closure)
+            gathered = self._gather()
+        else:
+            naive = self._needs_trial(gathered.members, closure)
+        if self.max_grad_norm is not None or self.skip_nonfinite:
+            grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+            try:
+                self.grad_norm, grad_scale, found_inf = clip(
+                    grads, self.max_grad_norm, self.skip_nonfinite, grad_scale, found_inf
+                )
+            except RuntimeError:
+                gathered.check_gradients()  # a sparse one, say: named, with a remedy
+                raise
+        if naive is not None:
+            return _Trial(naive, gathered, is_new, found_inf, grad_scale)
+        self._update(gathered, is_new, found_inf, grad_scale)
+        return None
 
     @eager
+    def _finish(self, trial: _Trial) -> None:
+        self._update(trial.gathered, trial.is_new, trial.found_inf, trial.grad_scale)
+
     def _update(self, gathered: Gathered, is_new: bool, found_inf: Tensor | None, grad_scale: Tensor | None) -> None:
         """The step itself. DTensors lend it what this rank holds of them."""
         gathered.bring_gradients()
@@ -333,6 +342,16 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     def _complete(self) -> Gathered:
         """The tensors whose state is complete, outside of a step."""
         return self._current() or gather_complete(self.backbone, self.param_groups, self.state, self.process_group)
+
+
+class _Trial(NamedTuple):
+    """The policy that evaluates the loss once more before the update, and the step so far."""
+
+    policy: TrainableLR
+    gathered: Gathered
+    is_new: bool
+    found_inf: Tensor | None
+    grad_scale: Tensor | None
 
 
 def devices_of(params: Iterable[Any]) -> set[torch.device]:

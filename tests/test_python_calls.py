@@ -301,5 +301,4 @@ def test_without_the_library_python_compares(monkeypatch):
     assert notices(CHANGED["an equal tensor"])
     monkeypatch.undo()
     python_calls.same_objects.cache_clear()
-    assert Fingerprint(fa.AdamW.backbone, [], {})._same_objects is not None
-    assert fingerprint.python_calls is python_calls
+    assert isinstance(fingerprint._seen({}), fingerprint._Objects)
