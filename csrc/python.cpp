@@ -1,6 +1,6 @@
 // What every step does with each of its Python objects, and the only place here that knows Python: called with the
 // interpreter's lock held (fused_adaptive/python_calls.py). Tensors are asked through the function table of the DLPack
-// standard, which torch.Tensor carries: some tens of nanoseconds, where an operator's argument costs ten times as much.
+// standard, which torch.Tensor carries. That takes some tens of nanoseconds, an operator's argument several times that.
 #include <Python.h>
 
 #include <algorithm>
@@ -96,6 +96,7 @@ constexpr size_t kAhead = 8;
 //   params: a list of the plan's parameters.
 //   grads: a list, to which the gradients are appended: as long as it lives, they do.
 // Returns: the Outcome, plus 4 for each parameter that has no gradient; -1 with an error set in Python.
+// The lock is kept while threads check addresses: they have no use for it.
 int64_t read_gradients(int64_t number, const DLPackExchange* exchange, PyObject* is_neg, PyObject* params,
                        PyObject* grads) {
   static PyObject* const name = PyUnicode_InternFromString("grad");
