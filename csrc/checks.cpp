@@ -60,7 +60,8 @@ bool TensorPlan::holds(size_t member) const {
   for (size_t i = first_bound_[member]; i < first_bound_[member + 1]; ++i) {
     void* address;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(bound_[i].tensor.get(), &address));
-    if (address != nullptr && address != m.at[bound_[i].role]) return false;
+    const bool is_empty = bound_[i].role < kElementRoles && m.numel == 0;  // and may be anywhere
+    if (!is_empty && address != m.at[bound_[i].role]) return false;
   }
   const Tensor& param = params_[member];
   DType dtype;

@@ -265,6 +265,8 @@ void TensorPlan::finish() {
     static char nowhere[16];
     m.at[b.role] = address != nullptr ? address : nowhere;
     if (b.tensor.numel() == 0) continue;
+    STD_TORCH_CHECK(address != nullptr, "the memory of ", kRoleNames[b.role], " of parameter ", m.index,
+                    " has been freed");
     const char* begin = static_cast<const char*>(address);
     ranges.emplace_back(begin, begin + b.tensor.numel() * bytes_of(role_dtype(b.role, m)));
   }

@@ -253,6 +253,15 @@ def test_strides_of_parameters_and_gradients_may_differ(of_param, of_grad, by_de
     assert pitfalls.strides_do_not_matter(Case("SGD-momentum", "active", True), of_param, of_grad)
 
 
+def test_freed_memory_is_refused():
+    params = parameters(torch.float32)
+    optimizer = fa.AdamW(params, backend="triton")
+    train(optimizer, 2)
+    optimizer.state[params[1]]["exp_avg"].untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="'exp_avg' of parameter 1 has been freed"):
+        optimizer.step()
+
+
 def test_a_moved_parameter_is_found_again_and_a_newcomer_gets_its_buffer():
     runs = []
     for backend in ("triton", "native"):

@@ -1,4 +1,4 @@
-"""The native backend: C++ on the CPU, CUDA on NVIDIA GPUs. A step reads the gradients, and is one call to a cached plan.
+"""The native backend: C++ on the CPU, CUDA on NVIDIA GPUs. A step reads the gradients and calls a cached plan once.
 
 The plan (``csrc/plan.h``) holds the parameters and their state by address. It is built when the tensors of a step are
 gathered anew, and lives as long as they do.

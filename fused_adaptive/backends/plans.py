@@ -134,10 +134,14 @@ def gather_state(
     """Of every role, its tensors by member, made and laid out as the update needs them.
 
     Also the members whose momentum buffer has just been made, and holds nothing yet.
+
+    Raises:
+        RuntimeError: for a parameter or state whose memory has been freed.
     """
     bound: dict[str, dict[int, Tensor]] = {}
     first = []
     for i, (slot, param) in enumerate(zip(slots, dense, strict=True)):
+        _check_memory(slot, {"data": slot.param, **slot.state})
         # What the group's backbone and policies name: what else is there belongs to those of before.
         named, order = specs(backbone, slot.group, slot.param.dtype), STATE_NAMES[backbone.name]
         if "momentum_buffer" in named and "momentum_buffer" not in slot.state and slot.applies:
@@ -152,6 +156,15 @@ def gather_state(
                 value = slot.state[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
             bound.setdefault(role, {})[i] = value
     return bound, first
+
+
+def _check_memory(slot: Slot, tensors: dict[str, Any]) -> None:
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor) and tensor.numel() and tensor.data_ptr() == 0:
+            raise RuntimeError(
+                f"the memory of {name!r} of parameter {slot.index} has been freed, its storage has no bytes: bring it "
+                "back before the step"
+            )
 
 
 def structure(backbone: str, group: dict[str, Any]) -> str:
