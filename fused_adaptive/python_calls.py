@@ -38,9 +38,11 @@ def gradients_reader() -> Callable[[int, list[Tensor], list[Tensor]], int] | Non
 @functools.cache
 def same_objects() -> Callable[[dict[Any, Any], list[Any]], int] | None:
     """A function that tells whether a dict of dicts holds the very objects of :func:`objects_of`; None without the
-    native library.
+    native library, or with one that has no such function.
     """
-    return None if _extension.why_not() else _function(1, ctypes.c_int, ctypes.py_object, ctypes.py_object)
+    if _extension.why_not() or not hasattr(torch.ops.fused_adaptive, "python_calls"):
+        return None
+    return _function(1, ctypes.c_int, ctypes.py_object, ctypes.py_object)
 
 
 def objects_of(states: Mapping[Any, Any]) -> list[Any]:
