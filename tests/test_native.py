@@ -161,6 +161,14 @@ def test_08_empty_tensors_are_fine(case, by_default):
     assert pitfalls.empty_tensors_change_nothing_for_others(case)
 
 
+def test_every_tensor_counts_its_steps_whatever_its_size():
+    """Tensors of no piece of work, of one and of several are counted in different places."""
+    params = parameters(torch.float32, SHAPES)
+    optimizer = adamw(params)
+    train(optimizer, 3)
+    assert [float(optimizer.state[p]["step"]) for p in params] == [3.0] * len(params)
+
+
 @pytest.mark.feature("channels_last, strided and misaligned tensors", backend="native")
 @pytest.mark.parametrize("of_grad", pitfalls.LAYOUTS)
 @pytest.mark.parametrize("of_param", pitfalls.LAYOUTS)
@@ -276,6 +284,24 @@ def test_a_moved_parameter_is_found_again(policy):
     a.end_interval()
     b.end_interval()
     assert all_equal(train(a, 3, start=4), train(b, 3, start=4))
+
+
+def test_a_parameter_that_is_laid_out_anew_where_it_was_keeps_its_state():
+    """Its address is the same, and its elements are not where they were."""
+
+    def run(backend: str) -> list[torch.Tensor]:
+        params = parameters(torch.float32, [(6, 6), (5,)])
+        optimizer = fa.AdamW(params, lr=0.01, weight_decay=0.1, backend=backend)
+        train(optimizer, 3)
+        params[0].data = params[0].data.t()
+        for step in range(2):
+            for p in params:
+                p.grad = torch.full_like(p, 0.1 * (step + 1), memory_format=torch.contiguous_format)
+            optimizer.step()
+        return params
+
+    pairs = zip(run("native"), run("reference"), strict=True)
+    assert all(torch.allclose(p, q, rtol=1e-6, atol=1e-7) for p, q in pairs)
 
 
 def test_a_parameter_whose_dtype_changes_keeps_its_state():
