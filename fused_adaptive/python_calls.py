@@ -27,8 +27,9 @@ def gradients_reader() -> Callable[[int, list[Tensor], list[Tensor]], int] | Non
     capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
     if capsule is None:
         return None
-    ctypes.pythonapi.PyCapsule_GetPointer.restype = ctypes.c_void_p
-    table = ctypes.pythonapi.PyCapsule_GetPointer(ctypes.py_object(capsule), b"dlpack_exchange_api")
+    # A prototype of its own: the attributes of ctypes.pythonapi belong to all packages of the process.
+    prototype = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
+    table = prototype(("PyCapsule_GetPointer", ctypes.pythonapi))(capsule, b"dlpack_exchange_api")
     if table is None or ctypes.c_uint32.from_address(table).value != 1:  # the major version that csrc/python.cpp knows
         return None
     read = _function(0, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, *[ctypes.py_object] * 3)

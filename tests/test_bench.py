@@ -57,6 +57,7 @@ def test_odd_sizes_fill_no_vector_and_views_are_misaligned():
     copies = [measure.like(t) for t in made]
     assert [t.data_ptr() % 16 for t in (*made, *copies)] == [4] * 4
     assert all(torch.equal(a, b) for a, b in zip(made, copies, strict=True))
+    assert not measure.like(torch.ones(5))._is_view()
 
 
 def test_large_tensors_are_random_to_the_end(monkeypatch):

@@ -220,9 +220,9 @@ def test_a_torch_without_the_table_steps_all_the_same(table, monkeypatch):
     import ctypes
 
     kept = (ctypes.c_uint32 * 64)(2)
-    new_capsule = ctypes.pythonapi.PyCapsule_New
-    new_capsule.restype = ctypes.py_object
-    capsule = new_capsule(ctypes.byref(kept), ctypes.c_char_p(b"dlpack_exchange_api"), None) if table else None
+    prototype = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    new_capsule = prototype(("PyCapsule_New", ctypes.pythonapi))
+    capsule = new_capsule(ctypes.addressof(kept), b"dlpack_exchange_api", None) if table else None
     _, expected = steps(_noise)
     with monkeypatch.context() as patch:
         patch.setattr(Tensor, "__dlpack_c_exchange_api__", capsule, raising=False)

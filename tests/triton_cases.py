@@ -20,12 +20,12 @@ import triton.language as tl
 from torch import Tensor
 
 import fused_adaptive as fa
-from fused_adaptive.backends import native
+from fused_adaptive.backends import native, plans
 from fused_adaptive.backends.triton import math as kernel_math
 
 from . import test_pitfalls as pitfalls
 from . import test_pitfalls_runtime as runtime
-from .breaking import fails
+from .breaking import broken, fails
 from .cases import OPTIMIZERS, POLICIES, Case, Gradients, all_equal, is_allowed, parameters, state_of, train
 from .test_parity import DTYPES, excess, for_large, state_excesses
 from .tolerances import step_bound
@@ -251,6 +251,32 @@ NAMES = list(pitfalls.LAYOUTS)
 @pytest.mark.parametrize(("of_param", "of_grad"), list(zip(NAMES, NAMES[1:] + NAMES[:1], strict=True)))
 def test_strides_of_parameters_and_gradients_may_differ(of_param, of_grad, by_default):
     assert pitfalls.strides_do_not_matter(Case("SGD-momentum", "active", True), of_param, of_grad)
+
+
+@pytest.mark.parametrize("of", ["param", "grad"])
+def test_a_negative_view_of_one_element_is_not_taken_for_its_memory(of):
+    """Of a part of a complex number: its strides do not tell."""
+
+    def negative(t: torch.Tensor) -> torch.Tensor:
+        return torch.complex(t, -t).conj().imag
+
+    def is_read_right() -> bool:
+        runs = []
+        for made in (torch.clone, negative):
+            params = [
+                (made if of == "param" else torch.clone)(torch.full(s, 0.5)).requires_grad_() for s in [(), (1, 1)]
+            ]
+            optimizer = fa.SGD(params, lr=0.1, backend="triton")
+            for _ in range(2):
+                for p in params:
+                    p.grad = (made if of == "grad" else torch.clone)(torch.full(p.shape, 2.0))
+                optimizer.step()
+            runs.append(params)
+        return all_equal(*runs)
+
+    assert is_read_right()
+    with broken(plans, "is_lazy", lambda tensor: False):
+        assert not is_read_right()
 
 
 def test_freed_memory_is_refused():

@@ -141,7 +141,7 @@ def gather_state(
     bound: dict[str, dict[int, Tensor]] = {}
     first = []
     for i, (slot, param) in enumerate(zip(slots, dense, strict=True)):
-        _check_memory(slot, {"data": slot.param, **slot.state})
+        _check_memory(slot.param, "data", slot)
         # What the group's backbone and policies name: what else is there belongs to those of before.
         named, order = specs(backbone, slot.group, slot.param.dtype), STATE_NAMES[backbone.name]
         if "momentum_buffer" in named and "momentum_buffer" not in slot.state and slot.applies:
@@ -151,6 +151,7 @@ def gather_state(
             if name not in slot.state:
                 continue  # a momentum buffer before the first gradient
             value = slot.state[name]
+            _check_memory(value, name, slot)
             role = f"state{order.index(name)}" if name in order else ROLES[name]
             if value.shape == param.shape and value.stride() != param.stride():
                 value = slot.state[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
@@ -158,13 +159,12 @@ def gather_state(
     return bound, first
 
 
-def _check_memory(slot: Slot, tensors: dict[str, Any]) -> None:
-    for name, tensor in tensors.items():
-        if isinstance(tensor, Tensor) and tensor.numel() and tensor.data_ptr() == 0:
-            raise RuntimeError(
-                f"the memory of {name!r} of parameter {slot.index} has been freed, its storage has no bytes: bring it "
-                "back before the step"
-            )
+def _check_memory(tensor: Tensor, name: str, slot: Slot) -> None:
+    if tensor.numel() and tensor.data_ptr() == 0:
+        raise RuntimeError(
+            f"the memory of {name!r} of parameter {slot.index} has been freed, its storage has no bytes: bring it back "
+            "before the step"
+        )
 
 
 def structure(backbone: str, group: dict[str, Any]) -> str:
