@@ -21,6 +21,7 @@ from .checks import describe
 from .distributed import conform
 from .policies import from_plain, to_plain
 from .state import State, StateSpec
+from .versions import SharedVersion
 
 Groups = list[dict[str, Any]]
 
@@ -62,6 +63,7 @@ def restore(
     ]
     index_of = {key: index for index, key in enumerate(ids)}
     state: dict[Any, Any] = defaultdict(dict)
+    version = SharedVersion()
     for key, values in state_dict["state"].items():
         if key not in index_of:
             state[key] = values  # not a parameter's: kept as it is, as torch does
@@ -69,7 +71,7 @@ def restore(
             index = index_of[key]
             param, group, is_ours = owners[index]
             which = describe(index, param, names[index])
-            state[param] = _restore_one(backbone, group, param, values, which, is_ours)
+            state[param] = _restore_one(backbone, group, param, values, which, is_ours, version)
     return state, merged
 
 
@@ -106,7 +108,13 @@ def _merge(
 
 
 def _restore_one(
-    backbone: Backbone, group: Mapping[str, Any], param: Tensor, values: Mapping[str, Any], which: str, is_ours: bool
+    backbone: Backbone,
+    group: Mapping[str, Any],
+    param: Tensor,
+    values: Mapping[str, Any],
+    which: str,
+    is_ours: bool,
+    version: SharedVersion,
 ) -> State:
     expected = specs(backbone, group, param.dtype) if is_ours else backbone.state_spec(group)
     for name, spec in expected.items():
@@ -120,7 +128,8 @@ def _restore_one(
         if name in expected:
             if value is None:
                 continue  # torch's SGD before its first step
-            restored[name] = _restore_value(expected[name], name, value, param, group, which)
+            value = _restore_value(expected[name], name, value, param, group, which)
+            restored[name] = value if expected[name].scalar else version.adopt(value)
         elif isinstance(value, Tensor):
             restored[name] = value.to(param.device)
         else:

@@ -206,6 +206,11 @@ class Part:
         own.grad = local
         return True
 
+    def written(self) -> list[Tensor]:
+        """The DTensors whose local tensors a step has written: versions of their own tell autograd."""
+        own: list[Tensor] = [value for value in self.state.values() if is_dtensor(value)]
+        return [*own, self.param] if self.slot.applies else own
+
     def take_back(self) -> None:
         """Drops the gradient; state that the step has made or laid out anew becomes the parameter's."""
         self.slot.param.grad = None

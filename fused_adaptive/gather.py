@@ -19,6 +19,7 @@ from .fingerprint import Fingerprint
 from .policies import Policy, from_plain, to_plain
 from .slot import Slot
 from .state import State, StateSpec
+from .versions import SharedVersion
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -82,9 +83,8 @@ class Gathered:
 
     def take_back(self) -> None:
         """What a step has made of the slots of DTensors becomes theirs."""
-        moved = [part.param for part in self.parts if part.slot.applies]
-        if moved:
-            torch.autograd.graph.increment_version(moved)
+        if self.parts:
+            torch.autograd.graph.increment_version([t for part in self.parts for t in part.written()])
         for part in self.parts:
             part.take_back()
 
@@ -194,10 +194,11 @@ def _join(slots: list[Slot], late: list[tuple[Slot, dict[str, StateSpec]]], grou
     """Gives newcomers their state; what a policy's tensors share, they take from those that were there before."""
     newcomers = {id(slot) for slot, _ in late}
     peers = {policy: old[0] for policy, old in by_policy(s for s in slots if id(s) not in newcomers).items()}
+    version = SharedVersion()
     for slot, spec in late:
         missing = _missing(spec, slot.state)
         for name in missing:
-            slot.state[name] = spec[name].create(slot.param, slot.group)
+            slot.state[name] = spec[name].create(slot.param, slot.group, version)
         for name in missing:
             if spec[name].fill == "parameter":  # now that its master is there
                 spec[name].reset_(slot.state[name], slot.weight())

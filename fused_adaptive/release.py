@@ -24,6 +24,7 @@ from .gather import Gathered, _idle_calls, _missing, by_policy, count_idle_calls
 from .optimizer import AdaptiveOptimizer
 from .policies import Policy
 from .slot import Slot
+from .versions import SharedVersion
 
 
 def release_gradients(model: nn.Module, optimizer: AdaptiveOptimizer) -> GradientRelease:
@@ -246,8 +247,9 @@ class GradientRelease:
         missing = _missing(spec, slot.state)
         if spec:
             slot.state = self._optimizer.state.setdefault(slot.param, slot.state)
+        version = SharedVersion()
         for name in missing:
-            slot.state[name] = spec[name].create(slot.param, slot.group)
+            slot.state[name] = spec[name].create(slot.param, slot.group, version)
         for policy in slot.policies:
             if policy.counter in missing:
                 count = slot.state[policy.counter]

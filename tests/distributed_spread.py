@@ -246,6 +246,17 @@ def check_moved_in_memory(device: torch.device) -> None:
         assert check()
 
 
+def check_versions(device: torch.device) -> None:
+    """DTensors have versions of their own, apart from their local tensors'."""
+    for backend in backends(device):
+        twins = Twins(device, "AdamW", POLICIES["active"], backend=backend).run(3, missing=0)
+        spread = {p: s for p, s in twins.ours.state.items() if isinstance(p, DTensor)}
+        written = [t for p, s in spread.items() for t in (p, *s.values()) if isinstance(t, DTensor)]
+        before = [t._version for t in written]
+        twins.step(Gradients(), 3)
+        assert len(written) == 6 * len(spread) and all(t._version > v for t, v in zip(written, before, strict=True))
+
+
 def check_low_precision(device: torch.device) -> None:
     """bfloat16: ranks agree bit for bit."""
     line = mesh_of(device, "all")

@@ -18,6 +18,7 @@ from .. import _extension, python_calls
 from ..distributed import RowSums
 from ..policies import ActiveLR, Hypergradient, TrainableLR
 from ..slot import Slot
+from ..versions import Written
 from . import reference
 from .plans import conform as _conform
 from .plans import dense_copies, gather_state, parts, ready
@@ -143,10 +144,7 @@ class Plan:
                 ops.plan_policy(number, type(policy).__name__, own, _policy_arguments(policy))
         self._share(number)
         ops.plan_finish(number)
-        # What a step writes, as autograd has to know: every tensor but those of one element.
-        state = [[t for t in slot.state.values() if t.dim() or slot.param.dim() == 0] for slot in slots]
-        self._written = [[slot.param, *own] for slot, own in zip(slots, state, strict=True)]
-        self._written_by_all = [tensor for own in self._written for tensor in own]
+        self._written = Written(self._params, bound.values())
 
     def _share(self, number: int) -> None:
         """Where other ranks hold parts of these parameters, the plan calls back for sums of inner products."""
@@ -198,7 +196,7 @@ class Plan:
     def step(self, found_inf: Tensor | None, grad_scale: Tensor | None, draws: Tensor | None) -> None:
         """The step with the gradients that were taken."""
         # Before the step, which fills the caches with other data: the checks have just looked at these tensors.
-        torch.autograd.graph.increment_version(self._written_now())
+        self._written.raise_versions(self._absent)
         for param, dense in self._copies:
             dense.copy_(param)
         on_device = [i for i, group in enumerate(self._groups) if _is_read_there(group["lr"], self.device)]
@@ -217,16 +215,10 @@ class Plan:
             param.copy_(dense)
         self._grads = []  # a gradient must not live longer than its parameter's .grad
 
-    def _written_now(self) -> list[Tensor]:
-        """What a step with the gradients that were taken writes."""
-        if not self._absent:
-            return self._written_by_all
-        absent = set(self._absent)
-        return [tensor for i, own in enumerate(self._written) if i not in absent for tensor in own]
-
     def end_interval(self) -> None:
         for param, dense in self._copies:
             dense.copy_(param)
+        self._written.raise_versions(range(len(self._params)))
         torch.ops.fused_adaptive.plan_end_interval(self._number)
         self._raise_failure()
 

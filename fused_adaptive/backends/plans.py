@@ -18,6 +18,7 @@ from ..checkpoint import specs
 from ..policies import Policy, TrainableLR
 from ..slot import Slot
 from ..state import state_dtype
+from ..versions import SharedVersion
 from . import reference
 
 if TYPE_CHECKING:
@@ -139,13 +140,13 @@ def gather_state(
         RuntimeError: for a parameter or state whose memory has been freed.
     """
     bound: dict[str, dict[int, Tensor]] = {}
-    first = []
+    first, version = [], SharedVersion()
     for i, (slot, param) in enumerate(zip(slots, dense, strict=True)):
         _check_memory(slot.param, "data", slot)
         # What the group's backbone and policies name: what else is there belongs to those of before.
         named, order = specs(backbone, slot.group, slot.param.dtype), STATE_NAMES[backbone.name]
         if "momentum_buffer" in named and "momentum_buffer" not in slot.state and slot.applies:
-            slot.state["momentum_buffer"] = torch.zeros_like(param, dtype=state_dtype(param))
+            slot.state["momentum_buffer"] = version.adopt(torch.zeros_like(param, dtype=state_dtype(param)))
             first.append(i)
         for name in named:
             if name not in slot.state:
@@ -154,7 +155,7 @@ def gather_state(
             _check_memory(value, name, slot)
             role = f"state{order.index(name)}" if name in order else ROLES[name]
             if value.shape == param.shape and value.stride() != param.stride():
-                value = slot.state[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
+                value = slot.state[name] = version.adopt(torch.empty_like(param, dtype=value.dtype).copy_(value))
             bound.setdefault(role, {})[i] = value
     return bound, first
 

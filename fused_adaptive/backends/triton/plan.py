@@ -23,6 +23,7 @@ from torch import Tensor
 from ...policies import Hypergradient, Policy, TrainableLR
 from ...slot import Slot
 from ...state import state_dtype
+from ...versions import Written
 from .. import plans
 from . import is_interpreted
 from .counts import COUNTERS, HostCounts
@@ -84,9 +85,7 @@ class Plan:
         self._tables: Tables | None = None
         self._couples: list[bool] = []
         self._uploader = Uploader(self.device)
-        # What a step writes, as autograd has to know: every tensor but those of one element.
-        state = [[t for t in slot.state.values() if t.dim() or slot.param.dim() == 0] for slot in slots]
-        self._written = [[slot.param, *own] for slot, own in zip(slots, state, strict=True)]
+        self._written = Written(self._params, self._bound.values())
 
     def _check_state(self) -> None:
         """A kernel takes addresses for what the table says they are."""
@@ -193,7 +192,7 @@ class Plan:
         for param, dense in self._copies:
             param.copy_(dense)
         self._grads = []  # a gradient must not live longer than its parameter's .grad
-        torch.autograd.graph.increment_version([t for i in moved for t in self._written[i]])
+        self._written.raise_versions([i for i, pointer in enumerate(self._pointers) if not pointer])
 
     def end_interval(self) -> None:
         for param, dense in self._copies:
@@ -218,6 +217,7 @@ class Plan:
                     self._measure(tables, unit)
         if not self.on_device:
             self._counts.restart(self._members)
+        self._written.raise_versions(range(len(self._params)))
 
     # ---- what goes to the device ----
 
