@@ -5,6 +5,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
+#include <mutex>
+#include <thread>
 
 #include "counting.h"
 #include "tensors.h"
@@ -14,6 +17,9 @@ namespace {
 
 // Fewer tensors are not worth waking a thread for.
 constexpr int64_t kCheckedByOneThread = 64;
+
+// As many as a thread takes on at a time, and how far it fetches ahead.
+constexpr int64_t kAtATime = 32, kAhead = 4;
 
 }  // namespace
 
@@ -56,12 +62,10 @@ bool TensorPlan::has_extents(size_t member, int64_t dims, const int64_t* sizes, 
 
 // Whether a parameter and its state are what and where they were when the plan was built.
 bool TensorPlan::holds(size_t member) const {
-  const Member& m = plan_.members[member];
   for (size_t i = first_bound_[member]; i < first_bound_[member + 1]; ++i) {
     void* address;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(bound_[i].tensor.get(), &address));
-    const bool is_empty = bound_[i].role < kElementRoles && m.numel == 0;  // and may be anywhere
-    if (!is_empty && address != m.at[bound_[i].role]) return false;
+    if (address != bound_[i].at && bound_[i].at != nullptr) return false;  // an empty one may be anywhere
   }
   const Tensor& param = params_[member];
   DType dtype;
@@ -69,13 +73,7 @@ bool TensorPlan::holds(size_t member) const {
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(param.get(), &dims));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(param.get(), &sizes));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(param.get(), &strides));
-  return dtype_of(param, dtype) && dtype == m.dtype && has_extents(member, dims, sizes, strides);
-}
-
-void TensorPlan::begin() {
-  is_ready_ = false;
-  are_usable_ = true;
-  for (Member& m : plan_.members) m.grad = nullptr;
+  return dtype_of(param, dtype) && dtype == extents_of_[member].dtype && has_extents(member, dims, sizes, strides);
 }
 
 void TensorPlan::take(size_t member, const Gradient& grad) {
@@ -87,28 +85,49 @@ void TensorPlan::take(size_t member, const Gradient& grad) {
   m.grad_dtype = grad.dtype;
   m.grad = m.numel > 0 ? grad.at : m.at[kParam];
   if (m.grad == nullptr) refuse();
+  if (m.numel > 0 && m.grad == m.at[kParam]) overwritten_ = static_cast<int64_t>(member);
+  // A buffer that the first update makes has to be bound first.
+  const int backbone = plan_.groups[m.group].backbone;
+  if ((backbone == kSgdMomentum || backbone == kSgdNesterov) && m.at[kState0] == nullptr) lacks_state_ = true;
 }
 
-Outcome TensorPlan::check() {
-  const size_t n = size();
+Outcome TensorPlan::check(const std::function<void()>& take_gradients) {
+  is_ready_ = lacks_state_ = false;
+  are_usable_ = true;
+  overwritten_ = -1;
+  const std::thread::id caller = std::this_thread::get_id();
+  bool are_taken = false;
+  std::atomic<int64_t> unseen{static_cast<int64_t>(size())};
   std::atomic<bool> is_stale{false};
-  std::atomic<size_t> overwritten{n};
-  torch::stable::parallel_for(0, static_cast<int64_t>(n), kCheckedByOneThread, [&](int64_t begin, int64_t end) {
-    for (size_t i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
-      const Member& m = plan_.members[i];
-      // A buffer that the first update makes has to be bound first.
-      const int backbone = plan_.groups[m.group].backbone;
-      const bool lacks = (backbone == kSgdMomentum || backbone == kSgdNesterov) && m.at[kState0] == nullptr;
-      if (!holds(i) || (lacks && m.grad != nullptr)) {
-        is_stale = true;
-        return;
+  std::exception_ptr error;
+  std::mutex mutex;
+  const auto look = [&](int64_t, int64_t) {
+    try {
+      if (std::this_thread::get_id() == caller && !are_taken) {
+        are_taken = true;
+        take_gradients();
       }
-      if (m.numel > 0 && m.grad == m.at[kParam]) overwritten = i;
+      // From the last on: gradients are taken from the first on, and two threads meet no sooner than they have to.
+      for (int64_t end; (end = unseen.fetch_sub(kAtATime)) > 0 && !is_stale;) {
+        for (int64_t i = std::max<int64_t>(end - kAtATime, 0); i < end; ++i) {
+          if (i + kAhead < end) {
+            for (size_t b = first_bound_[i + kAhead]; b < first_bound_[i + kAhead + 1]; ++b) prefetch(bound_[b].tensor);
+          }
+          if (!holds(static_cast<size_t>(i))) is_stale = true;
+        }
+      }
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      error = std::current_exception();
     }
-  });
-  if (is_stale) return kStale;
+  };
+  torch::stable::parallel_for(0, unseen, kCheckedByOneThread, look);
+  look(0, 0);  // whatever of it the threads have left
+  if (error) std::rethrow_exception(error);
+  if (is_stale || lacks_state_) return kStale;
   if (!are_usable_) return kGradients;
-  STD_TORCH_CHECK(overwritten == n, "the gradient of parameter ", plan_.members[overwritten % n].index,
+  STD_TORCH_CHECK(overwritten_ < 0, "the gradient of parameter ",
+                  plan_.members[std::max<int64_t>(overwritten_, 0)].index,
                   " is the parameter itself: it would be overwritten while it is read; clone it");
   is_ready_ = true;
   return kReady;
@@ -158,7 +177,7 @@ void TensorPlan::step(const std::vector<double>& hypers, const std::optional<Ten
 void TensorPlan::end_interval() {
   for (size_t i = 0; i < params_.size(); ++i) {
     STD_TORCH_CHECK(holds(i), "parameters or state have moved in memory since the last step");
-    plan_.members[i].grad = nullptr;
+    leave_out(i);
   }
   is_ready_ = false;
   plan_.executor->end_interval(plan_);

@@ -89,6 +89,39 @@ bool is_negative_view(PyObject* object, const DLTensor& tensor, PyObject* is_neg
 // Tensors lie all over memory: each waits for several lines of the caches, the next ones' are fetched meanwhile.
 constexpr size_t kAhead = 8;
 
+// The gradients of a plan's parameters, appended to a list. Returns how many parameters have none, -1 with an error set
+// in Python.
+int64_t take_gradients(TensorPlan& plan, const DLPackExchange* exchange, PyObject* is_neg, PyObject* params,
+                       PyObject* grads) {
+  static PyObject* const name = PyUnicode_InternFromString("grad");
+  int64_t absent = 0;
+  for (size_t i = 0; i < plan.size(); ++i) {
+    if (i + kAhead < plan.size()) {
+      __builtin_prefetch(PyList_GetItem(params, static_cast<Py_ssize_t>(i + kAhead)));
+      plan.prefetch(i + kAhead);
+    }
+    PyObject* grad = PyObject_GetAttr(PyList_GetItem(params, static_cast<Py_ssize_t>(i)), name);
+    if (grad == nullptr) return -1;
+    int status = 0;
+    if (grad == Py_None) {
+      ++absent;
+      plan.leave_out(i);
+    } else {
+      status = PyList_Append(grads, grad);
+      DLTensor tensor;
+      if (exchange->tensor_from_object(grad, &tensor) == 0 && !is_negative_view(grad, tensor, is_neg)) {
+        offer(plan, i, tensor);
+      } else {
+        PyErr_Clear();
+        plan.refuse();
+      }
+    }
+    Py_DecRef(grad);
+    if (status != 0) return -1;
+  }
+  return absent;
+}
+
 // Args:
 //   number: of a plan.
 //   exchange: the table of torch.Tensor; of version 1.
@@ -96,39 +129,15 @@ constexpr size_t kAhead = 8;
 //   params: a list of the plan's parameters.
 //   grads: a list, to which the gradients are appended: as long as it lives, they do.
 // Returns: the Outcome, plus 4 for each parameter that has no gradient; -1 with an error set in Python.
-// The lock is kept while threads check addresses: they have no use for it.
+// The lock is kept while threads look at addresses: they have no use for it.
 int64_t read_gradients(int64_t number, const DLPackExchange* exchange, PyObject* is_neg, PyObject* params,
                        PyObject* grads) {
-  static PyObject* const name = PyUnicode_InternFromString("grad");
   try {
     const std::shared_ptr<TensorPlan> plan = plan_of(number);
     STD_TORCH_CHECK(PyList_Size(params) == static_cast<Py_ssize_t>(plan->size()), "another number of parameters");
-    plan->begin();
     int64_t absent = 0;
-    for (size_t i = 0; i < plan->size(); ++i) {
-      if (i + kAhead < plan->size()) {
-        __builtin_prefetch(PyList_GetItem(params, static_cast<Py_ssize_t>(i + kAhead)));
-        plan->prefetch(i + kAhead);
-      }
-      PyObject* grad = PyObject_GetAttr(PyList_GetItem(params, static_cast<Py_ssize_t>(i)), name);
-      if (grad == nullptr) return -1;
-      int status = 0;
-      if (grad == Py_None) {
-        ++absent;
-      } else {
-        status = PyList_Append(grads, grad);
-        DLTensor tensor;
-        if (exchange->tensor_from_object(grad, &tensor) == 0 && !is_negative_view(grad, tensor, is_neg)) {
-          offer(*plan, i, tensor);
-        } else {
-          PyErr_Clear();
-          plan->refuse();
-        }
-      }
-      Py_DecRef(grad);
-      if (status != 0) return -1;
-    }
-    return plan->check() + 4 * absent;
+    const Outcome outcome = plan->check([&] { absent = take_gradients(*plan, exchange, is_neg, params, grads); });
+    return absent < 0 ? -1 : outcome + 4 * absent;
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
     return -1;
@@ -151,10 +160,21 @@ int are_same(PyObject* states, PyObject* objects) {
   return next == size;
 }
 
+// Whether two lists hold the same objects.
+int are_same_items(PyObject* list, PyObject* other) {
+  const Py_ssize_t size = PyList_Size(list);
+  if (size != PyList_Size(other)) return 0;
+  for (Py_ssize_t i = 0; i < size; ++i) {
+    if (PyList_GetItem(list, i) != PyList_GetItem(other, i)) return 0;
+  }
+  return 1;
+}
+
 }  // namespace
 
 std::vector<int64_t> python_calls() {
-  return {reinterpret_cast<int64_t>(&read_gradients), reinterpret_cast<int64_t>(&are_same)};
+  return {reinterpret_cast<int64_t>(&read_gradients), reinterpret_cast<int64_t>(&are_same),
+          reinterpret_cast<int64_t>(&are_same_items)};
 }
 
 }  // namespace fused_adaptive

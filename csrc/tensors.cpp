@@ -242,9 +242,9 @@ void TensorPlan::check_complete(const Member& m) const {
 }
 
 void TensorPlan::note_extents() {
-  for (const Tensor& p : params_) {
-    const auto sizes = p.sizes(), strides = p.strides();
-    extents_of_.push_back({static_cast<int64_t>(sizes.size()), extents_.size()});
+  for (size_t i = 0; i < params_.size(); ++i) {
+    const auto sizes = params_[i].sizes(), strides = params_[i].strides();
+    extents_of_.push_back({plan_.members[i].dtype, static_cast<int64_t>(sizes.size()), extents_.size()});
     extents_.insert(extents_.end(), sizes.begin(), sizes.end());
     extents_.insert(extents_.end(), strides.begin(), strides.end());
   }
@@ -258,7 +258,7 @@ void TensorPlan::finish() {
   first_bound_.push_back(bound_.size());
   note_extents();
   std::vector<std::pair<const char*, const char*>> ranges;
-  for (const Bound& b : bound_) {
+  for (Bound& b : bound_) {
     Member& m = plan_.members[static_cast<size_t>(b.member)];
     void* address = b.tensor.data_ptr();
     // An empty tensor has no address, but the role is there.
@@ -267,6 +267,7 @@ void TensorPlan::finish() {
     if (b.tensor.numel() == 0) continue;
     STD_TORCH_CHECK(address != nullptr, "the memory of ", kRoleNames[b.role], " of parameter ", m.index,
                     " has been freed");
+    b.at = address;
     const char* begin = static_cast<const char*>(address);
     ranges.emplace_back(begin, begin + b.tensor.numel() * bytes_of(role_dtype(b.role, m)));
   }

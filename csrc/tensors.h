@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -54,19 +55,16 @@ class TensorPlan {
   // Checks the whole and makes it ready for steps.
   void finish();
 
-  // Before a step: no gradients, those of the members that take part, and whether the step can be taken with them. Who
-  // gives them keeps them alive until it is done, or has the plan do it.
-  void begin();
+  // Before a step: whether it can be taken. For each member, take_gradients() calls take(), leave_out() or refuse(): on
+  // this thread, while others look whether parameters and state are what and where they were. Who gives the gradients
+  // keeps them alive until the step is done, or has the plan do it.
+  Outcome check(const std::function<void()>& take_gradients);
   void take(size_t member, const Gradient& grad);
+  void leave_out(size_t member) { plan_.members[member].grad = nullptr; }
   void refuse() { are_usable_ = false; }  // a gradient that is nothing to take
   void keep(std::vector<Tensor> grads) { grads_ = std::move(grads); }
-  Outcome check();
-  // Fetches what a parameter is about to be asked for. A torch tensor is one pointer; if it should ever be something
-  // else, this fetches in vain.
-  void prefetch(size_t member) const {
-    const char* tensor = *reinterpret_cast<const char* const*>(params_[member].get());
-    for (int line = 0; line < 3; ++line) __builtin_prefetch(tensor + 64 * line);
-  }
+  // Fetches what a parameter is about to be asked for.
+  void prefetch(size_t member) const { prefetch(params_[member]); }
   size_t size() const { return params_.size(); }
 
   void step(const std::vector<double>& hypers, const std::optional<Tensor>& draws,
@@ -79,13 +77,20 @@ class TensorPlan {
     int member;
     Role role;
     Tensor tensor;
+    void* at = nullptr;  // where it was when the plan was built; null if it is empty
   };
-  // A parameter's sizes and strides, as they were when the plan was built.
+  // A parameter's dtype, sizes and strides, as they were when the plan was built.
   struct Extents {
+    DType dtype = DType::f32;
     int64_t dims = 0;
     size_t at = 0;  // in extents_: sizes, then strides
   };
 
+  // A torch tensor is one pointer; if it should ever be something else, this fetches in vain.
+  static void prefetch(const Tensor& tensor) {
+    const char* object = *reinterpret_cast<const char* const*>(tensor.get());
+    for (int line = 0; line < 3; ++line) __builtin_prefetch(object + 64 * line);
+  }
   void note_extents();
   void check_complete(const Member& member) const;
   bool holds(size_t member) const;
@@ -99,13 +104,14 @@ class TensorPlan {
   std::vector<Extents> extents_of_;  // of each member
   std::vector<int64_t> extents_;
   int32_t device_type_ = 0, device_index_ = 0;
-  bool on_device_ = false, are_usable_ = false, is_ready_ = false;
+  int64_t overwritten_ = -1;  // the member whose gradient is the parameter itself
+  bool on_device_ = false, are_usable_ = false, lacks_state_ = false, is_ready_ = false;
 };
 
 // The plan that has this number (ops.cpp).
 std::shared_ptr<TensorPlan> plan_of(int64_t number);
 
-// The addresses of read_gradients and are_same, for Python to call (python.cpp).
+// The addresses of read_gradients, are_same and are_same_items, for Python to call (python.cpp).
 std::vector<int64_t> python_calls();
 
 }  // namespace fused_adaptive

@@ -51,8 +51,7 @@ class Fingerprint:
             group is seen.group
             and self._backbone.structure(group) == seen.structure
             and seen.policies.are(_policies(group))
-            and len(params) == len(seen.params)
-            and all(map(is_, params, seen.params))
+            and _same_items(params, seen.params)
         )
 
 
@@ -66,6 +65,13 @@ class _Group(NamedTuple):
 def _policies(group: dict[str, Any]) -> dict[int, Any]:
     policy = group["policy"]
     return dict(enumerate(policy)) if isinstance(policy, list) else {0: policy}
+
+
+def _same_items(items: Any, seen: list[Any]) -> bool:
+    same_items = python_calls.same_items() if isinstance(items, list) else None
+    if same_items is None:
+        return len(items) == len(seen) and all(map(is_, items, seen))
+    return bool(same_items(items, seen))
 
 
 def _seen(dicts: Mapping[Any, Any]) -> _Objects | _Copies:

@@ -46,6 +46,12 @@ def same_objects() -> Callable[[dict[Any, Any], list[Any]], int] | None:
     return _function(1, ctypes.c_int, ctypes.py_object, ctypes.py_object)
 
 
+@functools.cache
+def same_items() -> Callable[[list[Any], list[Any]], int] | None:
+    """A function that tells whether two lists hold the same objects; None as for :func:`same_objects`."""
+    return None if same_objects() is None else _function(2, ctypes.c_int, ctypes.py_object, ctypes.py_object)
+
+
 def objects_of(states: Mapping[Any, Any]) -> list[Any]:
     """The objects in a dict of dicts, in order: of each entry its key and value, followed by those of the value."""
     found = []

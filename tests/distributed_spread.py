@@ -254,7 +254,8 @@ def check_versions(device: torch.device) -> None:
         written = [t for p, s in spread.items() for t in (p, *s.values()) if isinstance(t, DTensor)]
         before = [t._version for t in written]
         twins.step(Gradients(), 3)
-        assert len(written) == 6 * len(spread) and all(t._version > v for t, v in zip(written, before, strict=True))
+        assert len(written) == 6 * len(spread)
+        assert all(t._version > v for t, v in zip(written, before, strict=True))
 
 
 def check_low_precision(device: torch.device) -> None:

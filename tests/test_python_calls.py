@@ -302,3 +302,15 @@ def test_without_the_library_python_compares(monkeypatch):
     monkeypatch.undo()
     python_calls.same_objects.cache_clear()
     assert isinstance(fingerprint._seen({}), fingerprint._Objects)
+
+
+@pytest.mark.parametrize("by", ["call", "Python"])
+def test_lists_of_parameters_are_compared_by_identity(by, monkeypatch):
+    if by == "Python":
+        monkeypatch.setattr(python_calls, "same_items", lambda: None)
+    seen = [A, B, C]
+    assert fingerprint._same_items([A, B, C], seen)
+    assert fingerprint._same_items((A, B, C), seen)
+    for other in ([A, B], [A, B, C, PARAM], [A, B, C.clone()], [B, A, C], [], [A.clone(), B, C]):
+        assert not fingerprint._same_items(other, seen)
+    assert fingerprint._same_items([], [])

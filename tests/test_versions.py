@@ -188,8 +188,10 @@ def test_adopting_keeps_everything_else(value):
     adopted = SharedVersion().adopt(value)
     for name in ("shape", "dtype", "device", "is_leaf", "requires_grad", "grad_fn", "layout"):
         assert getattr(adopted, name) == getattr(value, name), name
-    assert adopted.stride() == value.stride() and adopted.storage_offset() == value.storage_offset()
-    assert adopted.untyped_storage()._cdata == value.untyped_storage()._cdata and not adopted._is_view()
+    assert adopted.stride() == value.stride()
+    assert adopted.storage_offset() == value.storage_offset()
+    assert adopted.untyped_storage()._cdata == value.untyped_storage()._cdata
+    assert not adopted._is_view()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
