@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from collections import Counter
+from itertools import pairwise, permutations
 from typing import Any
 
 import pytest
@@ -224,24 +225,38 @@ class Recorder:
         self.clock[0] += self.cost
 
 
-def test_contenders_take_turns_and_the_slow_have_fewer(monkeypatch):
+def turns_of(costs: dict[str, float], monkeypatch) -> tuple[list[str], list[measure.Entry]]:
+    """Who took a step when, of contenders of these costs in seconds."""
     log: list[str] = []
     clock = [0.0]
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
     entries = []
-    for name, cost in (("fast", 0.01), ("slow", 1.0)):
+    for name, cost in costs.items():
         contender = Contender(name, "torch", Algorithm("AdamW"), lambda _, n=name, c=cost: Recorder(n, c, log, clock))
         entry = measure.Entry(contender, 8, torch.float32, CPU)
         entry.set_up([torch.randn(8)], 1, [[torch.randn(8)]])
         entries.append(entry)
     log.clear()
     measure._take_turns(entries, [[torch.randn(8)]], measure.Plan(samples=40, least=4, seconds=2.0), False)
-    log = log[2:]  # one each, to see how slow they are
+    return log[len(entries) :], entries  # without one each, to see how slow they are
+
+
+def test_contenders_take_turns_and_the_slow_have_fewer(monkeypatch):
+    log, entries = turns_of({"fast": 0.01, "slow": 1.0}, monkeypatch)
     assert log.count("fast") == 40
     assert log.count("slow") == 4
     places = [i for i, name in enumerate(log) if name == "slow"]
-    assert [b - a for a, b in pairwise(places)] == [11, 11, 11]
+    assert all(b - a in (10, 11, 12) for a, b in pairwise(places))
     assert entries[1].seconds == pytest.approx([1.0] * 4)
+
+
+def test_everyone_follows_everyone(monkeypatch):
+    log, _ = turns_of({"a": 0.01, "b": 0.01, "c": 0.01}, monkeypatch)
+    rounds = [log[i : i + 3] for i in range(0, len(log), 3)]
+    assert len(rounds) == 40
+    assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
+    follows = Counter(pairwise(log))
+    assert min(follows[a, b] for a, b in permutations("abc", 2)) >= 8
 
 
 def test_on_a_gpu_device_host_and_waiting_are_timed_apart(monkeypatch):
