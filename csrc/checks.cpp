@@ -91,21 +91,21 @@ void TensorPlan::take(size_t member, const Gradient& grad) {
   if ((backbone == kSgdMomentum || backbone == kSgdNesterov) && m.at[kState0] == nullptr) lacks_state_ = true;
 }
 
-Outcome TensorPlan::check(const std::function<void()>& take_gradients) {
+std::optional<Outcome> TensorPlan::check(const std::function<bool()>& take_gradients) {
   is_ready_ = lacks_state_ = false;
   are_usable_ = true;
   overwritten_ = -1;
   const std::thread::id caller = std::this_thread::get_id();
-  bool are_taken = false;
+  bool is_asked = false, gave_up = false;  // the calling thread's own
   std::atomic<int64_t> unseen{static_cast<int64_t>(size())};
   std::atomic<bool> is_stale{false};
   std::exception_ptr error;
   std::mutex mutex;
   const auto look = [&](int64_t, int64_t) {
     try {
-      if (std::this_thread::get_id() == caller && !are_taken) {
-        are_taken = true;
-        take_gradients();
+      if (std::this_thread::get_id() == caller && !is_asked) {
+        is_asked = true;
+        gave_up = !take_gradients();
       }
       // From the last on: gradients are taken from the first on, and two threads meet no sooner than they have to.
       for (int64_t end; (end = unseen.fetch_sub(kAtATime)) > 0 && !is_stale;) {
@@ -122,7 +122,8 @@ Outcome TensorPlan::check(const std::function<void()>& take_gradients) {
     }
   };
   torch::stable::parallel_for(0, unseen, kCheckedByOneThread, look);
-  look(0, 0);  // whatever of it the threads have left
+  look(0, 0);  // all of it, if none of the threads was this one
+  if (gave_up) return std::nullopt;
   if (error) std::rethrow_exception(error);
   if (is_stale || lacks_state_) return kStale;
   if (!are_usable_) return kGradients;

@@ -71,7 +71,7 @@ void plan_finish(int64_t number) { plan_of(number)->finish(); }
 int64_t plan_check(int64_t number, Tensors grads, Ints absent) {
   const std::shared_ptr<TensorPlan> plan = plan_of(number);
   STD_TORCH_CHECK(grads.size() + absent.size() == plan->size(), "one gradient a parameter, but for the absent");
-  const Outcome outcome = plan->check([&] {
+  const std::optional<Outcome> outcome = plan->check([&] {
     size_t next_absent = 0, next = 0;
     for (size_t i = 0; i < plan->size(); ++i) {
       if (next_absent < absent.size() && absent[next_absent] == static_cast<int64_t>(i)) {
@@ -82,9 +82,10 @@ int64_t plan_check(int64_t number, Tensors grads, Ints absent) {
       STD_TORCH_CHECK(next < grads.size(), "absent must be ascending");
       offer(*plan, i, grads[next++]);
     }
+    return true;
   });
   plan->keep(std::move(grads));  // which the dispatcher may have made
-  return outcome;
+  return *outcome;
 }
 
 void plan_step(int64_t number, Doubles hypers, std::optional<Tensor> draws, std::optional<Tensor> grad_scale,
@@ -125,8 +126,9 @@ void step(Tensors params, Tensors grads, Tensors state, Strings roles, std::stri
                     Doubles(policy_arguments.begin() + i * size, policy_arguments.begin() + (i + 1) * size));
   }
   made.finish();
-  const Outcome outcome = made.check([&] {
+  const std::optional<Outcome> outcome = made.check([&] {
     for (size_t i = 0; i < n; ++i) offer(made, i, grads[i]);
+    return true;
   });
   STD_TORCH_CHECK(outcome == kReady, outcome == kStale ? "state of the backbone is missing"
                                                        : "gradients must be dense and laid out as their parameters");

@@ -129,15 +129,19 @@ int64_t take_gradients(TensorPlan& plan, const DLPackExchange* exchange, PyObjec
 //   params: a list of the plan's parameters.
 //   grads: a list, to which the gradients are appended: as long as it lives, they do.
 // Returns: the Outcome, plus 4 for each parameter that has no gradient; -1 with an error set in Python.
-// The lock is kept while threads look at addresses: they have no use for it.
+// The interpreter's lock is kept, and properties of subclasses may run Python, while other threads look at addresses:
+// these must never need the lock, or nobody would go on.
 int64_t read_gradients(int64_t number, const DLPackExchange* exchange, PyObject* is_neg, PyObject* params,
                        PyObject* grads) {
   try {
     const std::shared_ptr<TensorPlan> plan = plan_of(number);
     STD_TORCH_CHECK(PyList_Size(params) == static_cast<Py_ssize_t>(plan->size()), "another number of parameters");
     int64_t absent = 0;
-    const Outcome outcome = plan->check([&] { absent = take_gradients(*plan, exchange, is_neg, params, grads); });
-    return absent < 0 ? -1 : outcome + 4 * absent;
+    const std::optional<Outcome> outcome = plan->check([&] {
+      absent = take_gradients(*plan, exchange, is_neg, params, grads);
+      return absent >= 0;
+    });
+    return outcome ? *outcome + 4 * absent : -1;
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
     return -1;

@@ -55,10 +55,11 @@ class TensorPlan {
   // Checks the whole and makes it ready for steps.
   void finish();
 
-  // Before a step: whether it can be taken. For each member, take_gradients() calls take(), leave_out() or refuse(): on
-  // this thread, while others look whether parameters and state are what and where they were. Who gives the gradients
-  // keeps them alive until the step is done, or has the plan do it.
-  Outcome check(const std::function<void()>& take_gradients);
+  // Before a step: whether it can be taken; nothing if take_gradients() gives up, which it says by returning false. For
+  // each member it calls take(), leave_out() or refuse(): on this thread, while others look whether parameters and
+  // state are what and where they were. Who gives the gradients keeps them alive until the step is done, or has the
+  // plan do it.
+  std::optional<Outcome> check(const std::function<bool()>& take_gradients);
   void take(size_t member, const Gradient& grad);
   void leave_out(size_t member) { plan_.members[member].grad = nullptr; }
   void refuse() { are_usable_ = false; }  // a gradient that is nothing to take

@@ -128,8 +128,9 @@ def _restore_one(
         if name in expected:
             if value is None:
                 continue  # torch's SGD before its first step
-            value = _restore_value(expected[name], name, value, param, group, which)
-            restored[name] = value if expected[name].scalar else version.adopt(value)
+            own = _restore_value(expected[name], name, value, param, group, which)
+            # What needed no conversion stays the very tensor of the dict, as in torch, with its own version.
+            restored[name] = own if expected[name].scalar or own is value else version.adopt(own)
         elif isinstance(value, Tensor):
             restored[name] = value.to(param.device)
         else:

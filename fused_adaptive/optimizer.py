@@ -218,8 +218,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         """Loads a checkpoint of this class, or of its ``torch.optim`` namesake (policy state starts fresh).
 
         The checkpoint's hyperparameters win, its policy included: to go on with another one, set ``group["policy"]``
-        after loading. State keeps its own dtypes, whatever the parameters'. As in torch, what needs no conversion
-        shares memory with ``state_dict``.
+        after loading. State keeps its own dtypes, whatever the parameters'. As in torch, tensors that need no
+        conversion are shared with ``state_dict``.
 
         Raises:
             ValueError: if groups do not match, or state is missing or of the wrong shape. Then nothing has changed.

@@ -49,7 +49,9 @@ def same_objects() -> Callable[[dict[Any, Any], list[Any]], int] | None:
 @functools.cache
 def same_items() -> Callable[[list[Any], list[Any]], int] | None:
     """A function that tells whether two lists hold the same objects; None as for :func:`same_objects`."""
-    return None if same_objects() is None else _function(2, ctypes.c_int, ctypes.py_object, ctypes.py_object)
+    if same_objects() is None or len(torch.ops.fused_adaptive.python_calls()) < 3:
+        return None
+    return _function(2, ctypes.c_int, ctypes.py_object, ctypes.py_object)
 
 
 def objects_of(states: Mapping[Any, Any]) -> list[Any]:

@@ -16,23 +16,23 @@ MOST_SHARED = 16
 
 
 class SharedVersion:
-    """A version counter for tensors that are made together."""
+    """A version counter for tensors that are made together: that of the first of them on each device."""
 
     def __init__(self) -> None:
         self._owners: dict[torch.device, Tensor] = {}
 
     def adopt(self, value: Tensor) -> Tensor:
-        """The same tensor with this counter instead of its own. What has none, or holds other tensors, stays as it is.
+        """A tensor that is the same, memory included, but for this counter. Tensors of other classes stay themselves.
 
         Args:
-            value: dense, in memory. Others who have it share its memory, but not the version of what is returned.
+            value: dense and of one's own: who writes to it from now on raises another counter.
         """
-        if type(value) is not Tensor or value.requires_grad or value.is_inference():
+        if type(value) is not Tensor or value.requires_grad or value.is_inference():  # those have no counter
             return value
-        owner = self._owners.get(value.device)
-        if owner is None:
-            owner = self._owners[value.device] = torch.empty(0, device=value.device)
-        adopted = owner.detach()  # has its counter, which it keeps
+        owner = self._owners.setdefault(value.device, value)
+        if owner is value:
+            return value
+        adopted = owner.detach()  # has its counter, and keeps it
         adopted.data = value
         return adopted
 
@@ -66,8 +66,8 @@ class Written:
 
 def one_of_each_counter(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Some of these tensors, such that with their versions all others' go up. Raises the versions of all."""
-    before = [t._version for t in tensors if not t.is_inference()]
     tensors = [t for t in tensors if not t.is_inference()]
+    before = [t._version for t in tensors]
     torch.autograd.graph.increment_version(tensors)
     found, rest = [], []
     for tensor, version in zip(tensors, before, strict=True):
@@ -79,4 +79,8 @@ def one_of_each_counter(tensors: Sequence[Tensor]) -> list[Tensor]:
         before = [t._version for t in rest]
         torch.autograd.graph.increment_version(rest[0])
         rest = [t for t, version in zip(rest, before, strict=True) if t._version == version]
-    return found + rest
+    # Whoever else has written to one of them meanwhile may have made it seem to share.
+    before = [t._version for t in tensors]
+    torch.autograd.graph.increment_version(found + rest)
+    is_up = all(t._version != version for t, version in zip(tensors, before, strict=True))
+    return found + rest if is_up else tensors

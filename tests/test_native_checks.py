@@ -87,6 +87,8 @@ def test_an_exception_among_many_is_heard_and_forgotten(threads):
         plan._params = [*params[:place], object(), *params[place + 1 :]]
         with pytest.raises(AttributeError, match="grad"):
             plan.take_gradients()
+        with pytest.raises(RuntimeError, match="take the gradients first"):
+            plan.step(None, None, None)
         plan._params = params
         assert plan.take_gradients() == READY
 

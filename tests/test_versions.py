@@ -33,6 +33,15 @@ def pickled(optimizer):
 
 
 def loaded(optimizer):
+    """From a dict in which everything is float64, and has to be converted."""
+    given = copy.deepcopy(optimizer.state_dict())
+    for state in given["state"].values():
+        state.update({name: value.double() for name, value in state.items()})
+    optimizer.load_state_dict(given)
+    return optimizer
+
+
+def loaded_as_it_is(optimizer):
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     return optimizer
 
@@ -77,7 +86,7 @@ def test_nothing_that_a_step_writes_is_silent(case, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("change", [copied, pickled, loaded, grown])
+@pytest.mark.parametrize("change", [copied, pickled, loaded, loaded_as_it_is, grown])
 def test_nothing_is_silent_wherever_state_comes_from(change: Callable, backend):
     optimizer = adamw(parameters(torch.float32, SHAPES), backend, policy=fa.ActiveLR(interval=3))
     train(optimizer, 3)
@@ -145,6 +154,54 @@ def test_a_graph_that_a_step_does_not_touch_goes_on(backend):
     penalty.backward()
 
 
+def test_loading_keeps_the_tensors_of_the_dict():
+    """As in torch: who holds them goes on holding the state, and autograd knows."""
+    params = parameters(torch.float32, [(3,), (4, 2)])
+    optimizer = adamw(params)
+    train(optimizer, 1)
+    moment = optimizer.state[params[1]]["exp_avg"]
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.state[params[1]]["exp_avg"] is moment
+    penalty = (moment * params[1]).sum()
+    train(optimizer, 1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        penalty.backward()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_loaded_under_inference_mode_can_be_stepped_outside(backend):
+    runs = []
+    for inside in (True, False):
+        params = parameters(torch.float32, [(3,), (4, 2)])
+        optimizer = adamw(params, backend, policy=fa.ActiveLR(interval=2))
+        train(optimizer, 3)
+        given = copy.deepcopy(optimizer.state_dict())
+        with torch.inference_mode(inside):
+            optimizer.load_state_dict(given)
+        runs.append([p.detach() for p in train(optimizer, 3, start=3)])
+    assert all_equal(*runs)
+
+
+def test_another_thread_that_writes_meanwhile_costs_only_time(monkeypatch):
+    shared, other = SharedVersion(), SharedVersion()
+    tensors = [shared.adopt(torch.zeros(2)) for _ in range(3)] + [other.adopt(torch.zeros(2)) for _ in range(3)]
+    original, calls = torch.autograd.graph.increment_version, []
+
+    def increment(raised):
+        original(raised)
+        calls.append(raised)
+        if len(calls) == 2:
+            tensors[-1].add_(1)
+
+    params = [torch.zeros(2) for _ in tensors]
+    with monkeypatch.context() as m:
+        m.setattr(torch.autograd.graph, "increment_version", increment)
+        written = Written(params, [dict(enumerate(tensors))])
+    before = [t._version for t in tensors]
+    written.raise_versions()
+    assert all(t._version > version for t, version in zip(tensors, before, strict=True))
+
+
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.data())
 @settings(max_examples=60, deadline=None)
 def test_counters_are_told_apart(counters, data):
@@ -169,8 +226,10 @@ def test_counters_are_told_apart(counters, data):
     ],
 )
 def test_what_is_no_plain_tensor_keeps_its_own(make: Callable[[], Tensor]):
-    value = make()
-    assert SharedVersion().adopt(value) is value
+    version, value = SharedVersion(), make()
+    for _ in range(2):
+        assert version.adopt(value) is value
+        version.adopt(torch.ones(2))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +244,10 @@ def test_what_is_no_plain_tensor_keeps_its_own(make: Callable[[], Tensor]):
     ],
 )
 def test_adopting_keeps_everything_else(value):
-    adopted = SharedVersion().adopt(value)
+    version = SharedVersion()
+    version.adopt(torch.ones(3, device=value.device))
+    adopted = version.adopt(value)
+    assert adopted is not value
     for name in ("shape", "dtype", "device", "is_leaf", "requires_grad", "grad_fn", "layout"):
         assert getattr(adopted, name) == getattr(value, name), name
     assert adopted.stride() == value.stride()
