@@ -27,7 +27,7 @@ class SharedVersion:
         Args:
             value: dense and of one's own: who writes to it from now on raises another counter.
         """
-        if type(value) is not Tensor or value.requires_grad or value.is_inference():  # those have no counter
+        if type(value) is not Tensor or value.requires_grad or value.is_inference():  # these last have no counter
             return value
         owner = self._owners.setdefault(value.device, value)
         if owner is value:
