@@ -86,11 +86,15 @@ class ShapeList:
         made = []
         for shape in self.shapes:
             n = math.prod(shape)
-            flat = torch.empty(n + self.offset, device=device, dtype=dtype)[self.offset :]
+            if self.offset:
+                tensor = torch.empty(n + self.offset, device=device, dtype=dtype)[self.offset :].view(shape)
+            else:
+                tensor = torch.empty(shape, device=device, dtype=dtype)  # no view, as gradients are none
+            flat = tensor.view(n)
             head = flat[:REPEATS_AFTER].normal_()
             for begin in range(REPEATS_AFTER, n, REPEATS_AFTER):
                 flat[begin : begin + REPEATS_AFTER] = head[: n - begin]
-            made.append(flat.view(shape))
+            made.append(tensor)
         return made
 
 

@@ -9,6 +9,7 @@
 
 // The interpreter has them; a library must not ask for what it is not linked with.
 #pragma weak PyDict_Next
+#pragma weak PyDict_Type
 #pragma weak PyErr_Clear
 #pragma weak PyErr_SetString
 #pragma weak PyExc_RuntimeError
@@ -148,6 +149,23 @@ int64_t read_gradients(int64_t number, const DLPackExchange* exchange, PyObject*
   }
 }
 
+// A dict lies in two places, which wait for each other; those of the next ones are fetched meanwhile.
+constexpr int kDictsAhead = 8, kKeysAhead = 4;
+
+void fetch_dict(PyObject* dict) { __builtin_prefetch(dict); }
+
+// Whatever should lie there in another version of Python, fetching does no harm.
+void fetch_keys(PyObject* dict) {
+  if (!PyDict_CheckExact(dict)) return;
+  const char* keys = reinterpret_cast<const char* const*>(dict)[4];  // PyDictObject::ma_keys
+  for (int line = 0; line < 3; ++line) __builtin_prefetch(keys + 64 * line);
+}
+
+void fetch_next(PyObject* states, Py_ssize_t& at, void (*fetch)(PyObject*)) {
+  PyObject *param, *state;
+  if (PyDict_Next(states, &at, &param, &state)) fetch(state);
+}
+
 // Whether a dict of dicts holds the very objects of a list, in order: of each entry its key and value, followed by
 // those of the value, if it is a dict.
 int are_same(PyObject* states, PyObject* objects) {
@@ -155,7 +173,12 @@ int are_same(PyObject* states, PyObject* objects) {
   Py_ssize_t next = 0;
   const auto matches = [&](PyObject* object) { return next < size && PyList_GetItem(objects, next++) == object; };
   PyObject *param, *state, *key, *value;
+  Py_ssize_t dicts = 0, keys = 0;
+  for (int i = 0; i < kDictsAhead; ++i) fetch_next(states, dicts, fetch_dict);
+  for (int i = 0; i < kKeysAhead; ++i) fetch_next(states, keys, fetch_keys);
   for (Py_ssize_t at = 0; PyDict_Next(states, &at, &param, &state);) {
+    fetch_next(states, dicts, fetch_dict);
+    fetch_next(states, keys, fetch_keys);
     if (!matches(param) || !matches(state)) return 0;
     for (Py_ssize_t inner = 0; PyDict_Next(state, &inner, &key, &value);) {
       if (!matches(key) || !matches(value)) return 0;

@@ -16,6 +16,7 @@ from .checkpoint import specs
 from .checks import check_gradients
 from .distributed import Part, split_slots
 from .fingerprint import Fingerprint
+from .packing import pack
 from .policies import Policy, from_plain, to_plain
 from .slot import Slot
 from .state import State, StateSpec
@@ -194,7 +195,7 @@ def _join(slots: list[Slot], late: list[tuple[Slot, dict[str, StateSpec]]], grou
     """Gives newcomers their state; what a policy's tensors share, they take from those that were there before."""
     newcomers = {id(slot) for slot, _ in late}
     peers = {policy: old[0] for policy, old in by_policy(s for s in slots if id(s) not in newcomers).items()}
-    version = SharedVersion()
+    version, made = SharedVersion(), []
     for slot, spec in late:
         missing = _missing(spec, slot.state)
         for name in missing:
@@ -210,6 +211,8 @@ def _join(slots: list[Slot], late: list[tuple[Slot, dict[str, StateSpec]]], grou
                     value.copy_(peer.state[name])
                 elif name == policy.counter:
                     value.copy_(_idle_calls(policy, groups, value.device))
+        made += [slot.state[name] for name in missing]
+    pack(made)
 
 
 # A policy's interval also counts the calls that found no gradient yet, so no state to count in: its groups count those.
