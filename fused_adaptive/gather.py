@@ -47,7 +47,7 @@ class Gathered:
         parts: behind the slots of DTensors.
         compiled: what a backend keeps with it; it dies with this object.
         owner: the optimizer, weakly.
-        key: no other one's in this process.
+        key: no other one's in this process. A number would not be a constant to torch.compile.
     """
 
     slots: list[Slot]
@@ -59,7 +59,7 @@ class Gathered:
     parts: list[Part] = field(default_factory=list)
     compiled: Any = None
     owner: Any = None
-    key: int = field(default_factory=count(1).__next__)
+    key: str = field(default_factory=map(str, count(1)).__next__)
     _waiting: list[Tensor] = field(default_factory=list, repr=False)
     _fingerprint: Fingerprint | None = field(default=None, repr=False)
 

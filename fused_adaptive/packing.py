@@ -36,6 +36,15 @@ def pack(tensors: Iterable[Tensor]) -> None:
             _move(alike[begin : begin + BLOCK])
 
 
+@torch.no_grad()
+def unpack(tensors: Iterable[Tensor]) -> None:
+    """Gives those that lie in a common storage one of their own; they stay the same objects with the same versions."""
+    for tensor in tensors:
+        is_small = type(tensor) is Tensor and 0 < tensor.nbytes <= SMALL and not tensor._is_view()
+        if is_small and not tensor.is_inference() and tensor.untyped_storage().nbytes() > tensor.nbytes:
+            tensor.data = tensor.clone()
+
+
 def _is_packable(tensor: Tensor) -> bool:
     if type(tensor) is not Tensor or tensor.is_inference() or tensor.device.type == "meta":
         return False
