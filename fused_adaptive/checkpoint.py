@@ -19,7 +19,6 @@ from . import masters
 from .backbones import Backbone
 from .checks import describe
 from .distributed import conform
-from .packing import pack
 from .policies import from_plain, to_plain
 from .state import State, StateSpec
 from .versions import SharedVersion
@@ -73,7 +72,6 @@ def restore(
             param, group, is_ours = owners[index]
             which = describe(index, param, names[index])
             state[param] = _restore_one(backbone, group, param, values, which, is_ours, version)
-    pack(version.adopted)
     return state, merged
 
 

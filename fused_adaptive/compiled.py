@@ -17,7 +17,6 @@ from torch import Tensor
 
 from .clipping import clip
 from .gather import Gathered, by_policy, count_idle_calls
-from .packing import unpack
 from .slot import Slot
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ NO_STATE = (
 )
 
 #: What optimizers have gathered last, by the keys that compiled code has.
-_gathered: weakref.WeakValueDictionary[str, Gathered] = weakref.WeakValueDictionary()
+_gathered: weakref.WeakValueDictionary[int, Gathered] = weakref.WeakValueDictionary()
 
 
 def announce(optimizer: AdaptiveOptimizer, gathered: Gathered) -> None:
@@ -92,7 +91,6 @@ def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_i
         raise RuntimeError(NO_STATE)
     if any(policy.naive for policy in gathered.members):
         raise RuntimeError("TrainableLR(naive=True) evaluates the loss twice, which torch.compile cannot trace")
-    _lay_apart(gathered.key)
     params: list[Tensor] = []
     grads: list[Tensor] = []
     state: list[Tensor] = []
@@ -129,15 +127,8 @@ def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_i
     count_idle_calls(gathered.idle, found_inf)
 
 
-@torch.compiler.assume_constant_result
-def _lay_apart(key: str) -> bool:
-    """While it is traced, for graphs whose inputs lie in common storages take several times as long, to compile too."""
-    unpack(value for slot in _gathered[key].slots for value in slot.state.values() if isinstance(value, Tensor))
-    return True
-
-
 def _compiled_step(
-    key: str,
+    key: int,
     params: list[Tensor],
     grads: list[Tensor],
     state: list[Tensor],
@@ -186,7 +177,7 @@ def _is_where(bound: Bound, params: Sequence[Tensor], state: Sequence[Tensor]) -
 
 torch.library.define(
     "fused_adaptive::compiled_step",
-    "(str key, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] state, bool[] applies, Tensor[] tensors, "
+    "(int key, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] state, bool[] applies, Tensor[] tensors, "
     "float[] floats, Tensor(c!)[] draw_step, Tensor? grad_scale, Tensor? found_inf) -> ()",
 )
 torch.library.impl("fused_adaptive::compiled_step", "CompositeExplicitAutograd")(_compiled_step)

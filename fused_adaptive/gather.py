@@ -16,7 +16,6 @@ from .checkpoint import specs
 from .checks import check_gradients
 from .distributed import Part, split_slots
 from .fingerprint import Fingerprint
-from .packing import pack
 from .policies import Policy, from_plain, to_plain
 from .slot import Slot
 from .state import State, StateSpec
@@ -47,7 +46,7 @@ class Gathered:
         parts: behind the slots of DTensors.
         compiled: what a backend keeps with it; it dies with this object.
         owner: the optimizer, weakly.
-        key: no other one's in this process. A number would not be a constant to torch.compile.
+        key: no other one's in this process.
     """
 
     slots: list[Slot]
@@ -59,7 +58,7 @@ class Gathered:
     parts: list[Part] = field(default_factory=list)
     compiled: Any = None
     owner: Any = None
-    key: str = field(default_factory=map(str, count(1)).__next__)
+    key: int = field(default_factory=count(1).__next__)
     _waiting: list[Tensor] = field(default_factory=list, repr=False)
     _fingerprint: Fingerprint | None = field(default=None, repr=False)
 
@@ -195,7 +194,7 @@ def _join(slots: list[Slot], late: list[tuple[Slot, dict[str, StateSpec]]], grou
     """Gives newcomers their state; what a policy's tensors share, they take from those that were there before."""
     newcomers = {id(slot) for slot, _ in late}
     peers = {policy: old[0] for policy, old in by_policy(s for s in slots if id(s) not in newcomers).items()}
-    version, made = SharedVersion(), []
+    version = SharedVersion()
     for slot, spec in late:
         missing = _missing(spec, slot.state)
         for name in missing:
@@ -211,8 +210,6 @@ def _join(slots: list[Slot], late: list[tuple[Slot, dict[str, StateSpec]]], grou
                     value.copy_(peer.state[name])
                 elif name == policy.counter:
                     value.copy_(_idle_calls(policy, groups, value.device))
-        made += [slot.state[name] for name in missing]
-    pack(made)
 
 
 # A policy's interval also counts the calls that found no gradient yet, so no state to count in: its groups count those.

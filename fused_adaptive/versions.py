@@ -20,7 +20,6 @@ class SharedVersion:
 
     def __init__(self) -> None:
         self._owners: dict[torch.device, Tensor] = {}
-        self.adopted: list[Tensor] = []
 
     def adopt(self, value: Tensor) -> Tensor:
         """A tensor that is the same, memory included, but for this counter. Tensors of other classes stay themselves.
@@ -31,11 +30,11 @@ class SharedVersion:
         if type(value) is not Tensor or value.requires_grad or value.is_inference():  # these last have no counter
             return value
         owner = self._owners.setdefault(value.device, value)
-        if owner is not value:
-            own, value = value, owner.detach()  # has its counter, and keeps it
-            value.data = own
-        self.adopted.append(value)
-        return value
+        if owner is value:
+            return value
+        adopted = owner.detach()  # has its counter, and keeps it
+        adopted.data = value
+        return adopted
 
 
 class Written:

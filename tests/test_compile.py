@@ -11,10 +11,10 @@ import torch._dynamo
 from torch import Tensor
 
 import fused_adaptive as fa
-from fused_adaptive import compiled, packing
+from fused_adaptive import compiled
 
 from .breaking import broken, fails
-from .cases import BACKENDS, POLICIES, Case, Gradients, all_equal, parameters, state_of, train
+from .cases import BACKENDS, POLICIES, Case, Gradients, all_equal, parameters, state_of
 
 STEPS = 8
 SHAPES = [(7,), (3, 5), (), (0,)]
@@ -304,31 +304,3 @@ def test_the_operator_passes_opcheck():
     numbers = [0.1, 0.01, 0.9, 0.999, 1e-8]
     arguments = (optimizer._gathered.key, *own, [], numbers, [], None, None)
     torch.library.opcheck(torch.ops.fused_adaptive.compiled_step.default, arguments)
-
-
-def test_small_state_is_laid_apart_when_a_step_is_traced():
-    """Each graph with inputs that share storages would be compiled for them, which takes several times as long."""
-    optimizer = fa.AdamW(parameters(torch.float32, SHAPES), lr=torch.tensor(0.1), policy=fa.ActiveLR(interval=2))
-    train(optimizer, 1)
-
-    def storages() -> tuple[int, int]:
-        state = [t for t in state_of(optimizer).values() if t.numel()]
-        return len({t.untyped_storage()._cdata for t in state}), len(state)
-
-    found, count = storages()
-    assert found < count
-    before = {name: (value, value.clone(), value._version) for name, value in state_of(optimizer).items()}
-    packing.unpack(value for value, *_ in before.values())
-    for name, value in state_of(optimizer).items():
-        same, values, version = before[name]
-        assert value is same
-        assert torch.equal(value, values)
-        assert value._version == version
-    assert storages() == (count, count)
-    optimizer = fa.AdamW(parameters(torch.float32, SHAPES), lr=torch.tensor(0.1), policy=fa.ActiveLR(interval=2))
-    train(optimizer, 1)
-    assert storages()[0] < count
-    step = torch.compile(optimizer.step, fullgraph=True, backend="eager")
-    Gradients().set([p for group in optimizer.param_groups for p in group["params"]], 1)
-    step()
-    assert storages() == (count, count)

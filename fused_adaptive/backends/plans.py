@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..checkpoint import specs
-from ..packing import pack
 from ..policies import Policy, TrainableLR
 from ..slot import Slot
 from ..state import state_dtype
@@ -158,7 +157,6 @@ def gather_state(
             if value.shape == param.shape and value.stride() != param.stride():
                 value = slot.state[name] = version.adopt(torch.empty_like(param, dtype=value.dtype).copy_(value))
             bound.setdefault(role, {})[i] = value
-    pack(version.adopted)
     return bound, first
 
 
