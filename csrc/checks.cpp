@@ -23,7 +23,7 @@ constexpr int64_t kAtATime = 32, kAhead = 4;
 
 }  // namespace
 
-bool dtype_of(const Tensor& tensor, DType& dtype) {
+bool dtype_of(AtenTensorHandle tensor, DType& dtype) {
   static const std::pair<int32_t, DType> known[] = {
       {aoti_torch_dtype_float32(), DType::f32},   {aoti_torch_dtype_float64(), DType::f64},
       {aoti_torch_dtype_bfloat16(), DType::bf16}, {aoti_torch_dtype_float16(), DType::f16},
@@ -31,7 +31,7 @@ bool dtype_of(const Tensor& tensor, DType& dtype) {
       {aoti_torch_dtype_int16(), DType::i16},
   };
   int32_t code;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &code));
   for (const auto& [own_code, own] : known) {
     if (code != own_code) continue;
     dtype = own;
@@ -62,17 +62,17 @@ bool TensorPlan::has_extents(size_t member, int64_t dims, const int64_t* sizes, 
 
 // Whether a parameter and its state are what and where they were when the plan was built.
 bool TensorPlan::holds(size_t member) const {
-  for (size_t i = first_bound_[member]; i < first_bound_[member + 1]; ++i) {
+  for (size_t i = first_place_[member]; i < first_place_[member + 1]; ++i) {
     void* address;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(bound_[i].tensor.get(), &address));
-    if (address != bound_[i].at && bound_[i].at != nullptr) return false;  // an empty one may be anywhere
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(places_[i].tensor.get(), &address));
+    if (address != places_[i].at && places_[i].at != nullptr) return false;  // an empty one may be anywhere
   }
-  const Tensor& param = params_[member];
+  const AtenTensorHandle param = places_[first_place_[member]].tensor.get();
   DType dtype;
   int64_t dims, *sizes, *strides;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(param.get(), &dims));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(param.get(), &sizes));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(param.get(), &strides));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(param, &dims));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(param, &sizes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(param, &strides));
   return dtype_of(param, dtype) && dtype == extents_of_[member].dtype && has_extents(member, dims, sizes, strides);
 }
 
@@ -110,9 +110,7 @@ std::optional<Outcome> TensorPlan::check(const std::function<bool()>& take_gradi
       // From the last on: gradients are taken from the first on, and two threads meet no sooner than they have to.
       for (int64_t end; (end = unseen.fetch_sub(kAtATime)) > 0 && !is_stale;) {
         for (int64_t i = std::max<int64_t>(end - kAtATime, 0); i < end; ++i) {
-          if (i + kAhead < end) {
-            for (size_t b = first_bound_[i + kAhead]; b < first_bound_[i + kAhead + 1]; ++b) prefetch(bound_[b].tensor);
-          }
+          if (i + kAhead < end) prefetch_places(static_cast<size_t>(i + kAhead));
           if (!holds(static_cast<size_t>(i))) is_stale = true;
         }
       }

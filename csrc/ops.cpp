@@ -29,7 +29,7 @@ void offer(TensorPlan& plan, size_t member, const Tensor& tensor) {
   Gradient grad;
   int32_t layout;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
-  if (layout != aoti_torch_layout_strided() || !dtype_of(tensor, grad.dtype)) return plan.refuse();
+  if (layout != aoti_torch_layout_strided() || !dtype_of(tensor.get(), grad.dtype)) return plan.refuse();
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &grad.device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &grad.device_index));
   int64_t *sizes, *strides;

@@ -117,7 +117,7 @@ TensorPlan::TensorPlan(std::vector<Tensor> params, const std::vector<int64_t>& g
       TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(p.get(), &device_index_));
     }
     Member m;
-    STD_TORCH_CHECK(dtype_of(p, m.dtype) && is_float(m.dtype), "parameter ", indices[i],
+    STD_TORCH_CHECK(dtype_of(p.get(), m.dtype) && is_float(m.dtype), "parameter ", indices[i],
                     " is not float64, float32, bfloat16 or float16");
     STD_TORCH_CHECK(same_device(p, device_type_, device_index_), "parameter ", indices[i], " is on another device");
     STD_TORCH_CHECK(is_dense(p), "parameter ", indices[i], " has gaps or overlaps in memory");
@@ -138,7 +138,7 @@ void TensorPlan::bind(const std::string& role_name, const std::vector<int64_t>& 
     Member& m = plan_.members.at(static_cast<size_t>(members[i]));
     const Tensor& t = tensors[i];
     DType dtype;
-    STD_TORCH_CHECK(dtype_of(t, dtype), role_name, " of parameter ", m.index, " has an unknown dtype");
+    STD_TORCH_CHECK(dtype_of(t.get(), dtype), role_name, " of parameter ", m.index, " has an unknown dtype");
     if (role == kStep) m.step_is_double = dtype == DType::f64;
     STD_TORCH_CHECK(dtype == role_dtype(role, m), role_name, " of parameter ", m.index, " has the wrong dtype");
     const Tensor& p = params_[static_cast<size_t>(members[i])];
@@ -253,12 +253,15 @@ void TensorPlan::note_extents() {
 void TensorPlan::finish() {
   std::stable_sort(bound_.begin(), bound_.end(), [](const Bound& a, const Bound& b) { return a.member < b.member; });
   for (size_t i = 0; i < bound_.size(); ++i) {
-    if (bound_[i].role == kParam) first_bound_.push_back(i);
+    if (bound_[i].role == kParam) first_place_.push_back(i);
   }
-  first_bound_.push_back(bound_.size());
+  first_place_.push_back(bound_.size());
   note_extents();
   std::vector<std::pair<const char*, const char*>> ranges;
-  for (Bound& b : bound_) {
+  for (const Bound& b : bound_) {
+    AtenTensorHandle own;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(b.tensor.get(), &own));
+    places_.push_back({{own, {}}, nullptr});
     Member& m = plan_.members[static_cast<size_t>(b.member)];
     void* address = b.tensor.data_ptr();
     // An empty tensor has no address, but the role is there.
@@ -267,7 +270,7 @@ void TensorPlan::finish() {
     if (b.tensor.numel() == 0) continue;
     STD_TORCH_CHECK(address != nullptr, "the memory of ", kRoleNames[b.role], " of parameter ", m.index,
                     " has been freed");
-    b.at = address;
+    places_.back().at = address;
     const char* begin = static_cast<const char*>(address);
     ranges.emplace_back(begin, begin + b.tensor.numel() * bytes_of(role_dtype(b.role, m)));
   }

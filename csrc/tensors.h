@@ -15,7 +15,7 @@ namespace fused_adaptive {
 
 using torch::stable::Tensor;
 
-bool dtype_of(const Tensor& tensor, DType& dtype);
+bool dtype_of(AtenTensorHandle tensor, DType& dtype);
 bool is_float(DType dtype);
 bool same_device(const Tensor& tensor, int32_t type, int32_t index);
 
@@ -64,8 +64,8 @@ class TensorPlan {
   void leave_out(size_t member) { plan_.members[member].grad = nullptr; }
   void refuse() { are_usable_ = false; }  // a gradient that is nothing to take
   void keep(std::vector<Tensor> grads) { grads_ = std::move(grads); }
-  // Fetches what a parameter is about to be asked for.
-  void prefetch(size_t member) const { prefetch(params_[member]); }
+  // Fetches what a parameter is about to be asked for. Inlined for the reason given below.
+  FA_INLINE void prefetch(size_t member) const { __builtin_prefetch(object_of(places_[first_place_[member]])); }
   size_t size() const { return params_.size(); }
 
   void step(const std::vector<double>& hypers, const std::optional<Tensor>& draws,
@@ -78,7 +78,15 @@ class TensorPlan {
     int member;
     Role role;
     Tensor tensor;
-    void* at = nullptr;  // where it was when the plan was built; null if it is empty
+  };
+  struct Delete {
+    void operator()(AtenTensorHandle tensor) const { aoti_torch_delete_tensor_object(tensor); }
+  };
+  // A parameter or its state, and where it was when the plan was built; null if it is empty. The handles are the plan's
+  // own, made one after the other: they lie in memory in the order in which steps ask them.
+  struct Place {
+    std::unique_ptr<AtenTensorOpaque, Delete> tensor;
+    void* at;
   };
   // A parameter's dtype, sizes and strides, as they were when the plan was built.
   struct Extents {
@@ -87,10 +95,17 @@ class TensorPlan {
     size_t at = 0;  // in extents_: sizes, then strides
   };
 
-  // A torch tensor is one pointer; if it should ever be something else, this fetches in vain.
-  static void prefetch(const Tensor& tensor) {
-    const char* object = *reinterpret_cast<const char* const*>(tensor.get());
-    for (int line = 0; line < 3; ++line) __builtin_prefetch(object + 64 * line);
+  // Of functions that do nothing but fetch, GCC drops the calls, unless it has inlined them before it finds out.
+
+  // A torch tensor is one pointer; if it should ever be something else, this is fetched in vain.
+  static const char* object_of(const Place& place) { return *reinterpret_cast<const char* const*>(place.tensor.get()); }
+  // Fetches what holds() asks of a member's tensors: of the parameter also its sizes, which lie in the middle.
+  FA_INLINE void prefetch_places(size_t member) const {
+    __builtin_prefetch(object_of(places_[first_place_[member]]) + 64);
+    for (size_t i = first_place_[member]; i < first_place_[member + 1]; ++i) {
+      __builtin_prefetch(object_of(places_[i]));
+      __builtin_prefetch(object_of(places_[i]) + 128);
+    }
   }
   void note_extents();
   void check_complete(const Member& member) const;
@@ -100,8 +115,9 @@ class TensorPlan {
 
   Plan plan_;
   std::vector<Tensor> params_, grads_, shared_;
-  std::vector<Bound> bound_;         // by member, once the plan is finished: a parameter, then its state
-  std::vector<size_t> first_bound_;  // of each member, and the end
+  std::vector<Bound> bound_;         // until the plan is finished
+  std::vector<Place> places_;        // by member: a parameter, then its state
+  std::vector<size_t> first_place_;  // of each member, and the end
   std::vector<Extents> extents_of_;  // of each member
   std::vector<int64_t> extents_;
   int32_t device_type_ = 0, device_index_ = 0;

@@ -103,14 +103,13 @@ class CpuExecutor : public Executor {
     });
   }
 
-  // The scalars of a tensor that takes part; its step count goes up.
-  void prepare(Plan& plan, const StepInputs& inputs, int member, ScalarsCache& cache) {
+  // Sets r to the scalars of a tensor that takes part, and counts its step.
+  void prepare(Plan& plan, const StepInputs& inputs, int member, ScalarsCache& cache, Scalars<double>& r) {
     Member& m = plan.members[member];
     const Group& group = plan.groups[m.group];
     if (m.grad == nullptr) return;
     const Hyper& hyper = inputs.hypers[m.group];
     count_step(m);
-    Scalars<double>& r = scalars_[member];
     r = cache.get(group.backbone, m.group, hyper, step_count(m));
     r.grad_factor = group.maximize ? -grad_factor_ : grad_factor_;
     r.first = m.first;
@@ -118,20 +117,23 @@ class CpuExecutor : public Executor {
     m.first = false;
   }
 
-  // A tensor of one piece is prepared by the thread that updates it, while its data are on their way.
+  // A tensor of one piece is prepared by the thread that updates it, while its data are on their way, and nobody else
+  // needs its scalars.
   void update(Plan& plan, const StepInputs& inputs, const std::vector<bool>& ending) {
     ScalarsCache of_large;
-    for (int member : not_whole_) prepare(plan, inputs, member, of_large);
+    for (int member : not_whole_) prepare(plan, inputs, member, of_large, scalars_[member]);
     for_ranges([&](const Piece* begin, const Piece* end) {
       ScalarsCache cache;
+      Scalars<double> own{};
       for (const Piece* piece = begin; piece != end; ++piece) {
-        if (piece->n == plan.members[piece->member].numel) prepare(plan, inputs, piece->member, cache);
-        take_piece(plan, *piece, ending);
+        const bool whole = piece->n == plan.members[piece->member].numel;
+        if (whole) prepare(plan, inputs, piece->member, cache, own);
+        take_piece(plan, *piece, whole ? own : scalars_[piece->member], ending);
       }
     });
   }
 
-  void take_piece(const Plan& plan, const Piece& piece, const std::vector<bool>& ending) {
+  void take_piece(const Plan& plan, const Piece& piece, const Scalars<double>& r, const std::vector<bool>& ending) {
     const Member& m = plan.members[piece.member];
     const bool adjusts = m.active >= 0 && ending[m.active];
     if (m.grad != nullptr) {
@@ -139,9 +141,9 @@ class CpuExecutor : public Executor {
           m.scalar >= 0 && ending[m.scalar] && plan.policies[m.scalar].source == Source::gradient;
       const int mode = mode_of(m) & ~(mean_is_taken ? kAddsMean : 0);
       if (m.dtype == DType::f64) {
-        update_piece<double>(plan, m, piece, mode);
+        update_piece<double>(plan, m, piece, mode, r);
       } else {
-        update_piece<float>(plan, m, piece, mode);
+        update_piece<float>(plan, m, piece, mode, r);
       }
     }
     if (adjusts && (m.grad != nullptr || count(m, kActiveApplied) > 0)) {
@@ -150,24 +152,14 @@ class CpuExecutor : public Executor {
   }
 
   template <class T>
-  void update_piece(const Plan& plan, const Member& m, const Piece& piece, int mode) {
-    const Scalars<T> scalars = scalars_[piece.member].as<T>();
+  void update_piece(const Plan& plan, const Member& m, const Piece& piece, int mode, const Scalars<double>& r) {
+    const Scalars<T> scalars = r.as<T>();
     const Group& group = plan.groups[m.group];
     const bool stores =
         m.scalar >= 0 && plan.policies[m.scalar].kind == PolicyKind::hypergradient && m.at[kPrevious] != nullptr;
     const bool couples = decay_is_coupled(group, scalars);
     const auto loop = kernels_.loops<T>().step[group.backbone][stores ? kStoresDirection : mode][couples];
-    const Piece* next = &piece + 1 < pieces_.data() + pieces_.size() ? &piece + 1 : nullptr;
-    int64_t done = 0;
-    Staged<T>(kernels_, m, piece, true).each(true, kStaged, [&](const Block<T>& block) {
-      done += block.n;
-      if (done < piece.n) {
-        prefetch(m, piece.begin + done);
-      } else if (next != nullptr) {
-        prefetch(plan.members[next->member], next->begin);
-      }
-      loop(block, scalars);
-    });
+    Staged<T>(kernels_, m, piece, true).each(true, kStaged, [&](const Block<T>& block) { loop(block, scalars); });
   }
 
   void adjust_piece(const Member& m, const Piece& piece, const Policy& policy) {

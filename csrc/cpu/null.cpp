@@ -1,4 +1,4 @@
-// The null step on the CPU: chunks, threads, prefetching and vectors as in executor.cpp, and no arithmetic.
+// The null step on the CPU: chunks, threads and vectors as in executor.cpp, and no arithmetic.
 #include "../null.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -13,31 +13,19 @@ namespace {
 
 using Pass = void (*)(const NullStep&, int64_t begin, int64_t n);
 
-// As in executor.cpp: neighbouring chunks that a thread takes at a time, and a stretch between prefetches.
-constexpr int64_t kBin = 2, kStretch = 1024, kLines = 8;
+// As in executor.cpp: neighbouring chunks that a thread takes at a time.
+constexpr int64_t kBin = 2;
 
 namespace null_baseline {
 #include "null.inl"
-}
-
-void prefetch(const void* base, int64_t bytes) {
-  for (int64_t line = 0; line < kLines; ++line) __builtin_prefetch(static_cast<const char*>(base) + bytes + 64 * line);
-}
-
-void prefetch(const NullStep& s, int64_t begin) {
-  prefetch(s.param, begin * s.param_bytes);
-  for (int i = 0; i < s.n_grads; ++i) prefetch(s.grads[i], begin * s.param_bytes);
-  for (int i = 0; i < s.n_written; ++i) prefetch(s.written[i], begin * 4);
-  for (int i = 0; i < s.n_read; ++i) prefetch(s.read[i], begin * 4);
 }
 
 void run(const NullStep& step, Pass pass) {
   const int64_t chunks = chunks_of(step.n), bins = (chunks + kBin - 1) / kBin;
   torch::stable::parallel_for(0, bins, 1, [&](int64_t first, int64_t last) {
     const int64_t end = std::min(step.n, last * kBin * kChunk);
-    for (int64_t begin = first * kBin * kChunk; begin < end; begin += kStretch) {
-      if (begin + kStretch < end) prefetch(step, begin + kStretch);
-      pass(step, begin, std::min(kStretch, end - begin));
+    for (int64_t begin = first * kBin * kChunk; begin < end; begin += kChunk) {
+      pass(step, begin, std::min(kChunk, end - begin));
     }
   });
 }

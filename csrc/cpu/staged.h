@@ -48,21 +48,6 @@ constexpr DType own_dtype() {
   return sizeof(T) == 8 ? DType::f64 : DType::f32;
 }
 
-// Fetches the first lines of what comes next: hardware prefetchers stop at the page's end, in every array at once.
-inline void prefetch(const Member& m, int64_t begin) {
-  constexpr int64_t kLines = 8;
-  const auto fetch = [](const void* base, int64_t bytes) {
-    if (base == nullptr) return;
-    for (int64_t line = 0; line < kLines; ++line)
-      __builtin_prefetch(static_cast<const char*>(base) + bytes + 64 * line);
-  };
-  const int64_t state = m.dtype == DType::f64 ? 8 : 4;
-  fetch(m.at[kParam], begin * size_of(m.dtype));
-  fetch(m.at[kLow], begin * 2);
-  fetch(m.grad, begin * size_of(m.grad_dtype));
-  for (int role : {kState0, kState1, kState2, kGain, kGradSum, kMeanSum}) fetch(m.at[role], begin * state);
-}
-
 // Parameters in the type that they are computed in, exact where they have a master.
 template <class T>
 void load_weights(const Loops<T>& loops, const Member& m, int64_t begin, int64_t n, T* to) {
@@ -90,7 +75,7 @@ class Staged {
   template <class Body>
   void each(bool writes, int64_t stretch, const Body& body) {
     const bool p_own = m_.dtype == own_dtype<T>(), g_own = !with_grad_ || m_.grad_dtype == own_dtype<T>();
-    if (p_own && g_own && !writes) stretch = piece_.n;
+    if (p_own && g_own) stretch = piece_.n;
     for (int64_t done = 0; done < piece_.n; done += stretch) {
       const int64_t begin = piece_.begin + done, n = std::min(stretch, piece_.n - done);
       Block<T> block = state_block<T>(m_, begin, n);
