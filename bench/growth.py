@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .measure import Plan, run_case
+from .profiling import update_clock
 from .rivals import Contender, contenders
 from .shapes import ShapeList, parse
 from .stats import fit_line
@@ -35,8 +36,9 @@ def measure_growth(
     """Points of both curves for ours and ``torch.optim``: fused, and foreach where the host counts.
 
     Returns:
-        ``{"over": "tensors" | "elements", "n", "name", "algorithm", "why_not", "seconds"}`` each; the seconds are the
-        host's over tensors, and a step's over elements.
+        ``{"over": "tensors" | "elements", "n", "name", "algorithm", "why_not", "seconds", "host"}`` each. Over tensors
+        the seconds are those until the step returns, and ``host`` what is the host's of them: on a GPU all, on a CPU
+        those of our native steps outside of updates. Over elements the seconds are a step's.
     """
     found = []
     lists = [("tensors", count, ShapeList(str(count), [(ELEMENTS_OF_EACH,)] * count)) for count in tensors]
@@ -48,10 +50,15 @@ def measure_growth(
         taking_part = _contenders(over, backends, device, len(shapes.shapes))
         groups = [taking_part] if n <= TOGETHER else [[c] for c in taking_part]
         for group in groups:
-            for row in run_case(group, shapes, torch.float32, device, plan, caches=False):
-                host = over == "tensors" and device.type == "cuda"
+            with update_clock.running():
+                rows = run_case(group, shapes, torch.float32, device, plan, caches=False)
+            for row in rows:
+                on_gpu = over == "tensors" and device.type == "cuda"
                 keep = {key: row[key] for key in ("name", "algorithm", "why_not")}
-                found.append({"over": over, "n": n, **keep, "seconds": row["host" if host else "seconds"]})
+                host = row["host"] if over == "tensors" else []
+                found.append(
+                    {"over": over, "n": n, **keep, "seconds": row["host" if on_gpu else "seconds"], "host": host}
+                )
         say(f"{n} {over}")
     return found
 
@@ -67,19 +74,18 @@ def fits(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each curve: the slope, and over elements the exponent, 1 where time grows as the elements do.
 
     Returns:
-        ``{"over", "name", "algorithm", "slope", "intercept", "exponent"}``; seconds a tensor or an element.
+        ``{"over", "name", "algorithm", "slope", "host_slope", "intercept", "exponent"}``; seconds a tensor or an
+        element. ``host_slope``: what is the host's of a slope over tensors, None where that was not measured.
     """
-    curves: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
-    for point in points:
-        if point["why_not"] == "" and point["seconds"]:
-            key = (point["over"], point["name"], point["algorithm"])
-            curves.setdefault(key, []).append((point["n"], statistics.median(point["seconds"])))
+    curves, of_host = _curves(points, "seconds"), _curves(points, "host")
     found = []
     for (over, name, algorithm), curve in curves.items():
         used = [(n, t) for n, t in curve if over == "tensors" or n >= MEMORY_BOUND]
         if len(used) < 2:
             continue
         intercept, slope = fit_line([n for n, _ in used], [t for _, t in used])
+        own = of_host.get((over, name, algorithm), [])
+        host_slope = fit_line([n for n, _ in own], [t for _, t in own])[1] if len(own) == len(curve) else None
         exponent = None
         if over == "elements":
             # Weights of fit_line are relative; of logarithms the plain fit is.
@@ -87,6 +93,16 @@ def fits(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             exponent = statistics.linear_regression([x for x, _ in logs], [y for _, y in logs]).slope
         found.append(
             {"over": over, "name": name, "algorithm": algorithm, "slope": slope}
-            | {"intercept": intercept, "exponent": exponent}
+            | {"host_slope": host_slope, "intercept": intercept, "exponent": exponent}
         )
     return found
+
+
+def _curves(points: Sequence[dict[str, Any]], key: str) -> dict[tuple[str, str, str], list[tuple[float, float]]]:
+    """The medians of one of their lists of samples, by what they are of."""
+    curves: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    for point in points:
+        if point["why_not"] == "" and point.get(key):
+            of = (point["over"], point["name"], point["algorithm"])
+            curves.setdefault(of, []).append((point["n"], statistics.median(point[key])))
+    return curves

@@ -16,7 +16,7 @@ from torch import Tensor
 from .algorithms import INTERVAL
 from .ceilings import bandwidth_bytes
 from .machine import available_memory, cache_bytes
-from .profiling import count_launches, state_bytes
+from .profiling import count_launches, state_bytes, update_clock
 from .rivals import Contender, Steps, Unavailable
 from .shapes import ShapeList
 
@@ -142,9 +142,11 @@ class Entry:
         self._give_one(i, grads)
         replica = self.replicas[i]
         synchronize(self.device)
+        in_updates = update_clock.seconds
         begin = time.perf_counter()
         replica.step()
         returned = time.perf_counter()
+        in_updates = update_clock.seconds - in_updates
         synchronize(self.device)
         end = time.perf_counter()
         self.steps += 1
@@ -153,6 +155,8 @@ class Entry:
             self.wall.append(end - begin)
         else:
             self.seconds.append(end - begin)
+            if in_updates > 0:
+                self.host.append(end - begin - in_updates)
 
     def _time_device(self, grads: Sequence[Sequence[Tensor]]) -> None:
         """Device time alone: the stream is kept busy until the host has launched the whole step."""

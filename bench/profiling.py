@@ -1,9 +1,12 @@
-"""What a step does besides taking time: launches, as the profiler counts them, and the state that it keeps."""
+"""What a step consists of: launches, as the profiler counts them, the state that it keeps, and what is the host's."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports its own beginning and end
@@ -27,6 +30,39 @@ def count_launches(step: Callable[[], object], device: torch.device) -> int:
     if device.type == "cuda":
         return sum(e.device_type == DeviceType.CUDA and not e.is_user_annotation for e in events)
     return sum("::" in e.name and not _has_operator_above(e) for e in events)
+
+
+class UpdateClock:
+    """Time spent in native updates on a CPU, where the host waits for them. What is left of a step is the host's own.
+
+    ``seconds`` is the sum so far; it stands still outside of :meth:`running`.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Within it, our native steps are timed from the call of the operator that updates until it returns."""
+        ops = torch.ops.fused_adaptive
+        operator = getattr(ops, "plan_step", None)
+        if operator is None:  # no native library
+            yield
+            return
+
+        def timed(*arguments: Any) -> None:
+            begin = time.perf_counter()
+            operator.default(*arguments)
+            self.seconds += time.perf_counter() - begin
+
+        setattr(ops, "plan_step", SimpleNamespace(default=timed))  # noqa: B010
+        try:
+            yield
+        finally:
+            setattr(ops, "plan_step", operator)  # noqa: B010
+
+
+update_clock = UpdateClock()
 
 
 def _has_operator_above(event: Any) -> bool:

@@ -175,13 +175,14 @@ def describe_growth(record: Record) -> Iterator[str]:
 
 def growth_table(record: Record) -> list[list[str]]:
     """The fitted lines, in words."""
-    body = [["over", "by", "slope", "grows as"]]
+    body = [["over", "by", "slope", "the host's of it", "grows as"]]
     for fit in fits(record["growth"]):
         per = (
             f"{fit['slope'] * 1e6:.2f} µs a tensor" if fit["over"] == "tensors" else f"{fit['slope'] * 1e9:.3f} ns each"
         )
         power = "" if fit["exponent"] is None else f"n^{fit['exponent']:.2f}"
-        body.append([fit["over"], f"{fit['algorithm']}, {fit['name']}", per, power])
+        host = "" if fit["host_slope"] is None else f"{fit['host_slope'] * 1e6:.2f} µs"
+        body.append([fit["over"], f"{fit['algorithm']}, {fit['name']}", per, host, power])
     return body
 
 

@@ -60,6 +60,9 @@ def made_up() -> dict[str, Any]:
         for name, slope in (("ours, native", 1e-6 if over == "tensors" else 1e-9), ("torch fused", 5e-6))
         for n in points
     ]
+    for point in growth:
+        if (point["over"], point["name"]) == ("tensors", "ours, native"):
+            point["host"] = [s / 4 for s in point["seconds"]]
     trained = [
         {"model": "M", "optimizer": "AdamW", "parameters": 10**6, "tensors": 3, "gradients": [0.3], "step": [0.1]}
     ]
@@ -112,6 +115,7 @@ def test_verdicts():
     assert body["AdamW / torch fused, 2000 x 1000"] == ["not measured"] * 3
     assert body["host time / torch fused, 300 tensors"][0].startswith("0.2")
     assert body["time for each further tensor of 64, µs"][0] == "1.00, misses"
+    assert body["host time for each further tensor, µs"][0] == "0.25, holds"
     assert body["time grows as n to the power of, 1e6 … 1e9"][0] == "1.00, holds"
     assert body["share of copy, ResNet-50, float32"] == ["", "not measured", "not measured"]
     record = made_up()
@@ -123,6 +127,8 @@ def test_slopes_are_fitted():
     found = {(f["over"], f["name"]): f for f in fits(made_up()["growth"])}
     assert found["tensors", "ours, native"]["slope"] == pytest.approx(1e-6)
     assert found["tensors", "ours, native"]["intercept"] == pytest.approx(1e-5)
+    assert found["tensors", "ours, native"]["host_slope"] == pytest.approx(0.25e-6)
+    assert found["tensors", "torch fused"]["host_slope"] is None
     assert found["elements", "torch fused"]["exponent"] == pytest.approx(1.0)
 
 
@@ -192,6 +198,10 @@ def test_a_run_from_the_command_line(tmp_path, capsys, monkeypatch):
     assert {r["policy"] for r in small} == {"fixed", "active"}  # displacements are for SGD
     assert all(r["why_not"].startswith("not enough memory") for r in large)
     assert {p["n"] for p in record["growth"]} == {10, 30, 100, 300, 10_000}
+    apart = {(p["over"], p["name"]) for p in record["growth"] if p["host"]}
+    assert apart == {("tensors", "ours, native")}
+    for point in record["growth"]:
+        assert all(0 < host < whole for host, whole in zip(point["host"], point["seconds"], strict=False))
     assert record["machine"]["torch"] == torch.__version__
     assert "µs a tensor" in printed
     assert "not enough memory" in output.with_suffix(".md").read_text()
