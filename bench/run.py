@@ -139,6 +139,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     def say(text: str) -> None:
         print(f"  {time.monotonic() - begin:6.0f} s  {text}", flush=True)
 
+    brief = Plan(options.samples or (15 if options.quick else 100), 3, 3, plan.seconds / 5, profile=False)
+    most = min(options.most, 1e7) if options.quick else options.most
+    tensors = [n for n in TENSORS if n * ELEMENTS_OF_EACH <= most and (n <= 1000 or not options.quick)]
+    elements = [size for size in ELEMENTS if float(size) <= most]
+    grows = "growth" in options.parts and options.part in (None, 2)
+    if grows:  # over tensors first: cases leave a heap behind in which nothing lies beside its neighbour
+        record["growth"] += measure_growth(device, backends, brief, tensors, [], in_time, say)
     for case in cases_of(options, device) if "cases" in options.parts else ():
         print(f"{case.backbone} ({', '.join(case.policies)}), {case.shapes}, {case.dtype}", flush=True)
         if not in_time(share_of_cases):
@@ -147,12 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         record["cases"].append(measure_case(case, backends, device, plan, say))
         results.save(record, options.output)
         print("\n".join(results.describe_case(record["cases"][-1], device.type)), flush=True)
-    if "growth" in options.parts and options.part in (None, 2):
-        brief = Plan(options.samples or (15 if options.quick else 100), 3, 3, plan.seconds / 5, profile=False)
-        most = min(options.most, 1e7) if options.quick else options.most
-        tensors = [n for n in TENSORS if n * ELEMENTS_OF_EACH <= most and (n <= 1000 or not options.quick)]
-        elements = [size for size in ELEMENTS if float(size) <= most]
-        record["growth"] = measure_growth(device, backends, brief, tensors, elements, in_time, say)
+    if grows:
+        record["growth"] += measure_growth(device, backends, brief, [], elements, in_time, say)
         results.save(record, options.output)
         print("\n".join(results.describe_growth(record)), flush=True)
     if "end-to-end" in options.parts and options.part in (None, 2) and in_time():
