@@ -274,6 +274,7 @@ void TensorPlan::finish() {
     const char* begin = static_cast<const char*>(address);
     ranges.emplace_back(begin, begin + b.tensor.numel() * bytes_of(role_dtype(b.role, m)));
   }
+  bound_ = {};
   check_overlap(std::move(ranges));
   for (Member& m : plan_.members) {
     check_complete(m);

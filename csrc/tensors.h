@@ -64,7 +64,7 @@ class TensorPlan {
   void leave_out(size_t member) { plan_.members[member].grad = nullptr; }
   void refuse() { are_usable_ = false; }  // a gradient that is nothing to take
   void keep(std::vector<Tensor> grads) { grads_ = std::move(grads); }
-  // Fetches what a parameter is about to be asked for. Inlined for the reason given below.
+  // Fetches what a parameter is about to be asked for. GCC would drop such calls as having no effect: inlined by force.
   FA_INLINE void prefetch(size_t member) const { __builtin_prefetch(object_of(places_[first_place_[member]])); }
   size_t size() const { return params_.size(); }
 
@@ -94,8 +94,6 @@ class TensorPlan {
     int64_t dims = 0;
     size_t at = 0;  // in extents_: sizes, then strides
   };
-
-  // Of functions that do nothing but fetch, GCC drops the calls, unless it has inlined them before it finds out.
 
   // A torch tensor is one pointer; if it should ever be something else, this is fetched in vain.
   static const char* object_of(const Place& place) { return *reinterpret_cast<const char* const*>(place.tensor.get()); }

@@ -144,16 +144,20 @@ def test_02_a_wrong_library_is_a_sentence_and_no_error(tmp_path):
 # ---- 3: processors that know less ----
 
 
-def functions_with_avx(library: Path) -> set[str]:
-    """The functions that have AVX instructions, but for those that are chosen at run time."""
+def functions_with(instruction: str, library: Path) -> dict[str, int]:
+    """How often functions have an instruction whose name matches."""
     command = ["objdump", "-d", "--no-show-raw-insn", "-C", str(library)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found = set()
+    found = {}
     for function in re.split(r"\n\n", text):
         name = re.search(r"^[0-9a-f]+ <(.*)>:$", function, re.MULTILINE)
-        if name and re.search(r"^ +[0-9a-f]+:\s+v[a-z]+\w* ", function, re.MULTILINE):
-            found.add(name[1])
+        times = len(re.findall(rf"^ +[0-9a-f]+:\s+{instruction} ", function, re.MULTILINE))
+        if name and times:
+            found[name[1]] = times
     return found
+
+
+AVX = r"v[a-z]+\w*"
 
 
 LOOP = """
@@ -175,8 +179,20 @@ def test_03_what_is_not_chosen_at_run_time_runs_on_every_processor(tmp_path):
     def chosen(name: str) -> bool:
         return re.search(r"::(null_)?v[34]::", name) is not None
 
-    found = functions_with_avx(LIBRARY)
+    found = functions_with(AVX, LIBRARY)
     assert {name for name in found if not chosen(name)} == set()
     assert sum(map(chosen, found)) > 100
-    for_newer_ones = functions_with_avx(shared_library(tmp_path, LOOP, "-mavx2"))
+    for_newer_ones = functions_with(AVX, shared_library(tmp_path, LOOP, "-mavx2"))
     assert {name for name in for_newer_ones if not chosen(name)} >= {"shared(float*, float const*, long)"}
+
+
+@built
+@needs_compiler
+@pytest.mark.skipif(not shutil.which("objdump"), reason="no objdump")
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="for x86-64")
+def test_memory_is_fetched_ahead_where_the_source_says_so(tmp_path):
+    """GCC drops calls of functions that do nothing else, since these have no effect that it knows of."""
+    found = functions_with(r"prefetch\w*", LIBRARY)
+    for name in ("TensorPlan::check", "read_gradients", "are_same"):
+        assert sum(times for function, times in found.items() if name in function) > 1, name
+    assert functions_with(r"prefetch\w*", shared_library(tmp_path, LOOP)) == {}
