@@ -1,8 +1,8 @@
 """Has a step become slower? ``python -m bench.compare old.json new.json`` compares two results by their ratios.
 
-Times of two runs are not comparable, their ratios to what ran beside them are: to torch's fused optimizer and to the
-null step of the same streams. A ratio has moved where the bootstrap intervals of both runs do not meet and the medians
-are further apart than ``--tolerance``. The exit status is 1 if one has become worse.
+Times of two runs are not comparable, their ratios to what ran beside them are: to torch's fused optimizer, and by the
+byte to the null step of the same streams. A ratio has moved where the bootstrap intervals of both runs do not meet and
+the medians are further apart than ``--tolerance``. The exit status is 1 if one has become worse.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .results import Record, caches_of, find, load
+from .results import Record, caches_of, find, load, of_null
 from .stats import ratio_interval
 
 
@@ -37,10 +37,11 @@ def ratios(record: Record) -> dict[Key, Ratio]:
                 if row["family"] != "ours" or row["cache"] != cache or not row["seconds"]:
                     continue
                 key = (case["backbone"], case["shapes"], case["dtype"], cache, row["name"], row["policy"])
-                null = f"null, {row['name'].removeprefix('ours, ')}"
-                for to, policy in (("torch fused", ""), (null, row["policy"])):
-                    if other := find(case, cache, to, policy):
-                        found[(*key, to)] = Ratio(*ratio_interval(row["seconds"], other))
+                if other := find(case, cache, "torch fused"):
+                    found[(*key, "torch fused")] = Ratio(*ratio_interval(row["seconds"], other))
+                ours, null = of_null(case, row)
+                if ours and null:
+                    found[(*key, "null")] = Ratio(*ratio_interval(ours, null))
     return found
 
 

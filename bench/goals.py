@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .growth import fits
-from .results import Record, find
+from .results import Record, find, of_null
 from .stats import ratio_interval
 
 LARGE = "10 x 5M"
@@ -68,6 +68,17 @@ def _share_of_copy(shapes: Sequence[str], policy: str, dtype: str) -> Callable[[
     return value
 
 
+def _share_of_null(shapes: str, policy: str) -> Callable[[Record, str], Any]:
+    def value(record: Record, backend: str) -> tuple[float, float, float] | None:
+        case = case_of(record, shapes)
+        rows = case["rows"] if case else []
+        row = next((r for r in rows if (r["name"], r["policy"]) == (f"ours, {backend}", policy)), None)
+        ours, null = of_null(case, row) if case and row else ([], [])
+        return ratio_interval(null, ours) if ours and null else None
+
+    return value
+
+
 def _host(record: Record, backend: str) -> float | None:
     points = {p["name"]: p for p in record["growth"] if p["over"] == "tensors" and p["n"] == 300 and not p["why_not"]}
     own = [
@@ -105,6 +116,9 @@ GOALS = [
         "ActiveAdamW / the authors' form, 10 x 5M", 0.25, _ratio(LARGE, "active", "as the authors wrote it", "active")
     ),
     Goal("ActiveAdamW / torch.compile of it, 10 x 5M", 1.0, _ratio(LARGE, "active", "torch.compile of it", "active")),
+    # What decides where a ratio to another optimizer cannot be had: nothing is faster than the same streams alone.
+    Goal("AdamW, share of the null step, 10 x 5M", 0.95, _share_of_null(LARGE, "fixed"), True),
+    Goal("ActiveAdamW, share of the null step, 10 x 5M", 0.95, _share_of_null(LARGE, "active"), True),
     Goal("share of copy, 100M and more, float32", 0.95, _share_of_copy(BIG, "fixed", "float32"), True, True),
     Goal("share of copy, 100M and more, bfloat16", 0.95, _share_of_copy(BIG, "fixed", "bfloat16"), True, True),
     Goal("share of copy, ResNet-50, float32", 0.85, _share_of_copy(("ResNet-50",), "fixed", "float32"), True, True),

@@ -108,21 +108,28 @@ def _comparisons(case: dict[str, Any], cache: str, row: dict[str, Any], summary:
     composition = ("torch foreach",) if fixed else ("foreach composition", row["policy"])
     compiled = ("torch.compile of torch's",) if fixed else ("torch.compile of it", row["policy"])
     return {
-        "÷ null": _share_of_null(case, row, summary),
+        "÷ null": _share_of_null(case, row),
         "× torch fused": against(find(case, cache, "torch fused")),
         "× foreach composition": against(find(case, cache, *composition)),
         "× torch.compile": against(find(case, cache, *compiled)),
     }
 
 
-def _share_of_null(case: dict[str, Any], row: dict[str, Any], summary: Summary) -> float | None:
-    """By the rates: a null step of very many elements goes through fewer. Triton's is Triton's ceiling."""
+def of_null(case: dict[str, Any], row: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Samples of a row and of the null step of its streams, in seconds a byte; [] of what did not run.
+
+    Not seconds: a null step of very many elements goes through fewer. Triton's null step is Triton's ceiling.
+    """
     own = ("null, triton", "null, native") if row["name"] == "ours, triton" else ("null, native", "null, triton")
     nulls = {r["name"]: r for r in case["rows"] if (r["cache"], r["policy"]) == (row["cache"], row["policy"])}
     null = next((nulls[name] for name in own if name in nulls and nulls[name]["seconds"]), None)
-    if null is None:
-        return None
-    return (row["bytes"] / summary.median) / (null["bytes"] / statistics.median(null["seconds"]))
+    ours, nothing = ([s / r["bytes"] for s in r["seconds"]] if r and r["bytes"] else [] for r in (row, null))
+    return ours, nothing
+
+
+def _share_of_null(case: dict[str, Any], row: dict[str, Any]) -> float | None:
+    ours, null = of_null(case, row)
+    return statistics.median(null) / statistics.median(ours) if ours and null else None
 
 
 def text(column: str, value: Any) -> str:

@@ -2,13 +2,16 @@
 // interpreter's lock held (fused_adaptive/python_calls.py). Tensors are asked through the function table of the DLPack
 // standard, which torch.Tensor carries. That takes some tens of nanoseconds, an operator's argument several times that.
 #include <Python.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "tensors.h"
 
 // The interpreter has them; a library must not ask for what it is not linked with.
 #pragma weak PyDict_Next
+#pragma weak PyDict_Size
 #pragma weak PyDict_Type
 #pragma weak PyErr_Clear
 #pragma weak PyErr_SetString
@@ -166,25 +169,47 @@ void fetch_next(PyObject* states, Py_ssize_t& at, void (*fetch)(PyObject*)) {
   if (PyDict_Next(states, &at, &param, &state)) fetch(state);
 }
 
-// Whether a dict of dicts holds the very objects of a list, in order: of each entry its key and value, followed by
-// those of the value, if it is a dict.
-int are_same(PyObject* states, PyObject* objects) {
+// Threads share the entries of a dict: each has as many at a time (python_calls.py has the same number).
+constexpr int64_t kEntries = 64;
+
+// Whether the next entries of a dict of dicts, from `at` on, are the very objects of a list; moves behind them.
+bool next_are(PyObject* objects, PyObject* states, Py_ssize_t& at) {
   const Py_ssize_t size = PyList_Size(objects);
   Py_ssize_t next = 0;
   const auto matches = [&](PyObject* object) { return next < size && PyList_GetItem(objects, next++) == object; };
   PyObject *param, *state, *key, *value;
-  Py_ssize_t dicts = 0, keys = 0;
+  Py_ssize_t dicts = at, keys = at;
   for (int i = 0; i < kDictsAhead; ++i) fetch_next(states, dicts, fetch_dict);
   for (int i = 0; i < kKeysAhead; ++i) fetch_next(states, keys, fetch_keys);
-  for (Py_ssize_t at = 0; PyDict_Next(states, &at, &param, &state);) {
+  for (int64_t i = 0; i < kEntries && PyDict_Next(states, &at, &param, &state); ++i) {
     fetch_next(states, dicts, fetch_dict);
     fetch_next(states, keys, fetch_keys);
-    if (!matches(param) || !matches(state)) return 0;
+    if (!matches(param) || !matches(state)) return false;
     for (Py_ssize_t inner = 0; PyDict_Next(state, &inner, &key, &value);) {
-      if (!matches(key) || !matches(value)) return 0;
+      if (!matches(key) || !matches(value)) return false;
     }
   }
   return next == size;
+}
+
+// Args:
+//   states: a dict of dicts.
+//   parts: a list of lists of objects (python_calls.objects_of), one for kEntries entries each.
+// Returns: whether it holds these very objects, in order.
+// Other threads read Python's objects here: nobody changes them, for this one keeps the interpreter's lock and waits.
+int are_same(PyObject* states, PyObject* parts) {
+  const auto count = static_cast<int64_t>(PyList_Size(parts)), entries = static_cast<int64_t>(PyDict_Size(states));
+  if (count != (entries + kEntries - 1) / kEntries) return 0;
+  std::atomic<bool> differ{false};
+  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    PyObject *param, *state;
+    Py_ssize_t at = 0;
+    for (int64_t skipped = 0; skipped < begin * kEntries && PyDict_Next(states, &at, &param, &state);) ++skipped;
+    for (int64_t i = begin; i < end && !differ; ++i) {
+      if (!next_are(PyList_GetItem(parts, static_cast<Py_ssize_t>(i)), states, at)) differ = true;
+    }
+  });
+  return !differ;
 }
 
 // Whether two lists hold the same objects.

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from . import _extension
 
+#: Of a dict, as many as a thread compares at a time (csrc/python.cpp has the same number).
+ENTRIES = 64
+
 
 @functools.cache
 def gradients_reader() -> Callable[[int, list[Tensor], list[Tensor]], int] | None:
@@ -37,7 +40,7 @@ def gradients_reader() -> Callable[[int, list[Tensor], list[Tensor]], int] | Non
 
 
 @functools.cache
-def same_objects() -> Callable[[dict[Any, Any], list[Any]], int] | None:
+def same_objects() -> Callable[[dict[Any, Any], list[list[Any]]], int] | None:
     """A function that tells whether a dict of dicts holds the very objects of :func:`objects_of`; None without the
     native library, or with one that has no such function.
     """
@@ -54,13 +57,19 @@ def same_items() -> Callable[[list[Any], list[Any]], int] | None:
     return _function(2, ctypes.c_int, ctypes.py_object, ctypes.py_object)
 
 
-def objects_of(states: Mapping[Any, Any]) -> list[Any]:
-    """The objects in a dict of dicts, in order: of each entry its key and value, followed by those of the value."""
-    found = []
-    for key, values in states.items():
-        found += [key, values]
+def objects_of(states: Mapping[Any, Any]) -> list[list[Any]]:
+    """The objects in a dict of dicts, in order: of each entry its key and value, followed by those of the value.
+
+    Returns:
+        Lists of the objects of :data:`ENTRIES` entries each, for threads to share.
+    """
+    found: list[list[Any]] = []
+    for i, (key, values) in enumerate(states.items()):
+        if i % ENTRIES == 0:
+            found.append([])
+        found[-1] += [key, values]
         if isinstance(values, dict):
-            found += [item for pair in values.items() for item in pair]
+            found[-1] += [item for pair in values.items() for item in pair]
     return found
 
 

@@ -238,8 +238,11 @@ def test_a_torch_without_the_table_steps_all_the_same(table, monkeypatch):
 A, B, C, PARAM, OTHER = (torch.zeros(2) for _ in range(5))
 
 
-def base() -> dict[Any, Any]:
-    return {PARAM: {"exp_avg": A, "exp_avg_sq": B}, OTHER: {"exp_avg": C}, "mine": 3, "list": [1]}
+def base(before: int = 0, after: int = 0) -> dict[Any, Any]:
+    others = {i: {"step": A, "exp_avg": B} for i in range(before + after)}
+    first, last = list(others.items())[:before], list(others.items())[before:]
+    own = {PARAM: {"exp_avg": A, "exp_avg_sq": B}, OTHER: {"exp_avg": C}, "mine": 3, "list": [1]}
+    return {**dict(first), **own, **dict(last)}
 
 
 def _moved_across(states: dict[Any, Any]) -> None:
@@ -266,8 +269,8 @@ CHANGED: dict[str, Callable[[dict[Any, Any]], Any]] = {
 }
 
 
-def notices(change: Callable[[dict[Any, Any]], Any]) -> bool:
-    states = base()
+def notices(change: Callable[[dict[Any, Any]], Any], before: int = 0, after: int = 0) -> bool:
+    states = base(before, after)
     seen = Fingerprint(fa.AdamW.backbone, [], states)
     assert seen.matches([], states)
     change(states)
@@ -282,6 +285,26 @@ def test_changed_objects_are_noticed(name, by):
     else:
         with broken(python_calls, "same_objects", lambda: None):
             assert notices(CHANGED[name])
+
+
+@pytest.mark.parametrize(("before", "after"), [(60, 0), (61, 0), (62, 1), (0, 60), (0, 500), (250, 250), (500, 0)])
+@pytest.mark.parametrize("name", CHANGED)
+def test_threads_that_share_the_entries_notice_changes_in_every_part(name, before, after):
+    assert python_calls.ENTRIES == 64
+    assert notices(CHANGED[name], before, after)
+
+
+@pytest.mark.parametrize("entries", [1, 63, 64, 65, 128, 1000])
+def test_an_entry_more_or_less_is_noticed_at_any_size(entries):
+    states = {i: {"step": A} for i in range(entries)}
+    seen = Fingerprint(fa.AdamW.backbone, [], states)
+    assert seen.matches([], states)
+    key, last = states.popitem()
+    assert not seen.matches([], states)
+    states[key] = last
+    assert seen.matches([], states)
+    states[-1] = last
+    assert not seen.matches([], states)
 
 
 def test_a_comparison_of_values_alone_fails():
