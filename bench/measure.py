@@ -41,7 +41,7 @@ class Plan:
 
     samples: int = 100
     least: int = 5
-    least_of_main: int = 10
+    least_of_main: int = 30
     seconds: float = 20.0
     profile: bool = True
 
