@@ -132,18 +132,23 @@ int64_t take_gradients(TensorPlan& plan, const DLPackExchange* exchange, PyObjec
 //   is_neg: that method of torch.Tensor.
 //   params: a list of the plan's parameters.
 //   grads: a list, to which the gradients are appended: as long as it lives, they do.
+//   raise_versions: called without arguments if every parameter has a gradient that can be used: of all that a step
+//     asks of Python this takes longest, and here other threads have something else to do.
 // Returns: the Outcome, plus 4 for each parameter that has no gradient; -1 with an error set in Python.
 // The interpreter's lock is kept, and properties of subclasses may run Python, while other threads look at addresses:
 // these must never need the lock, or nobody would go on.
 int64_t read_gradients(int64_t number, const DLPackExchange* exchange, PyObject* is_neg, PyObject* params,
-                       PyObject* grads) {
+                       PyObject* grads, PyObject* raise_versions) {
   try {
     const std::shared_ptr<TensorPlan> plan = plan_of(number);
     STD_TORCH_CHECK(PyList_Size(params) == static_cast<Py_ssize_t>(plan->size()), "another number of parameters");
     int64_t absent = 0;
     const std::optional<Outcome> outcome = plan->check([&] {
       absent = take_gradients(*plan, exchange, is_neg, params, grads);
-      return absent >= 0;
+      if (absent != 0 || !plan->are_usable()) return absent >= 0;
+      PyObject* done = PyObject_CallFunctionObjArgs(raise_versions, nullptr);
+      Py_DecRef(done);
+      return done != nullptr;
     });
     return outcome ? *outcome + 4 * absent : -1;
   } catch (const std::exception& error) {

@@ -63,6 +63,8 @@ class TensorPlan {
   void take(size_t member, const Gradient& grad);
   void leave_out(size_t member) { plan_.members[member].grad = nullptr; }
   void refuse() { are_usable_ = false; }  // a gradient that is nothing to take
+  // Whether a step can be taken with the gradients so far, unless something has moved.
+  bool are_usable() const { return are_usable_ && !lacks_state_ && overwritten_ < 0; }
   void keep(std::vector<Tensor> grads) { grads_ = std::move(grads); }
   // Fetches what a parameter is about to be asked for. GCC would drop such calls as having no effect: inlined by force.
   FA_INLINE void prefetch(size_t member) const { __builtin_prefetch(object_of(places_[first_place_[member]])); }

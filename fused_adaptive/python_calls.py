@@ -21,11 +21,12 @@ ENTRIES = 64
 
 
 @functools.cache
-def gradients_reader() -> Callable[[int, list[Tensor], list[Tensor]], int] | None:
+def gradients_reader() -> Callable[[int, list[Tensor], list[Tensor], Callable[[], None]], int] | None:
     """A function that gives a native plan its gradients, or None where torch.Tensor has no table of DLPack's functions.
 
-    Its arguments are the plan's number, its parameters, and a list to which the gradients are appended. It returns what
-    ``plan_check`` does, plus 4 for each parameter without a gradient.
+    Its arguments are the plan's number, its parameters, a list to which the gradients are appended, and a function that
+    raises the versions of what the step writes: it is called if every parameter has a gradient that can be used. It
+    returns what ``plan_check`` does, plus 4 for each parameter without a gradient.
     """
     capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
     if capsule is None:
@@ -35,8 +36,8 @@ def gradients_reader() -> Callable[[int, list[Tensor], list[Tensor]], int] | Non
     table = prototype(("PyCapsule_GetPointer", ctypes.pythonapi))(capsule, b"dlpack_exchange_api")
     if table is None or ctypes.c_uint32.from_address(table).value != 1:  # the major version that csrc/python.cpp knows
         return None
-    read = _function(0, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, *[ctypes.py_object] * 3)
-    return lambda plan, params, grads: read(plan, table, Tensor.is_neg, params, grads)
+    read = _function(0, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, *[ctypes.py_object] * 4)
+    return lambda plan, *others: read(plan, table, Tensor.is_neg, *others)
 
 
 @functools.cache

@@ -130,7 +130,7 @@ def test_a_negative_view_of_one_element_is_not_taken_for_its_memory():
 
 
 def is_refused(make: Callable[[list[Tensor]], None], words: str) -> bool:
-    """With nothing changed."""
+    """With nothing changed, versions included: they rise while others still look."""
     params = parameters(torch.float32, SHAPES)
     optimizer = fa.AdamW(params, lr=0.01, backend="native")
     for p in params:
@@ -139,8 +139,10 @@ def is_refused(make: Callable[[list[Tensor]], None], words: str) -> bool:
     before = [p.detach().clone() for p in params]
     state = copy.deepcopy(optimizer.state_dict())
     make(params)
+    versions = [p._version for p in params]
     with pytest.raises(RuntimeError, match=words):
         optimizer.step()
+    assert [p._version for p in params] == versions
     after = optimizer.state_dict()
     pairs = [(state["state"][i][key], after["state"][i][key]) for i in state["state"] for key in state["state"][i]]
     return all_equal(params, before) and all(torch.equal(a, b) for a, b in pairs)
@@ -174,6 +176,7 @@ def test_the_call_is_what_is_used():
         optimizer, _ = steps(_noise)
     assert len(calls) == 3
     assert optimizer._gathered is not None
+    assert optimizer._gathered.compiled[0]._versions_are_up
 
 
 def test_a_property_that_raises_is_heard():

@@ -116,6 +116,7 @@ class Plan:
         self._copies = [(p, d) for p, d in zip(self._params, self._dense, strict=True) if p is not d]
         self._grads: list[Tensor] = []
         self._absent: list[int] = []
+        self._versions_are_up = False
         self._build(gathered)
 
     def _build(self, gathered: Gathered) -> None:
@@ -165,15 +166,15 @@ class Plan:
         torch.ops.fused_adaptive.plan_share(number, table, ctypes.cast(self._sum_up, ctypes.c_void_p).value)
 
     def take_gradients(self, conform: bool = False) -> int:
-        """Collects this step's gradients and checks them; 0 if the step can be taken. Changes nothing.
+        """Collects this step's gradients and checks them; 0 if the step can be taken. Changes nothing but versions.
 
         Args:
             conform: gives those that are laid out otherwise than their parameters a copy that is not.
         """
-        self._grads, self._absent = [], []
+        self._grads, self._absent, self._versions_are_up = [], [], False
         read = None if conform or self._copies else python_calls.gradients_reader()
         if read is not None:
-            outcome = read(self._number, self._params, self._grads)
+            outcome = read(self._number, self._params, self._grads, self._raise_versions)
             if outcome >= 4:
                 self._absent = [i for i, p in enumerate(self._params) if p.grad is None]
             return outcome % 4
@@ -195,8 +196,8 @@ class Plan:
 
     def step(self, found_inf: Tensor | None, grad_scale: Tensor | None, draws: Tensor | None) -> None:
         """The step with the gradients that were taken."""
-        # Before the step, which fills the caches with other data: the checks have just looked at these tensors.
-        self._written.raise_versions(self._absent)
+        if not self._versions_are_up:
+            self._raise_versions()
         for param, dense in self._copies:
             dense.copy_(param)
         on_device = [i for i, group in enumerate(self._groups) if _is_read_there(group["lr"], self.device)]
@@ -221,6 +222,11 @@ class Plan:
         self._written.raise_versions(range(len(self._params)))
         torch.ops.fused_adaptive.plan_end_interval(self._number)
         self._raise_failure()
+
+    def _raise_versions(self) -> None:
+        # Before the step, which fills the caches with other data: the checks have just looked at these tensors.
+        self._written.raise_versions(self._absent)
+        self._versions_are_up = True
 
     def _raise_failure(self) -> None:
         if self._failures:
