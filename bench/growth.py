@@ -53,12 +53,10 @@ def measure_growth(
             with update_clock.running():
                 rows = run_case(group, shapes, torch.float32, device, plan, caches=False)
             for row in rows:
-                on_gpu = over == "tensors" and device.type == "cuda"
-                keep = {key: row[key] for key in ("name", "algorithm", "why_not")}
+                seconds = row["host" if over == "tensors" and device.type == "cuda" else "seconds"]
                 host = row["host"] if over == "tensors" else []
-                found.append(
-                    {"over": over, "n": n, **keep, "seconds": row["host" if on_gpu else "seconds"], "host": host}
-                )
+                keep = {key: row[key] for key in ("name", "algorithm", "why_not")}
+                found.append({"over": over, "n": n, **keep, "seconds": seconds, "host": host})
         say(f"{n} {over}")
     return found
 

@@ -174,11 +174,8 @@ void fetch_next(PyObject* states, Py_ssize_t& at, void (*fetch)(PyObject*)) {
   if (PyDict_Next(states, &at, &param, &state)) fetch(state);
 }
 
-// Threads share the entries of a dict: each has as many at a time (python_calls.py has the same number).
-constexpr int64_t kEntries = 64;
-
 // Whether the next entries of a dict of dicts, from `at` on, are the very objects of a list; moves behind them.
-bool next_are(PyObject* objects, PyObject* states, Py_ssize_t& at) {
+bool next_are(PyObject* objects, PyObject* states, int64_t entries, Py_ssize_t& at) {
   const Py_ssize_t size = PyList_Size(objects);
   Py_ssize_t next = 0;
   const auto matches = [&](PyObject* object) { return next < size && PyList_GetItem(objects, next++) == object; };
@@ -186,7 +183,7 @@ bool next_are(PyObject* objects, PyObject* states, Py_ssize_t& at) {
   Py_ssize_t dicts = at, keys = at;
   for (int i = 0; i < kDictsAhead; ++i) fetch_next(states, dicts, fetch_dict);
   for (int i = 0; i < kKeysAhead; ++i) fetch_next(states, keys, fetch_keys);
-  for (int64_t i = 0; i < kEntries && PyDict_Next(states, &at, &param, &state); ++i) {
+  for (int64_t i = 0; i < entries && PyDict_Next(states, &at, &param, &state); ++i) {
     fetch_next(states, dicts, fetch_dict);
     fetch_next(states, keys, fetch_keys);
     if (!matches(param) || !matches(state)) return false;
@@ -199,19 +196,20 @@ bool next_are(PyObject* objects, PyObject* states, Py_ssize_t& at) {
 
 // Args:
 //   states: a dict of dicts.
-//   parts: a list of lists of objects (python_calls.objects_of), one for kEntries entries each.
+//   parts: a list of lists of objects (python_calls.objects_of), for threads to share.
+//   entries: of the dict, as many as each part is of; the last one of what is left.
 // Returns: whether it holds these very objects, in order.
 // Other threads read Python's objects here: nobody changes them, for this one keeps the interpreter's lock and waits.
-int are_same(PyObject* states, PyObject* parts) {
-  const auto count = static_cast<int64_t>(PyList_Size(parts)), entries = static_cast<int64_t>(PyDict_Size(states));
-  if (count != (entries + kEntries - 1) / kEntries) return 0;
+int are_same(PyObject* states, PyObject* parts, int64_t entries) {
+  const auto count = static_cast<int64_t>(PyList_Size(parts)), size = static_cast<int64_t>(PyDict_Size(states));
+  if (count != (size + entries - 1) / entries) return 0;
   std::atomic<bool> differ{false};
   torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     PyObject *param, *state;
     Py_ssize_t at = 0;
-    for (int64_t skipped = 0; skipped < begin * kEntries && PyDict_Next(states, &at, &param, &state);) ++skipped;
+    for (int64_t skipped = 0; skipped < begin * entries && PyDict_Next(states, &at, &param, &state);) ++skipped;
     for (int64_t i = begin; i < end && !differ; ++i) {
-      if (!next_are(PyList_GetItem(parts, static_cast<Py_ssize_t>(i)), states, at)) differ = true;
+      if (!next_are(PyList_GetItem(parts, static_cast<Py_ssize_t>(i)), states, entries, at)) differ = true;
     }
   });
   return !differ;

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import _extension
 
-#: Of a dict, as many as a thread compares at a time (csrc/python.cpp has the same number).
+#: Of a dict, as many as a thread compares at a time.
 ENTRIES = 64
 
 
@@ -47,7 +47,8 @@ def same_objects() -> Callable[[dict[Any, Any], list[list[Any]]], int] | None:
     """
     if _extension.why_not() or not hasattr(torch.ops.fused_adaptive, "python_calls"):
         return None
-    return _function(1, ctypes.c_int, ctypes.py_object, ctypes.py_object)
+    same = _function(1, ctypes.c_int, ctypes.py_object, ctypes.py_object, ctypes.c_int64)
+    return lambda states, objects: same(states, objects, ENTRIES)
 
 
 @functools.cache
