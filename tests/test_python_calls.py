@@ -168,15 +168,21 @@ def test_gradients_are_refused_as_by_the_operator(name, route):
             assert is_refused(make, words)
 
 
-def test_the_call_is_what_is_used():
+def test_the_call_is_what_is_used_and_raises_versions():
     """Else the tests above would compare the operator with itself."""
-    reader, calls = python_calls.gradients_reader(), []
+    reader, risen = python_calls.gradients_reader(), []
     assert reader is not None
-    with broken(python_calls, "gradients_reader", lambda: lambda *given: calls.append(given) or reader(*given)):
+
+    def read(plan: int, params: list[Tensor], *others: Any) -> int:
+        before = [p._version for p in params]
+        outcome = reader(plan, params, *others)
+        risen.append([p._version for p in params] == [version + 1 for version in before])
+        return outcome
+
+    with broken(python_calls, "gradients_reader", lambda: read):
         optimizer, _ = steps(_noise)
-    assert len(calls) == 3
+    assert risen == [True] * 3
     assert optimizer._gathered is not None
-    assert optimizer._gathered.compiled[0]._versions_are_up
 
 
 def test_a_property_that_raises_is_heard():
