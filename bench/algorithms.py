@@ -27,7 +27,7 @@ BACKBONES: dict[str, tuple[type[fa.AdaptiveOptimizer], dict[str, Any], int]] = {
 def policies(interval: int) -> dict[str, fa.Policy | None]:
     return {
         "fixed": None,
-        "active": fa.ActiveLR(interval=interval),
+        "active": fa.ActiveLR(interval=interval, high=0.1),
         "trainable": fa.TrainableLR(interval=interval, source="gradient"),
         "displacement": fa.TrainableLR(interval=interval, source="displacement"),
         "hypergradient": fa.Hypergradient(hyper_lr=1e-12),

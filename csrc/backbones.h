@@ -16,6 +16,11 @@ namespace fused_adaptive {
 // Hyperparameters of a param group. The order is that of plans.py's hyperparameters().
 struct Hyper {
   double lr, weight_decay, beta1, beta2, eps, momentum, dampening;
+  double lr_ref;    // the group's reference rate
+  double lr_scale;  // the largest one of the groups under the group's scalar gain
+
+  // Without a rate a tensor cannot move, and teaches nothing.
+  FA_INLINE bool has_rate() const { return lr != 0 && lr_ref != 0; }
 };
 constexpr int kHypers = sizeof(Hyper) / sizeof(double);
 
@@ -32,7 +37,7 @@ struct Scalars {
   Switch<T> divides;                   // off: u = numerator*m (a moment that cannot be rectified yet)
   Switch<T> uses_max;                  // the denominator is the running maximum
   Switch<T> first;                     // the momentum buffer does not exist yet
-  bool holds;                          // ActiveLR's first interval leaves the gains
+  bool holds;                          // ActiveLR leaves gains where there is nothing to compare
 
   template <class U>
   FA_INLINE Scalars<U> as() const {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <exception>
 #include <mutex>
 #include <thread>
@@ -140,16 +141,20 @@ DeviceNumber TensorPlan::device_number(const Tensor& tensor, const char* name) c
   return {tensor.data_ptr(), is_double};
 }
 
+std::vector<Hyper> TensorPlan::hypers_of(const std::vector<double>& numbers) const {
+  STD_TORCH_CHECK(numbers.size() == kHypers * plan_.groups.size(), kHypers, " hyperparameters a group");
+  std::vector<Hyper> hypers(plan_.groups.size());
+  static_assert(sizeof(Hyper) == kHypers * sizeof(double), "nothing but numbers");
+  if (!numbers.empty()) std::memcpy(hypers.data(), numbers.data(), numbers.size() * sizeof(double));
+  return hypers;
+}
+
 void TensorPlan::step(const std::vector<double>& hypers, const std::optional<Tensor>& draws,
                       const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
                       const std::vector<Tensor>& lrs, const std::vector<int64_t>& lr_groups) {
   STD_TORCH_CHECK(is_ready_, "take the gradients first");
-  STD_TORCH_CHECK(hypers.size() == kHypers * plan_.groups.size(), kHypers, " hyperparameters a group");
   StepInputs inputs;
-  for (size_t i = 0; i < hypers.size(); i += kHypers) {
-    inputs.hypers.push_back(
-        {hypers[i], hypers[i + 1], hypers[i + 2], hypers[i + 3], hypers[i + 4], hypers[i + 5], hypers[i + 6]});
-  }
+  inputs.hypers = hypers_of(hypers);
   if (draws.has_value()) {
     STD_TORCH_CHECK(draws->scalar_type() == torch::headeronly::ScalarType::Double &&
                         same_device(*draws, device_type_, device_index_),
@@ -173,13 +178,14 @@ void TensorPlan::step(const std::vector<double>& hypers, const std::optional<Ten
   grads_.clear();
 }
 
-void TensorPlan::end_interval() {
+void TensorPlan::end_interval(const std::vector<double>& hypers) {
+  const std::vector<Hyper> own = hypers_of(hypers);
   for (size_t i = 0; i < params_.size(); ++i) {
     STD_TORCH_CHECK(holds(i), "parameters or state have moved in memory since the last step");
     leave_out(i);
   }
   is_ready_ = false;
-  plan_.executor->end_interval(plan_);
+  plan_.executor->end_interval(plan_, own);
 }
 
 }  // namespace fused_adaptive

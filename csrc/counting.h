@@ -43,9 +43,9 @@ inline double tensor_gain(const Member& m) {
   return m.at[kTensorGain] == nullptr ? 1.0 : *static_cast<double*>(m.at[kTensorGain]);
 }
 
-inline void ascend(const Member& m, double amount) {
+inline void ascend(const Member& m, const Policy& policy, double amount) {
   double& gain = *static_cast<double*>(m.at[kTensorGain]);
-  gain = ascended(gain, amount);
+  gain = ascended(gain, amount, policy.lowest, policy.highest);
 }
 
 // Without decay the parameter stays out of the gradient, were it infinite.
@@ -56,13 +56,6 @@ bool decay_is_coupled(const Group& group, const Scalars<T>& r) {
 
 inline double draw(const Member& m, const StepInputs& inputs) {
   return inputs.draws == nullptr ? 1.0 : inputs.draws[m.index];
-}
-
-// Whether a tensor's state gives the direction of its last step.
-inline bool has_direction(const Plan& plan, const Member& m) {
-  if (m.at[kPrevious] != nullptr) return true;
-  if (m.at[kStep] != nullptr) return step_count(m) > 0;
-  return plan.groups[m.group].backbone == kSgdMomentum && !m.first;
 }
 
 // Of every policy, whether the step under way is the last of its interval. The count is the same in all its tensors.
@@ -76,28 +69,38 @@ inline std::vector<bool> ending_policies(const Plan& plan) {
   return ending;
 }
 
-inline void count_active(Plan& plan, const Policy& policy, bool ends) {
+inline void count_active(Plan& plan, const Policy& policy, const std::vector<Hyper>& hypers) {
   for (int i : policy.members) {
     const Member& m = plan.members[i];
-    count(m, kActiveStep) = ends ? 0 : count(m, kActiveStep) + 1;
-    count(m, kActiveApplied) = ends ? 0 : count(m, kActiveApplied) + (m.grad != nullptr);
+    count(m, kActiveStep) += 1;
+    if (m.grad == nullptr) continue;
+    count(m, kActiveApplied) = counted(count(m, kActiveApplied), hypers[m.group].has_rate());
   }
+}
+
+// Hypergradient: tensors that have moved have a direction of the last step.
+inline void note_directions(Plan& plan, const Policy& policy) {
+  for (int i : policy.members) {
+    if (plan.members[i].grad != nullptr) count(plan.members[i], kDirectionValid) = 1;
+  }
+}
+
+inline void restart_active(Plan& plan, const Policy& policy) {
+  for (int i : policy.members) count(plan.members[i], kActiveStep) = count(plan.members[i], kActiveApplied) = 0;
 }
 
 inline void count_trainable_before(Plan& plan, const Policy& policy, const StepInputs& inputs) {
   for (int i : policy.members) {
     const Member& m = plan.members[i];
+    const double lr = inputs.hypers[m.group].lr;
     if (m.grad != nullptr) count(m, kTlrApplied) += 1;
-    if (policy.has_eta) *static_cast<double*>(m.at[kLrLast]) = inputs.hypers[m.group].lr;
+    if (m.grad != nullptr) *static_cast<double*>(m.at[kLrSum]) += lr * draw(m, inputs);
+    if (policy.has_eta) *static_cast<double*>(m.at[kLrLast]) = lr;
   }
 }
 
-inline void count_trainable_after(Plan& plan, const Policy& policy, const StepInputs& inputs) {
-  for (int i : policy.members) {
-    const Member& m = plan.members[i];
-    count(m, kTlrStep) += 1;
-    if (m.grad != nullptr) *static_cast<double*>(m.at[kLrSum]) += inputs.hypers[m.group].lr * draw(m, inputs);
-  }
+inline void count_trainable_after(Plan& plan, const Policy& policy) {
+  for (int i : policy.members) count(plan.members[i], kTlrStep) += 1;
 }
 
 inline void restart_counts(const Member& m) {
@@ -106,25 +109,17 @@ inline void restart_counts(const Member& m) {
   *static_cast<double*>(m.at[kLrSum]) = 0;
 }
 
+// Whether the tensor could move in its interval; by measured directions, also by its gain.
 inline bool is_measurable(const Member& m, const Policy& policy) {
-  if (count(m, kTlrApplied) == 0) return false;
-  return policy.source == Source::gradient || (*static_cast<double*>(m.at[kLrSum]) != 0 && tensor_gain(m) != 0);
+  if (*static_cast<double*>(m.at[kLrSum]) == 0) return false;
+  return policy.source == Source::gradient || tensor_gain(m) != 0;
 }
 
-// <sum G, sum G_prev> / lr of one tensor [TLR, D.4]; 0 where lr is 0, since nothing there moves.
+// lr * <sum G, sum G_prev> of one tensor [TLR, D.4].
 inline double slope_of_interval(const Member& m, Products products) {
   const double steps = static_cast<double>(count(m, kTlrApplied)) * static_cast<double>(count(m, kTlrAppliedPrev));
   count(m, kTlrAppliedPrev) = count(m, kTlrApplied);
-  const double lr = *static_cast<double*>(m.at[kLrLast]);
-  return lr != 0 ? products.num * steps / lr : 0.0;
-}
-
-inline void prepare_active(const Policy& policy, Scalars<double>& r) {
-  r.high = policy.high;
-  r.low = policy.low;
-  r.lowest = policy.lowest;
-  r.highest = policy.highest;
-  r.holds = policy.holds;
+  return *static_cast<double*>(m.at[kLrLast]) * (products.num * steps);
 }
 
 // The tensors of a policy, parted by gain: calls body(begin, end) with their numbers.

@@ -15,9 +15,6 @@ enum Mode : int {
 };
 constexpr int kModes = 4;
 
-// grad_sign_prev of an element that has seen no whole interval; not sign 0, which is a sign that shrinks.
-constexpr int8_t kNoneYet = 2;
-
 template <class T, int kStates>
 struct Element {
   T p;
@@ -49,17 +46,19 @@ FA_INLINE T step_element(Element<T, Backbone::kStates>& e, T g, const Scalars<T>
 }
 
 // ActiveLR's interval end [ActiveLR, Algorithm 1]. Signs are compared, never the product of two sums, which underflows.
-// Where the sum is not finite the gain shrinks, and the next sign is 0.
+// Where the sum is not finite the gain shrinks, and the next sign is 0. Gains that hold stay where one of the signs is
+// 0.
 template <class T>
 FA_INLINE void adjust_element(T& gain, T& grad_sum, int8_t& sign_prev, const Scalars<T>& r) {
   const bool finite = is_finite(grad_sum);
   const int sign = finite ? (grad_sum > T(0)) - (grad_sum < T(0)) : 0;
-  const bool agree = sign * static_cast<int>(sign_prev) == 1;
-  T adjusted = agree ? gain + r.high : gain * r.low;
+  const int product = sign * static_cast<int>(sign_prev);
+  T adjusted = product > 0 ? gain + r.high : gain * r.low;
   adjusted = adjusted < r.lowest ? r.lowest : adjusted;
   adjusted = adjusted > r.highest ? r.highest : adjusted;
-  gain = (r.holds && finite && sign_prev == kNoneYet) ? gain : adjusted;
-  sign_prev = static_cast<int8_t>(sign);
+  const bool holds = r.holds && finite;
+  gain = (holds && product == 0) ? gain : adjusted;
+  sign_prev = (holds && sign == 0) ? sign_prev : static_cast<int8_t>(sign);
   grad_sum = T(0);
 }
 

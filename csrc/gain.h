@@ -40,22 +40,39 @@ FA_INLINE Products sum_chunks(const Products* partials, int64_t count) {
   return sum;
 }
 
-// Eq. 9 of [TLR]: 1 + num/den, within [3/4, 5/4]; 3/4 where they are not finite or the curvature is negative.
-FA_INLINE double newton_factor(Products products) {
-  const double max_growth = 0.25, shrink = 0.75;
+// Eq. 9 of [TLR]: 1 + num/den, within [3/4, 1 + c]; 3/4 where they are not finite or the curvature is negative.
+FA_INLINE double newton_factor(Products products, double c) {
+  const double shrink = 0.75;
   if (!is_finite(products.num) || !is_finite(products.sq)) return shrink;
   if (products.num == 0) return 1;
-  const double curvature = 4 * (products.sq - products.num), bound = products.num / max_growth;
+  const double curvature = 4 * (products.sq - products.num), bound = products.num / c;
   const double den = curvature > bound ? curvature : bound;
   if (den <= 0) return shrink;
   const double factor = 1 + products.num / den;
-  return factor < shrink ? shrink : (factor > 1 + max_growth ? 1 + max_growth : factor);
+  return factor < shrink ? shrink : (factor > 1 + c ? 1 + c : factor);
+}
+
+FA_INLINE double bounded(double gain, double lowest, double highest) {
+  return gain < lowest ? lowest : (gain > highest ? highest : gain);
+}
+
+// What a gain moves by: the step size times the sum of lr * <., .> over its tensors, by the square of the largest
+// reference rate of their groups. Not finite where there is no such rate.
+FA_INLINE double ascent(double step_size, double slope, double lr_scale) {
+  return step_size * slope / (lr_scale * lr_scale);
 }
 
 // The gain is never negative, and stays where the amount is not finite.
-FA_INLINE double ascended(double gain, double amount) {
+FA_INLINE double ascended(double gain, double amount, double lowest, double highest) {
   if (!is_finite(amount)) return gain;
-  return gain + amount > 0 ? gain + amount : 0;
+  return bounded(gain + amount > 0 ? gain + amount : 0, lowest, highest);
+}
+
+// ActiveLR's count of applied steps, after one more: negative if that one had no rate, since intervals that end by hand
+// have to know.
+FA_INLINE int64_t counted(int64_t applied, bool has_rate) {
+  const int64_t steps = (applied < 0 ? -applied : applied) + 1;
+  return has_rate ? steps : -steps;
 }
 
 }  // namespace fused_adaptive

@@ -93,7 +93,7 @@ void plan_step(int64_t number, Doubles hypers, std::optional<Tensor> draws, std:
   plan_of(number)->step(hypers, draws, grad_scale, found_inf, lrs, lr_groups);
 }
 
-void plan_end_interval(int64_t number) { plan_of(number)->end_interval(); }
+void plan_end_interval(int64_t number, Doubles hypers) { plan_of(number)->end_interval(hypers); }
 
 void plan_free(int64_t number) {
   const std::lock_guard<std::mutex> lock(mutex);
@@ -166,7 +166,7 @@ STABLE_TORCH_LIBRARY(fused_adaptive, m) {
   m.def(
       "plan_step(int plan, float[] hypers, Tensor? draws, Tensor? grad_scale, Tensor? found_inf, Tensor[] lrs, "
       "int[] lr_groups) -> ()");
-  m.def("plan_end_interval(int plan) -> ()");
+  m.def("plan_end_interval(int plan, float[] hypers) -> ()");
   m.def("plan_free(int plan) -> ()");
   m.def("plan_count() -> int");
   m.def("build_version() -> str");

@@ -41,7 +41,8 @@ enum Role : int {
   kTlrStep,
   kTlrApplied,
   kTlrAppliedPrev,
-  kRoundingStep,  // a bfloat16 parameter that has it is rounded stochastically
+  kDirectionValid,  // Hypergradient: whether there is a direction of the last step
+  kRoundingStep,    // a bfloat16 parameter that has it is rounded stochastically
   kRoles
 };
 constexpr int kElementRoles = kStep;
@@ -49,21 +50,56 @@ constexpr int kElementRoles = kStep;
 enum class PolicyKind : int { active, trainable, hypergradient };
 enum class Source : int { displacement, gradient, preconditioned };
 
-// A policy's arguments; the order in which they come is that of plans.py's policy_arguments().
+// A policy's arguments.
 struct Rule {
   PolicyKind kind;
   int64_t interval = 0;  // 0: only end_interval() ends one
   bool per_tensor = false;
+  double lowest = 0, highest = 0;  // of gains
   // ActiveLR
-  double high = 0, low = 1, lowest = 0, highest = 0;
+  bool has_increment = false;
+  double increment = 0, high = 0, low = 1;
   bool holds = false;
   // TrainableLR
+  double c = 0;  // the largest relative growth
   Source source = Source::displacement;
   bool has_eta = false;
   double eta = 0;
   // Hypergradient
   double hyper_lr = 0;
 };
+
+// From arguments in the order of plans.py's policy_arguments().
+constexpr int kPolicyArguments = 12;
+inline Rule rule_of(PolicyKind kind, const double* arguments) {
+  const auto is_given = [](double number) { return number == number; };  // NaN stands for None
+  Rule rule;
+  rule.kind = kind;
+  rule.interval = static_cast<int64_t>(arguments[0]);
+  rule.per_tensor = arguments[1] != 0;
+  rule.lowest = arguments[2];
+  rule.highest = arguments[3];
+  rule.has_increment = is_given(arguments[4]);
+  rule.increment = rule.has_increment ? arguments[4] : 0;
+  rule.high = arguments[5];
+  rule.low = arguments[6];
+  rule.holds = arguments[7] != 0;
+  rule.c = arguments[8];
+  rule.source = static_cast<Source>(static_cast<int>(arguments[9]));
+  rule.has_eta = is_given(arguments[10]);
+  rule.eta = rule.has_eta ? arguments[10] : 0;
+  rule.hyper_lr = arguments[11];
+  return rule;
+}
+
+// ActiveLR's part of the scalars, for the tensors of one group.
+FA_INLINE void prepare_active(const Rule& rule, const Hyper& hyper, Scalars<double>& r) {
+  r.high = rule.has_increment ? rule.increment / hyper.lr_ref : rule.high;
+  r.low = rule.low;
+  r.lowest = rule.lowest;
+  r.highest = rule.highest;
+  r.holds = rule.holds;
+}
 
 struct Policy : Rule {
   std::vector<int> members;  // in the order of the parameters
@@ -125,7 +161,7 @@ class Executor {
   virtual ~Executor() = default;
   // Gradients, grad_scale and found_inf have been checked.
   virtual void step(Plan& plan, const StepInputs& inputs) = 0;
-  virtual void end_interval(Plan& plan) = 0;
+  virtual void end_interval(Plan& plan, const std::vector<Hyper>& hypers) = 0;
 };
 
 std::unique_ptr<Executor> make_cpu_executor(const Plan& plan);

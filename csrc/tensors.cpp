@@ -13,10 +13,10 @@ namespace {
 
 // In the order of Role.
 constexpr const char* kRoleNames[kRoles] = {
-    "param",          "state0",           "state1",       "state2",         "element_gain",   "grad_sum",
-    "grad_sign_prev", "grad_mean_sum",    "previous",     "interval_start", "master_low",     "step",
-    "gain",           "lr_sum",           "lr_last",      "active_step",    "active_applied", "tlr_step",
-    "tlr_applied",    "tlr_applied_prev", "rounding_step"};
+    "param",          "state0",           "state1",          "state2",         "element_gain",   "grad_sum",
+    "grad_sign_prev", "grad_mean_sum",    "previous",        "interval_start", "master_low",     "step",
+    "gain",           "lr_sum",           "lr_last",         "active_step",    "active_applied", "tlr_step",
+    "tlr_applied",    "tlr_applied_prev", "direction_valid", "rounding_step"};
 
 constexpr const char* kBackboneNames[kBackbones] = {
 #define FA_NAME(name) #name,
@@ -166,22 +166,10 @@ void TensorPlan::set_seeds(const std::vector<int64_t>& seeds) {
 
 void TensorPlan::add_policy(const std::string& kind, const std::vector<int64_t>& members,
                             const std::vector<double>& arguments) {
-  // In the order of plans.py's policy_arguments().
-  STD_TORCH_CHECK(arguments.size() == 10, "a policy has 10 arguments, got ", arguments.size());
+  STD_TORCH_CHECK(arguments.size() == kPolicyArguments, "a policy has ", kPolicyArguments, " arguments, got ",
+                  arguments.size());
   constexpr const char* kinds[] = {"ActiveLR", "TrainableLR", "Hypergradient"};
-  Policy policy;
-  policy.kind = static_cast<PolicyKind>(number_of("policy", kind, kinds));
-  policy.interval = static_cast<int64_t>(arguments[0]);
-  policy.per_tensor = arguments[1] != 0;
-  policy.high = arguments[2];
-  policy.low = arguments[3];
-  policy.lowest = arguments[4];
-  policy.highest = arguments[5];
-  policy.holds = arguments[6] != 0;
-  policy.source = static_cast<Source>(static_cast<int>(arguments[7]));
-  policy.has_eta = arguments[8] == arguments[8];
-  policy.eta = policy.has_eta ? arguments[8] : 0;
-  policy.hyper_lr = arguments[9];
+  Policy policy = {rule_of(static_cast<PolicyKind>(number_of("policy", kind, kinds)), arguments.data()), {}};
   const int number = static_cast<int>(plan_.policies.size());
   for (int64_t i : members) {
     Member& m = plan_.members.at(static_cast<size_t>(i));
@@ -234,6 +222,7 @@ void TensorPlan::check_complete(const Member& m) const {
     stores_direction = backbone == kSgdPlain || backbone == kSgdNesterov;
   }
   if (scalar != nullptr) need(kTensorGain, true);
+  need(kDirectionValid, scalar != nullptr && !trains);
   for (Role role : {kLrSum, kTlrStep, kTlrApplied, kTlrAppliedPrev}) need(role, trains);
   need(kLrLast, trains && scalar->has_eta);
   need(kMeanSum, trains && scalar->source != Source::displacement);

@@ -73,7 +73,7 @@ class TensorPlan {
   void step(const std::vector<double>& hypers, const std::optional<Tensor>& draws,
             const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
             const std::vector<Tensor>& lrs = {}, const std::vector<int64_t>& lr_groups = {});
-  void end_interval();
+  void end_interval(const std::vector<double>& hypers);
 
  private:
   struct Bound {
@@ -110,6 +110,7 @@ class TensorPlan {
   void note_extents();
   void check_complete(const Member& member) const;
   bool holds(size_t member) const;
+  std::vector<Hyper> hypers_of(const std::vector<double>& numbers) const;
   bool has_extents(size_t member, int64_t dims, const int64_t* sizes, const int64_t* strides) const;
   DeviceNumber device_number(const Tensor& tensor, const char* name) const;
 

@@ -83,10 +83,14 @@ class Product:
 
 
 class Backbone:
-    """Interface of a backbone. ``adaptive``: its direction is scaled by a second moment."""
+    """Interface of a backbone.
+
+    ``adaptive``: its direction is scaled by a second moment. ``increment``: ActiveLR's default, of the learning rate.
+    """
 
     name: str
     adaptive = True
+    increment = 1e-4
 
     def state_spec(self, group: Group) -> dict[str, StateSpec]:
         """The state that the update needs, by torch's names."""
@@ -98,17 +102,25 @@ class Backbone:
         Anyone may change it between two steps; then the tensors are gathered anew.
         """
         names = ("maximize", "decoupled_weight_decay", "capturable", "fused", "master", "rounding_seed")
-        return tuple(group.get(name) for name in names)
+        return *(group.get(name) for name in names), *self.variant(group)
+
+    def variant(self, group: Group) -> tuple[Any, ...]:
+        """Of that, what changes the meaning of the state: the last step's direction does not follow from it then."""
+        return ()
 
     def update(self, grad: Tensor, state: State, group: Group) -> Direction:
         """Moves the moments by ``ĝ = grad`` (float32 or float64) and returns the direction, in place."""
         raise NotImplementedError
 
-    def direction(self, state: State, group: Group) -> Direction | None:
-        """The direction that the present state stands for: that of the last applied step; None before the first.
+    def direction(self, state: State, group: Group) -> Direction:
+        """The direction that the present state stands for, which has seen a step: that of the last applied one.
 
         Bias corrections use the group's present betas.
         """
+        raise NotImplementedError
+
+    def has_direction(self, state: State) -> bool | Tensor:
+        """Whether the state has seen a step; a 0-dim tensor where only the state's device knows."""
         raise NotImplementedError
 
     def direction_in_state(self, group: Group) -> bool:
@@ -121,13 +133,14 @@ class SGD(Backbone):
 
     name = "SGD"
     adaptive = False
+    increment = 0.1
 
     def state_spec(self, group: Group) -> dict[str, StateSpec]:
         # The first ĝ itself becomes the buffer, so the update creates it.
         return {"momentum_buffer": StateSpec(optional=True)} if group["momentum"] != 0 else {}
 
-    def structure(self, group: Group) -> tuple[Any, ...]:
-        return *super().structure(group), bool(group["momentum"] != 0), group["nesterov"]
+    def variant(self, group: Group) -> tuple[Any, ...]:
+        return bool(group["momentum"] != 0), group["nesterov"]
 
     def update(self, grad: Tensor, state: State, group: Group) -> Direction:
         momentum = group["momentum"]
@@ -140,9 +153,11 @@ class SGD(Backbone):
             buffer.mul_(momentum).add_(grad, alpha=1 - group["dampening"])
         return Plain(grad.add(buffer, alpha=momentum) if group["nesterov"] else buffer)
 
-    def direction(self, state: State, group: Group) -> Direction | None:
-        buffer = state.get("momentum_buffer")
-        return None if buffer is None else Plain(buffer)
+    def direction(self, state: State, group: Group) -> Direction:
+        return Plain(state["momentum_buffer"])
+
+    def has_direction(self, state: State) -> bool | Tensor:
+        return state.get("momentum_buffer") is not None
 
     def direction_in_state(self, group: Group) -> bool:
         return group["momentum"] != 0 and not group["nesterov"]
@@ -156,16 +171,13 @@ class _MomentBackbone(Backbone):
         state["step"] += 1
         state["exp_avg"].lerp_(grad, 1 - beta1)
         self._update_second_moment(grad, beta2, state, group)
-        return self._direction(state, group)
+        return self.direction(state, group)
 
-    def direction(self, state: State, group: Group) -> Direction | None:
-        return None if state["step"].item() == 0 else self._direction(state, group)
+    def has_direction(self, state: State) -> bool | Tensor:
+        return state["step"] > 0
 
     def _update_second_moment(self, grad: Tensor, beta2: float, state: State, group: Group) -> None:
         state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-
-    def _direction(self, state: State, group: Group) -> Direction:
-        raise NotImplementedError
 
 
 class AdamW(_MomentBackbone):
@@ -177,15 +189,15 @@ class AdamW(_MomentBackbone):
         spec = {"step": step_spec(), "exp_avg": ELEMENTS, "exp_avg_sq": ELEMENTS}
         return spec | {"max_exp_avg_sq": ELEMENTS} if group["amsgrad"] else spec
 
-    def structure(self, group: Group) -> tuple[Any, ...]:
-        return *super().structure(group), group["amsgrad"]
+    def variant(self, group: Group) -> tuple[Any, ...]:
+        return (group["amsgrad"],)
 
     def _update_second_moment(self, grad: Tensor, beta2: float, state: State, group: Group) -> None:
         super()._update_second_moment(grad, beta2, state, group)
         if group["amsgrad"]:
             torch.maximum(state["max_exp_avg_sq"], state["exp_avg_sq"], out=state["max_exp_avg_sq"])
 
-    def _direction(self, state: State, group: Group) -> Direction:
+    def direction(self, state: State, group: Group) -> Direction:
         bias_correction1, bias_correction2 = bias_corrections(state, group)
         second = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
         denominator = (second.sqrt() / bias_correction2**0.5).add_(group["eps"])
@@ -200,7 +212,7 @@ class RAdam(_MomentBackbone):
     def state_spec(self, group: Group) -> dict[str, StateSpec]:
         return {"step": step_spec(), "exp_avg": ELEMENTS, "exp_avg_sq": ELEMENTS}
 
-    def _direction(self, state: State, group: Group) -> Direction:
+    def direction(self, state: State, group: Group) -> Direction:
         bias_correction1, bias_correction2 = bias_corrections(state, group)
         corrected = state["exp_avg"] / bias_correction1
         rho = sma_length(state, group)
@@ -219,8 +231,8 @@ class AdaBelief(_MomentBackbone):
         spec = {"step": step_spec(), "exp_avg": ELEMENTS, "exp_avg_var": ELEMENTS}
         return spec | {"max_exp_avg_var": ELEMENTS} if group["amsgrad"] else spec
 
-    def structure(self, group: Group) -> tuple[Any, ...]:
-        return *super().structure(group), group["amsgrad"], group["rectify"]
+    def variant(self, group: Group) -> tuple[Any, ...]:
+        return group["amsgrad"], group["rectify"]
 
     def _update_second_moment(self, grad: Tensor, beta2: float, state: State, group: Group) -> None:
         variance, surprise = state["exp_avg_var"], grad - state["exp_avg"]
@@ -228,7 +240,7 @@ class AdaBelief(_MomentBackbone):
         if group["amsgrad"]:
             torch.maximum(state["max_exp_avg_var"], variance, out=state["max_exp_avg_var"])
 
-    def _direction(self, state: State, group: Group) -> Direction:
+    def direction(self, state: State, group: Group) -> Direction:
         bias_correction1, bias_correction2 = bias_corrections(state, group)
         mean, variance, eps = state["exp_avg"], state["exp_avg_var"], group["eps"]
         if not group["rectify"]:

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import masters
+from . import masters, reference_rates
 from .backbones import Backbone
 from .checks import describe
 from .distributed import conform
-from .policies import from_plain, to_plain
+from .policies import from_plain, parse, resolve
 from .state import State, StateSpec
 from .versions import SharedVersion
 
@@ -92,8 +92,9 @@ def _merge(
     """The saved hyperparameters win; one that was not saved stays ours."""
     kept = {"params", *(own_flags if "policy" not in saved else ())}
     merged = {**ours, **deepcopy({k: v for k, v in saved.items() if k not in kept})}
-    if "idle_calls" not in saved:
-        merged.pop("idle_calls", None)
+    for name in ("idle_calls", "lr_ref"):
+        if name not in saved:
+            merged.pop(name, None)
     if merged.get("differentiable"):
         raise ValueError(f"group {index} of the loaded state dict has differentiable=True, which is not supported")
     try:
@@ -101,9 +102,10 @@ def _merge(
     except ValueError as error:
         raise ValueError(f"group {index} of the loaded state dict is not usable: {error}") from error
     try:
-        merged["policy"] = to_plain(merged["policy"], backbone, merged)
+        merged["policy"] = resolve(parse(merged["policy"]), backbone, [merged])
     except (TypeError, ValueError) as error:
         raise ValueError(f"the policy in group {index} of the loaded state dict is not usable: {error}") from error
+    reference_rates.meet(merged)
     return merged
 
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from . import reference_rates
 from .clipping import clip
 from .gather import Gathered, by_policy, count_idle_calls
-from .slot import Slot
 
 if TYPE_CHECKING:
     from .optimizer import AdaptiveOptimizer
@@ -59,7 +60,8 @@ class Bound:
             i = number[id(own.group)]
             alias = groups[i]["params"][own.index - first[i]] = param.detach()
             values = dict(zip(own.state, remaining, strict=False))
-            slots.append(Slot(alias, values, groups[i], own.backbone, own.policies, own.index))
+            scale_groups = tuple(groups[number[id(g)]] for g in own.scale_groups)
+            slots.append(replace(own, param=alias, state=values, group=groups[i], scale_groups=scale_groups))
         self.gathered = Gathered(slots, by_policy(slots), [s.param for s in slots], groups, gathered.backbone, idle=[])
 
     def set_gradients(self, grads: Sequence[Tensor], applies: Sequence[bool]) -> None:
@@ -78,6 +80,10 @@ class Bound:
                     group[name] = tuple(next(remaining[isinstance(beta, Tensor)]) for beta in own[name])
                 elif name in own:
                     group[name] = next(remaining[isinstance(own[name], Tensor)])
+        reference_rates.follow(self.gathered.groups)
+        for group, own in zip(self.gathered.groups, self.of.groups, strict=True):
+            if "lr_ref" in own:
+                own["lr_ref"] = group["lr_ref"] = max(own["lr_ref"], group["lr_ref"])
 
 
 def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import is_
 from typing import TYPE_CHECKING, Any, cast
 
@@ -178,7 +178,7 @@ class Part:
         local = local_part(slot.param)
         stand_in = local.detach()  # whose .grad is ours to set
         state = {name: local_part(value) for name, value in slot.state.items()}
-        own = Slot(stand_in, state, slot.group, slot.backbone, slot.policies, slot.index, ranks=slot.ranks)
+        own = replace(slot, param=stand_in, state=state)
         return cls(slot.param, slot.state, own, local, list(state.values()))  # type: ignore[arg-type]
 
     def holds(self) -> bool:

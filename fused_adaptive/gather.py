@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, repeat
 from operator import is_
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from .checkpoint import specs
 from .checks import check_gradients
 from .distributed import Part, split_slots
 from .fingerprint import Fingerprint
-from .policies import Policy, from_plain, to_plain
+from .policies import Policy, from_plain
 from .slot import Slot
 from .state import State, StateSpec
 from .versions import SharedVersion
@@ -27,6 +27,20 @@ if TYPE_CHECKING:
 Groups = list[dict[str, Any]]
 States = MutableMapping[Tensor, dict[str, Any]]
 Members = dict[Policy, list[Slot]]
+
+
+class Outline(NamedTuple):
+    """What one gathering knows of the last. It holds no state: what the user has dropped is to be freed.
+
+    Args:
+        params: of the slots.
+        policies: of every parameter, by its id.
+        variants: of every group, by its id, what the backbone made of it.
+    """
+
+    params: list[Tensor]
+    policies: dict[int, tuple[Policy, ...]]
+    variants: dict[int, tuple[Any, ...]]
 
 
 @dataclass(eq=False)
@@ -46,6 +60,7 @@ class Gathered:
         parts: behind the slots of DTensors.
         compiled: what a backend keeps with it; it dies with this object.
         owner: the optimizer, weakly.
+        variants: of every group, by its id, what the backbone made of it.
         key: no other one's in this process.
     """
 
@@ -58,6 +73,7 @@ class Gathered:
     parts: list[Part] = field(default_factory=list)
     compiled: Any = None
     owner: Any = None
+    variants: dict[int, tuple[Any, ...]] = field(default_factory=dict)
     key: int = field(default_factory=count(1).__next__)
     _waiting: list[Tensor] = field(default_factory=list, repr=False)
     _fingerprint: Fingerprint | None = field(default=None, repr=False)
@@ -66,6 +82,11 @@ class Gathered:
         """Whether nothing has changed but values: the optimizer's groups, policies, structure and state tensors."""
         is_same = self._fingerprint is not None and self._fingerprint.matches(groups, states)
         return is_same and all(part.holds() for part in self.parts)
+
+    def outline(self) -> Outline:
+        """What the next gathering has to know of this one."""
+        policies = {id(p): slot.policies for p, slot in zip(self.params, self.slots, strict=True)}
+        return Outline(self.params, policies, self.variants)
 
     def has_newcomers(self) -> bool:
         """Whether a parameter that is not in ``slots`` has a gradient."""
@@ -93,19 +114,11 @@ class Gathered:
         check_gradients(self.groups)
 
 
-def policies_of(group: dict[str, Any], backbone: Backbone) -> tuple[Policy, ...]:
-    """The policies of a group, which may have been set by hand: then the plain form takes their place."""
-    policy = group["policy"]
-    if not isinstance(policy, dict) and not (isinstance(policy, list) and all(isinstance(p, dict) for p in policy)):
-        group["policy"] = to_plain(policy, backbone, group)
-    return from_plain(group["policy"])
-
-
 def gather(
     backbone: Backbone,
     groups: Groups,
     states: States,
-    before: Collection[Tensor] = (),
+    before: Outline | None = None,
     process_group: ProcessGroup | None = None,
 ) -> Gathered:
     """The tensors of this step: those with a gradient, and those that have had one. Their state is complete.
@@ -114,11 +127,11 @@ def gather(
         backbone: of the optimizer.
         groups: its param groups.
         states: its state; grows by what is missing.
-        before: the tensors of the last gathering. Those that need no state stay, lest each step in which one of them
-            has a gradient, and had none in the step before, gathers anew.
+        before: the last gathering. Tensors of it that need no state stay, lest each step in which one of them has a
+            gradient, and had none in the step before, gathers anew.
         process_group: the ranks that hold parts of parameters that are no DTensors, or None.
     """
-    slots, late, known = [], [], set(map(id, before))
+    slots, late, known = [], [], set(map(id, before.params if before else ()))
     for slot, spec in _all(backbone, groups, states):
         if not (slot.applies or slot.state or (not spec and id(slot.param) in known)):
             continue
@@ -129,6 +142,8 @@ def gather(
             late.append((slot, spec))
     if late:
         _join(slots, late, groups)
+    if before:
+        _follow_changes(slots, before, backbone)
     gathered = _gathered(backbone, groups, states, slots, process_group)
     active = {id(slot.group) for slot in slots}
     for group in groups:
@@ -149,7 +164,7 @@ def _all(backbone: Backbone, groups: Groups, states: States) -> Iterator[tuple[S
     """Every parameter, and what its state must have."""
     index = 0
     for group in groups:
-        policies, by_dtype = policies_of(group, backbone), {}
+        policies, by_dtype = from_plain(group["policy"]), {}
         for p in group["params"]:
             spec = by_dtype.get(p.dtype)
             if spec is None:
@@ -162,7 +177,9 @@ def _gathered(
     backbone: Backbone, groups: Groups, states: States, slots: list[Slot], process_group: ProcessGroup | None
 ) -> Gathered:
     params, active = [slot.param for slot in slots], {id(slot.group) for slot in slots}
-    inside = set(map(id, params))
+    inside, under = set(map(id, params)), scale_groups(groups)
+    for slot in slots:
+        slot.scale_groups = under.get(id(slot.group), ())
     slots, parts = split_slots(slots, process_group)
     return Gathered(
         slots,
@@ -172,6 +189,7 @@ def _gathered(
         backbone,
         [g for g in groups if id(g) not in active and any(policy.counter for policy in from_plain(g["policy"]))],
         parts,
+        variants={id(group): backbone.variant(group) for group in groups},
         _waiting=[p for group in groups for p in group["params"] if id(p) not in inside],
         _fingerprint=Fingerprint(backbone, groups, states),
     )
@@ -210,6 +228,41 @@ def _join(slots: list[Slot], late: list[tuple[Slot, dict[str, StateSpec]]], grou
                     value.copy_(peer.state[name])
                 elif name == policy.counter:
                     value.copy_(_idle_calls(policy, groups, value.device))
+            policy.join(slot, missing)
+
+
+def _follow_changes(slots: Sequence[Slot], before: Outline, backbone: Backbone) -> None:
+    """What has to happen to state whose policy or structure has been changed since the last gathering.
+
+    A tensor whose policy has become that of others takes what they share, a global gain and the count of calls, and
+    its sums begin anew. Where nobody had the policy before, the first tensor's gain and count are everyone's.
+    """
+    for policy, members in by_policy(slots).items():
+        had = {id(s): before.policies[id(s.param)] for s in members if id(s.param) in before.policies}
+        old = [s for s in members if id(s) in had]
+        if not old:
+            continue
+        leader = next((s for s in old if policy in had[id(s)]), old[0])
+        for slot in old:
+            was_apart = policy in had[id(leader)] or had[id(slot)] != had[id(leader)]
+            if policy not in had[id(slot)] and was_apart:
+                policy.restart_interval([slot])
+                for name in policy.shared_names():
+                    slot.state[name].copy_(leader.state[name])
+    for slot in slots:
+        if before.variants.get(id(slot.group), backbone.variant(slot.group)) != backbone.variant(slot.group):
+            for policy in slot.policies:
+                policy.restructure(slot)
+
+
+def scale_groups(groups: Groups) -> dict[int, tuple[dict[str, Any], ...]]:
+    """Of groups under a global gain, by id, all groups that are under the same."""
+    under: dict[Policy, list[dict[str, Any]]] = {}
+    for group in groups:
+        for policy in from_plain(group["policy"]):
+            if "gain" in policy.shared_names():
+                under.setdefault(policy, []).append(group)
+    return {id(group): own for own in map(tuple, under.values()) for group in own}
 
 
 # A policy's interval also counts the calls that found no gradient yet, so no state to count in: its groups count those.

@@ -6,24 +6,26 @@ tensor's value in a step, but for the naive TrainableLR.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from . import backends, compiled
+from . import backends, compiled, reference_rates
 from .backbones import Backbone
 from .checkpoint import restore
 from .checks import check_gradients, check_hyperparameters, check_parameters
 from .clipping import check_max_grad_norm, clip
 from .distributed import check_not_partitioned, check_split
 from .eager import eager
-from .gather import Gathered, count_idle_calls, forget_idle_calls, gather, gather_complete, policies_of
-from .policies import Policy, TrainableLR, from_plain, to_plain
+from .gather import Gathered, count_idle_calls, forget_idle_calls, gather, gather_complete
+from .policies import Plain, Policy, TrainableLR, from_plain, parse
 from .policies.naive import evaluate_trial, needs_trial
 from .rates import learning_rates
+from .resolution import Resolutions
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -78,6 +80,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     max_grad_norm: float | None = None
     skip_nonfinite: bool = False
     grad_norm: Tensor | None = None
+    #: The policies that the backend was chosen for.
+    _kinds: AbstractSet[type[Policy]] = frozenset()
 
     def __init__(
         self,
@@ -94,7 +98,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self.max_grad_norm, self.skip_nonfinite = check_max_grad_norm(max_grad_norm), bool(skip_nonfinite)
         self._backend_requested = backend
         self._backend = backends.select(backend, ())
-        super().__init__(params, {**defaults, "policy": to_plain(policy, self.backbone, defaults)})
+        self._resolutions = Resolutions(self.backbone)
+        given: Any = params if isinstance(params, Tensor) else list(params)  # torch has its own words for a tensor
+        super().__init__(given, {**defaults, "policy": self._resolve_all(given, {**defaults, "policy": policy})})
         # Asks GradScaler to hand over grad_scale and found_inf instead of unscaling and skipping itself.
         self._step_supports_amp_scaling = bool(defaults.get("fused"))
 
@@ -112,13 +118,14 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             check_parameters(param_group["params"], sum(len(group["params"]) for group in self.param_groups))
         group = {**self.defaults, **param_group}
         check_hyperparameters(group)
-        policy = to_plain(group["policy"], self.backbone, group)
-        self._check_naive([*(policies_of(g, self.backbone) for g in self.param_groups), from_plain(policy)])
+        self._settle_policies()
+        policy = self._resolutions.plain(group["policy"], [group])
+        self._check_naive([*(from_plain(g["policy"]) for g in self.param_groups), from_plain(policy)])
         check_not_partitioned(from_plain(policy))
-        backend = backends.select(self._backend_requested, self._devices() | devices_of(param_group["params"]))
-        backends.check_masters(backend, [group])
+        backend = self._choose_backend([*self.param_groups, {**group, "policy": policy}])
         param_group["policy"] = policy
         super().add_param_group(param_group)
+        reference_rates.meet(param_group)
         self._gathered = self._bound = None
         self._backend = backend
 
@@ -243,6 +250,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         return {
             **super().__getstate__(),
             "_backend_requested": self._backend_requested,
+            "_resolutions": self._resolutions,
             "_step_supports_amp_scaling": self._step_supports_amp_scaling,
             "max_grad_norm": self.max_grad_norm,
             "skip_nonfinite": self.skip_nonfinite,
@@ -251,12 +259,32 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._gathered = self._bound = None
-        self._backend = backends.select(self._backend_requested, self._devices())
+        self._resolutions.settle(self.param_groups)
+        self._backend = self._choose_backend(self.param_groups)
+
+    def _resolve_all(self, params: Any, defaults: dict[str, Any]) -> Plain:
+        """Resolves the policies of all groups that are about to be added, and returns that of the defaults."""
+        groups = [{**defaults, **group} for group in params if isinstance(group, dict)]
+        for group in groups:
+            given = parse(group["policy"])
+            self._resolutions.plain(group["policy"], [g for g in groups if parse(g["policy"]) == given])
+        return self._resolutions.plain(defaults["policy"], [defaults])
+
+    def _settle_policies(self) -> None:
+        """Takes up policies that were set by hand, before anything else may see them."""
+        self._resolutions.settle(self.param_groups)
+        if _kinds_of(self.param_groups) != self._kinds:
+            self._backend = self._choose_backend(self.param_groups)
+
+    def _choose_backend(self, groups: Sequence[dict[str, Any]]) -> backends.Backend:
+        devices = set().union(*(devices_of(group["params"]) for group in groups))
+        policies = [policy for group in groups for policy in from_plain(group["policy"])]
+        backend = backends.select(self._backend_requested, devices, policies)
+        backends.check_masters(backend, groups)
+        self._kinds = _kinds_of(groups)
+        return backend
 
     # ---- gathering: of objects by their identity, so torch.compile does not trace it ----
-
-    def _devices(self) -> set[torch.device]:
-        return set().union(*(devices_of(group["params"]) for group in self.param_groups))
 
     def _check_naive(self, policies: list[tuple[Policy, ...]]) -> None:
         if any(p.naive for group in policies for p in group) and len(set(policies)) > 1:
@@ -289,13 +317,15 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         if gathered is None or is_new:
             # Whatever can be refused is refused before state is created. Later steps leave the check to the backend.
             check_gradients(self.param_groups)
-            policies = [policies_of(group, self.backbone) for group in self.param_groups]
+            self._settle_policies()
+            policies = [from_plain(group["policy"]) for group in self.param_groups]
             self._check_naive(policies)
             check_split(self.param_groups, policies, self.process_group)
             naive = self._needs_trial(chain.from_iterable(policies), closure)
             gathered = self._gather()
         else:
             naive = self._needs_trial(gathered.members, closure)
+        reference_rates.follow(self.param_groups)
         if self.max_grad_norm is not None or self.skip_nonfinite:
             grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
             try:
@@ -331,7 +361,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     def _gather(self) -> Gathered:
         backends.check_masters(self._backend, self.param_groups)
-        before = () if self._gathered is None else self._gathered.params
+        before = None if self._gathered is None else self._gathered.outline()
         # First, so that state which the user has dropped is freed before there is new one.
         self._gathered = self._bound = None
         self._gathered = gather(self.backbone, self.param_groups, self.state, before, self.process_group)
@@ -341,7 +371,11 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     @eager
     def _complete(self) -> Gathered:
         """The tensors whose state is complete, outside of a step."""
-        return self._current() or gather_complete(self.backbone, self.param_groups, self.state, self.process_group)
+        current = self._current()
+        if current is None:
+            self._settle_policies()
+            current = gather_complete(self.backbone, self.param_groups, self.state, self.process_group)
+        return current
 
 
 class _Trial(NamedTuple):
@@ -352,6 +386,11 @@ class _Trial(NamedTuple):
     is_new: bool
     found_inf: Tensor | None
     grad_scale: Tensor | None
+
+
+def _kinds_of(groups: Iterable[dict[str, Any]]) -> set[type[Policy]]:
+    """Which policies drive these groups, whatever their arguments."""
+    return {type(policy) for group in groups for policy in from_plain(group["policy"])}
 
 
 def devices_of(params: Iterable[Any]) -> set[torch.device]:

@@ -310,16 +310,19 @@ class _Active(AdaptiveOptimizer):
         params: Params,
         *args: Any,
         interval: int | None = REQUIRED,
-        high: float = 0.1,
+        increment: float | None = None,
+        high: float | None = None,
         low: float = 0.9,
-        first_interval: str = "hold",
+        on_zero: str = "hold",
         gain_bounds: tuple[float, float] | None = None,
         **kwargs: Any,
     ) -> None:
         if "policy" in kwargs:
             name = type(self).__name__
             raise TypeError(f"{name} brings its own policy: use {name.removeprefix('Active')}(policy=…) for another")
-        policy = ActiveLR(interval=interval, high=high, low=low, first_interval=first_interval, gain_bounds=gain_bounds)
+        policy = ActiveLR(
+            interval=interval, increment=increment, high=high, low=low, on_zero=on_zero, gain_bounds=gain_bounds
+        )
         super().__init__(params, *args, policy=policy, **kwargs)
 
 

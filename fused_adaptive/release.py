@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import reference_rates
 from .checkpoint import specs
 from .checks import check_gradient, check_gradients, describe
 from .eager import eager
 from .fingerprint import Fingerprint
-from .gather import Gathered, _idle_calls, _missing, by_policy, count_idle_calls, policies_of
+from .gather import Gathered, _idle_calls, _missing, by_policy, count_idle_calls
 from .optimizer import AdaptiveOptimizer
-from .policies import Policy
+from .policies import Policy, from_plain
 from .slot import Slot
 from .versions import SharedVersion
 
@@ -79,6 +80,7 @@ class GradientRelease:
         self._slots: dict[Tensor, Slot] = {}  # of every parameter; the singles are those that have state
         self._singles: dict[Tensor, _Single] = {}
         self._fingerprint: Fingerprint | None = None
+        self._variants: dict[int, tuple[Any, ...]] = {}  # of every group, what the backbone made of it
         # Of the step under way: whose gradients have come; and of each policy, the count of calls before it.
         self._running = False
         self._stepped: set[Tensor] = set()
@@ -191,6 +193,7 @@ class GradientRelease:
                 for policy in slot.policies:
                     if policy.counter and policy not in self._calls:
                         self._calls[policy] = slot.state[policy.counter].clone()
+        reference_rates.follow(optimizer.param_groups)
         self._running = True
 
     def _prepare(self) -> None:
@@ -201,17 +204,23 @@ class GradientRelease:
                 "release_gradients: max_grad_norm and skip_nonfinite need the gradients of all tensors before any of "
                 "them moves; leave them out"
             )
+        optimizer._settle_policies()
         for group in optimizer.param_groups:
-            for policy in policies_of(group, optimizer.backbone):
+            for policy in from_plain(group["policy"]):
                 _check_policy(policy)
         self._slots, self._singles = {}, {}
+        variants = {id(group): optimizer.backbone.variant(group) for group in optimizer.param_groups}
+        changed = {key for key, variant in variants.items() if self._variants.get(key, variant) != variant}
+        self._variants = variants
         for group in optimizer.param_groups:
-            policies = policies_of(group, optimizer.backbone)
+            policies = from_plain(group["policy"])
             for p in group["params"]:
                 state = optimizer.state.get(p, {})
                 slot = self._slots[p] = Slot(p, state, group, optimizer.backbone, policies, len(self._slots))
                 if state and not _missing(specs(optimizer.backbone, group, p.dtype), state):
                     self._singles[p] = _single(slot)
+                    for policy in policies if id(group) in changed else ():
+                        policy.restructure(slot)
                 self._hook(p)
         for p in [p for p in self._hooks if p not in self._slots]:
             self._hooks.pop(p).remove()
@@ -256,6 +265,7 @@ class GradientRelease:
                 if policy not in self._calls:
                     self._calls[policy] = _idle_calls(policy, self._optimizer.param_groups, count.device)
                 count.copy_(self._calls[policy])
+            policy.join(slot, missing)
         self._fingerprint = None
         return _single(slot)
 
@@ -265,7 +275,7 @@ class GradientRelease:
         for group in self._optimizer.param_groups:
             if id(group) in active:
                 group.pop("idle_calls", None)
-            elif any(policy.counter for policy in policies_of(group, self._optimizer.backbone)):
+            elif any(policy.counter for policy in from_plain(group["policy"])):
                 idle.append(group)
         count_idle_calls(idle, None)
 

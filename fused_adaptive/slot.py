@@ -34,6 +34,7 @@ class Slot:
         grad_scale: 0-dim tensor that gradients are divided by (AMP), or None; set anew for each step by who reads it.
         draw: ASLR's factor on ``γ``, 1 without ASLR; likewise.
         ranks: those that hold parts of the parameter; None if this one holds all of it.
+        scale_groups: the param groups under the tensor's scalar gain; none but its own if it shares it with no other.
     """
 
     param: Tensor
@@ -45,6 +46,7 @@ class Slot:
     grad_scale: Tensor | None = None
     draw: float = 1.0
     ranks: Ranks | None = None
+    scale_groups: tuple[dict[str, Any], ...] = ()
 
     @property
     def applies(self) -> bool:
@@ -54,6 +56,21 @@ class Slot:
     @property
     def lr(self) -> float:
         return float(self.group["lr"])
+
+    @property
+    def lr_ref(self) -> float:
+        """The reference rate of its group."""
+        return reference_rate(self.group)
+
+    @property
+    def lr_scale(self) -> float:
+        """The largest reference rate of the groups under its scalar gain."""
+        return max(map(reference_rate, self.scale_groups or (self.group,)))
+
+    @property
+    def has_rate(self) -> bool:
+        """False while it cannot move and so teaches nothing: lr is 0 now, or always was."""
+        return has_rate(self.group)
 
     def weight(self) -> Tensor:
         """The parameter in the state's dtype: exact where it has a float32 master, itself where that is its dtype."""
@@ -76,6 +93,16 @@ class Slot:
             return grad
         param = self.weight() if param is None else param
         return grad.add(param.to(grad.dtype), alpha=weight_decay)
+
+
+def reference_rate(group: dict[str, Any]) -> float:
+    """``lr_ref`` of a param group, 0 where no policy adapts."""
+    return group.get("lr_ref", 0.0)
+
+
+def has_rate(group: dict[str, Any]) -> bool:
+    """Whether a param group can move what it holds. Waits for the device where lr is a tensor there."""
+    return float(group["lr"]) != 0 and reference_rate(group) != 0
 
 
 def _precise(scale: Tensor) -> Tensor:

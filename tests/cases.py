@@ -31,14 +31,17 @@ OPTIMIZERS: dict[str, tuple[type[fa.AdaptiveOptimizer], dict[str, Any]]] = {
 POLICIES: dict[str, Any] = {
     "fixed": None,
     "active": fa.ActiveLR(interval=3),
-    "active-shrink": fa.ActiveLR(interval=2, high=0.3, low=0.5, first_interval="shrink", gain_bounds=(0.2, 1.5)),
+    "active-increment": fa.ActiveLR(interval=2, increment=0.02, low=0.6, gain_bounds=(0.5, 2.2)),
+    "active-shrink": fa.ActiveLR(interval=2, high=0.3, low=0.5, on_zero="shrink", gain_bounds=(0.2, 1.5)),
     "tlr-displacement-global": fa.TrainableLR(interval=3, source="displacement"),
-    "tlr-displacement-tensor": fa.TrainableLR(interval=2, source="displacement", granularity="tensor"),
+    "tlr-displacement-tensor": fa.TrainableLR(interval=2, source="displacement", granularity="tensor", c=2.0),
     "tlr-gradient-global": fa.TrainableLR(interval=2, source="gradient"),
-    "tlr-gradient-tensor": fa.TrainableLR(interval=3, source="gradient", granularity="tensor"),
-    "tlr-gradient-eta": fa.TrainableLR(interval=2, source="gradient", eta=1e-3),
+    "tlr-gradient-tensor": fa.TrainableLR(
+        interval=3, source="gradient", granularity="tensor", c=0.1, gain_bounds=(0.9, 1.1)
+    ),
+    "tlr-gradient-eta": fa.TrainableLR(interval=2, source="gradient", eta=1e-3, gain_bounds=(0.5, 1.2)),
     "tlr-preconditioned-global": fa.TrainableLR(interval=2, source="preconditioned"),
-    "tlr-preconditioned-tensor": fa.TrainableLR(interval=3, source="preconditioned", granularity="tensor"),
+    "tlr-preconditioned-tensor": fa.TrainableLR(interval=3, source="preconditioned", granularity="tensor", c=0.05),
     "tlr-times-active": (fa.TrainableLR(interval=2, source="gradient"), fa.ActiveLR(interval=3)),
     "hypergradient-global": fa.Hypergradient(1e-4),
     "hypergradient-tensor": fa.Hypergradient(1e-4, granularity="tensor"),

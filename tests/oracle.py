@@ -18,6 +18,8 @@ from torch import Tensor
 
 import fused_adaptive as fa
 
+from .oracle_backbones import DIRECTIONS
+
 
 @dataclass
 class Group:
@@ -30,6 +32,7 @@ class Group:
     maximize: bool
     policies: tuple[fa.Policy, ...]
     options: dict[str, Any]
+    largest_lr: float = 0.0
 
 
 @dataclass(eq=False)
@@ -60,66 +63,6 @@ class Parameter:
         return self.moments["maximum"]
 
 
-# ---- backbones: from ĝ to the direction u ----
-
-
-def sgd(parameter: Parameter, gradient: Tensor) -> Tensor:
-    """SGD with momentum, dampening and Nesterov; the first gradient is the first buffer."""
-    options, buffer = parameter.group.options, parameter.moments.get("buffer")
-    if options["momentum"] == 0:
-        return gradient
-    buffer = gradient if buffer is None else options["momentum"] * buffer + (1 - options["dampening"]) * gradient
-    parameter.moments["buffer"] = buffer
-    return gradient + options["momentum"] * buffer if options["nesterov"] else buffer
-
-
-def adamw(parameter: Parameter, gradient: Tensor) -> Tensor:
-    """``(m/bc1) / (√v/√bc2 + ε)``."""
-    options, (beta1, beta2) = parameter.group.options, parameter.group.options["betas"]
-    mean = parameter.average("m", gradient, beta1) / (1 - beta1**parameter.steps)
-    square = parameter.average("v", gradient**2, beta2)
-    if options["amsgrad"]:
-        square = parameter.maximum(square)
-    return mean / ((square / (1 - beta2**parameter.steps)).sqrt() + options["eps"])
-
-
-def radam(parameter: Parameter, gradient: Tensor) -> Tensor:
-    """``(m/bc1)·r·√bc2 / (√v + ε)`` where ``ρ > 5``, else ``m/bc1``."""
-    options, (beta1, beta2) = parameter.group.options, parameter.group.options["betas"]
-    mean = parameter.average("m", gradient, beta1) / (1 - beta1**parameter.steps)
-    square = parameter.average("v", gradient**2, beta2)
-    length, factor = rectification(beta2, parameter.steps)
-    if length <= 5:
-        return mean
-    return mean * factor * math.sqrt(1 - beta2**parameter.steps) / (square.sqrt() + options["eps"])
-
-
-def adabelief(parameter: Parameter, gradient: Tensor) -> Tensor:
-    """As AdamW, or rectified as RAdam but from ``ρ ≥ 5``, with ``s`` around the new mean and ``ε`` inside as well."""
-    options, (beta1, beta2) = parameter.group.options, parameter.group.options["betas"]
-    moving = parameter.average("m", gradient, beta1)
-    variance = parameter.average("s", (gradient - moving) ** 2, beta2) + options["eps"]
-    parameter.moments["s"] = variance
-    mean, correction = moving / (1 - beta1**parameter.steps), math.sqrt(1 - beta2**parameter.steps)
-    if options["rectify"]:
-        length, factor = rectification(beta2, parameter.steps)
-        return mean if length < 5 else mean * factor * correction / (variance.sqrt() + options["eps"])
-    if options["amsgrad"]:
-        variance = parameter.maximum(variance)
-    return mean / (variance.sqrt() / correction + options["eps"])
-
-
-def rectification(beta2: float, step: int) -> tuple[float, float]:
-    """``ρ`` and, where that is above 4, ``r``."""
-    limit = 2 / (1 - beta2) - 1
-    length = limit - 2 * step * beta2**step / (1 - beta2**step)
-    square = (length - 4) * (length - 2) * limit / ((limit - 4) * (limit - 2) * length)
-    return length, math.sqrt(square) if length > 4 else math.nan
-
-
-DIRECTIONS = {"SGD": sgd, "AdamW": adamw, "RAdam": radam, "AdaBelief": adabelief}
-
-
 # ---- policies: from gradients, directions and movements to the gain γ ----
 
 
@@ -131,6 +74,7 @@ class Rule:
 
     def __init__(self, policy: Any) -> None:
         self.policy = policy
+        self.groups: list[Group] = []
         self.calls = 0
         self.memory: dict[Parameter, Any] = {}
         self.gains: dict[Parameter | None, Any] = {}
@@ -151,10 +95,21 @@ class Rule:
         owners = {self.owner(parameter) for parameter in self.memory}
         return [[parameter for parameter in self.memory if self.owner(parameter) is owner] for owner in owners]
 
-    def ascend(self, unit: Sequence[Parameter], amount: float) -> None:
-        """``γ ← max(0, γ + amount)``; what is not finite changes nothing."""
-        if math.isfinite(amount):
-            self.gains[self.owner(unit[0])] = max(0.0, self.gain(unit[0]) + amount)
+    def reference_rate(self, unit: Sequence[Parameter]) -> float:
+        """``L``: the largest rate that any group under this gain has had."""
+        groups = self.groups if self.owner(unit[0]) is None else [unit[0].group]
+        return max(group.largest_lr for group in groups)
+
+    def ascend(self, unit: Sequence[Parameter], slope: float) -> None:
+        """``γ ← max(0, γ + slope/L²)``; what is not finite changes nothing."""
+        reference = self.reference_rate(unit)
+        if reference > 0 and math.isfinite(slope / reference**2):
+            self.adjust(unit, max(0.0, self.gain(unit[0]) + slope / reference**2))
+
+    def adjust(self, unit: Sequence[Parameter], gain: float) -> None:
+        """Sets a gain, within its bounds."""
+        low, high = getattr(self.policy, "gain_bounds", None) or (-math.inf, math.inf)
+        self.gains[self.owner(unit[0])] = min(max(gain, low), high)
 
     def moving(self) -> list[tuple[Any, Parameter]]:
         """The tensors with a gradient in this step, with what is remembered of them."""
@@ -188,34 +143,47 @@ class ActiveRule(Rule):
 
     def fresh(self, parameter: Parameter) -> Any:
         self.gains.setdefault(parameter, torch.ones_like(parameter.value))
-        return SimpleNamespace(total=torch.zeros_like(parameter.value), sign_prev=None, applied=0)
+        zeros = torch.zeros_like(parameter.value)
+        return SimpleNamespace(total=zeros, sign_prev=zeros, applied=0, could_move=False)
 
     def after_moves(self, ending: bool) -> None:
         for memory, parameter in self.moving():
             memory.total = memory.total + parameter.gradient
             memory.applied += 1
+            memory.could_move = parameter.group.lr != 0
         if ending:
             self.end_interval()
 
     def end_interval(self) -> None:
         for parameter, memory in self.memory.items():
-            if memory.applied > 0:
-                self.gains[parameter] = self.adjusted(memory, self.gains[parameter])
+            if memory.applied > 0 and memory.could_move:
+                self.gains[parameter] = self.adjusted(memory, parameter)
+            memory.total, memory.applied = torch.zeros_like(memory.total), 0
 
-    def adjusted(self, memory: Any, gain: Tensor) -> Tensor:
+    def adjusted(self, memory: Any, parameter: Parameter) -> Tensor:
         """One tensor's gains at the end of its interval. What is not finite shrinks and counts as sign 0."""
-        first, finite = memory.sign_prev is None, memory.total.isfinite()
+        gain, finite, before = self.gains[parameter], memory.total.isfinite(), memory.sign_prev
         sign = torch.where(finite, memory.total.sign(), 0.0)
-        keeps_sign = torch.zeros_like(finite) if first else sign * memory.sign_prev > 0
-        memory.total, memory.sign_prev, memory.applied = torch.zeros_like(sign), sign, 0
-        adjusted = torch.where(keeps_sign, self.grown(gain), gain * self.policy.low)
+        new = torch.where(sign * before > 0, self.grown(gain, parameter), gain * self.policy.low)
         if self.policy.gain_bounds is not None:
-            adjusted = adjusted.clamp(*self.policy.gain_bounds)
-        return torch.where(finite, gain, adjusted) if first and self.policy.first_interval == "hold" else adjusted
+            new = new.clamp(*self.policy.gain_bounds)
+        tells_nothing = finite & (sign * before == 0)
+        if self.policy.on_zero == "hold":
+            new, sign = torch.where(tells_nothing, gain, new), torch.where(finite & (sign == 0), before, sign)
+        memory.sign_prev = sign
+        return new
 
-    def grown(self, gain: Tensor) -> Tensor:
-        """Gains of elements that kept their signs."""
-        return gain + self.policy.high
+    def grown(self, gain: Tensor, parameter: Parameter) -> Tensor:
+        """Gains of elements that kept their signs: an increment is one of the rate."""
+        if self.policy.high is not None:
+            return gain + self.policy.high
+        return gain + self.increment(parameter) / parameter.group.largest_lr
+
+    def increment(self, parameter: Parameter) -> float:
+        """The backbone's where none is given."""
+        if self.policy.increment is not None:
+            return self.policy.increment
+        return 0.1 if "momentum" in parameter.group.options else 1e-4
 
 
 class TrainableRule(Rule):
@@ -234,13 +202,12 @@ class TrainableRule(Rule):
             memory.last_lr = parameter.group.lr
         for memory, parameter in self.moving():
             memory.gradient_sum = memory.gradient_sum + parameter.gradient
+            memory.lr_sum += parameter.group.lr
             memory.applied += 1
         if ending and self.adapts_before_the_last_move():
             self.adapt()
 
     def after_moves(self, ending: bool) -> None:
-        for memory, parameter in self.moving():
-            memory.lr_sum += parameter.group.lr
         if ending:
             self.end_interval(adapted=self.adapts_before_the_last_move())
 
@@ -260,14 +227,12 @@ class TrainableRule(Rule):
                 self.ascend(unit, self.policy.eta * sum(slopes))
             elif measured:
                 inner, square = sum(p[0] for p in products), sum(p[1] for p in products)
-                self.gains[self.owner(unit[0])] = self.gain(unit[0]) * newton_factor(inner, square)
+                self.adjust(unit, self.gain(unit[0]) * newton_factor(inner, square, self.policy.c))
                 self.forget_nonfinite(measured, inner, square)
 
     def is_measurable(self, parameter: Parameter) -> bool:
-        """Whether there was a step in the interval and, where movements are measured, whether it could move."""
-        memory = self.memory[parameter]
-        could_move = memory.lr_sum != 0 and self.gain(parameter) != 0
-        return memory.applied > 0 and (could_move or self.policy.source == "gradient")
+        """Whether it could move in the interval."""
+        return self.memory[parameter].lr_sum != 0 and (self.gain(parameter) != 0 or self.policy.source == "gradient")
 
     def measure(self, parameter: Parameter) -> tuple[float, float]:
         """``num`` and ``sq`` of one tensor; what the next interval is compared with is remembered."""
@@ -286,11 +251,11 @@ class TrainableRule(Rule):
                 self.memory[parameter].previous = torch.zeros_like(parameter.value)
 
     def slope(self, parameter: Parameter, inner: float, square: float) -> float:
-        """``⟨ΣG, ΣG_prev⟩/lr``; nothing where lr is 0."""
+        """``lr·⟨ΣG, ΣG_prev⟩``."""
         memory = self.memory[parameter]
         self.forget_nonfinite([parameter], inner, square)
         steps, memory.applied_prev = memory.applied * memory.applied_prev, memory.applied
-        return inner * steps / memory.last_lr if memory.last_lr else 0.0
+        return memory.last_lr * inner * steps
 
 
 def inner_products(source: str, mean: Tensor, direction: Tensor, previous: Tensor) -> tuple[float, float]:
@@ -299,14 +264,14 @@ def inner_products(source: str, mean: Tensor, direction: Tensor, previous: Tenso
     return (left * previous).sum().item(), (left * direction).sum().item()
 
 
-def newton_factor(inner: float, square: float) -> float:
+def newton_factor(inner: float, square: float, c: float) -> float:
     """Eq. 9. Only a preconditioned metric can leave the bounds, or have no positive curvature."""
     if not (math.isfinite(inner) and math.isfinite(square)):
         return 3 / 4
     if inner == 0:
         return 1.0
-    curvature = max(4 * (square - inner), inner / (1 / 4))
-    return 3 / 4 if curvature <= 0 else min(5 / 4, max(3 / 4, 1 + inner / curvature))
+    curvature = max(4 * (square - inner), inner / c)
+    return 3 / 4 if curvature <= 0 else min(1 + c, max(3 / 4, 1 + inner / curvature))
 
 
 class HypergradientRule(Rule):
@@ -318,24 +283,15 @@ class HypergradientRule(Rule):
             self.ascend(unit, self.policy.hyper_lr * sum(slopes))
 
     def slope(self, parameter: Parameter) -> float:
-        """``⟨ĝ, u_prev⟩/lr``; 0 where there is no earlier direction, whatever the gradient."""
+        """``lr·⟨ĝ, u_prev⟩``; 0 where there is no earlier direction, whatever the gradient."""
         if parameter.direction is None:
             return 0.0
-        products = parameter.coupled_gradient() * parameter.direction
-        if not is_direction_in_moments(parameter.group.options):
-            products = torch.where(parameter.direction == 0, 0.0, products)
-        return products.sum().item() / parameter.group.lr
+        return parameter.group.lr * (parameter.coupled_gradient() * parameter.direction).sum().item()
 
     def restart_interval(self) -> None:
-        """A direction that stands in the backbone's moments is not the policy's to forget."""
+        """The last direction is nothing to go by any more."""
         for parameter in self.memory:
-            if not is_direction_in_moments(parameter.group.options):
-                parameter.direction = None
-
-
-def is_direction_in_moments(options: dict[str, Any]) -> bool:
-    """Whether the backbone's state alone tells the last direction: not so for SGD without momentum or with Nesterov."""
-    return "momentum" not in options or (options["momentum"] != 0 and not options["nesterov"])
+            parameter.direction = None
 
 
 RULES = {fa.ActiveLR: ActiveRule, fa.TrainableLR: TrainableRule, fa.Hypergradient: HypergradientRule, fa.FixedLR: Rule}
@@ -358,10 +314,15 @@ class Oracle:
 
     def add_group(self, group: Group) -> None:
         self.groups.append(group)
+        group.largest_lr = group.lr
         rules = [self.rules.setdefault(policy, RULES[type(policy)](policy)) for policy in group.policies]
+        for rule in rules:
+            rule.groups.append(group)
         self.parameters += [Parameter(value, group, rules) for value in group.values]
 
     def step(self, gradients: Sequence[Tensor | None]) -> None:
+        for group in self.groups:
+            group.largest_lr = max(group.largest_lr, group.lr)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.gradient = -gradient if gradient is not None and parameter.group.maximize else gradient
             if gradient is not None and parameter.steps == 0:
@@ -387,6 +348,9 @@ class Oracle:
         weight_decay = group.weight_decay if group.decoupled else 0.0
         decay = decay_factor(alpha, weight_decay, group.policies != (fa.FixedLR(),))
         parameter.value = parameter.value * decay - alpha * parameter.direction
+
+    def reload(self) -> None:
+        """Saving and loading changes nothing."""
 
     def end_interval(self) -> None:
         for rule in self.rules.values():

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import random
+import warnings
 from decimal import Decimal, getcontext, localcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from fused_adaptive.controllers.draws import RateDraw
 
 from .cases import POLICIES
 from .controllers_common import Net, epoch, one_thread, same, values  # noqa: F401
+
+pytestmark = pytest.mark.filterwarnings("ignore:ASLR. the lr of param group 0")
 
 GOLDEN = Path(__file__).parent / "golden"
 TRACES = sorted(p for p in GOLDEN.glob("aslr_*.json") if p.stem != "aslr_draws")
@@ -124,6 +127,14 @@ def test_the_first_center_has_one_digit(lr, center):
     assert controlled(lr).center == center
 
 
+def test_a_first_center_that_is_another_rate_is_warned_of():
+    with pytest.warns(UserWarning, match=r"ASLR: the lr of param group 0, 0.0349, becomes 0.03"):
+        controlled(0.0349)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        controlled(torch.tensor(0.1))
+
+
 @pytest.mark.parametrize(
     ("bounds", "low", "high"),
     [((0.001, 0.2), 0.001, 0.2), ((0.0011, 0.29), 0.002, 0.2), ((0.095, None), 0.1, None), ((None, 1.99), None, 1.0)],
@@ -174,7 +185,7 @@ def test_each_tensor_draws_at_each_step():
 
 
 @pytest.mark.parametrize(
-    "policy", ["fixed", "active", "tlr-gradient-tensor", "tlr-times-active", "hypergradient-global"]
+    "policy", ["fixed", "active-shrink", "tlr-gradient-tensor", "tlr-times-active", "hypergradient-global"]
 )
 @pytest.mark.parametrize("cls", [fa.SGD, fa.AdamW, fa.RAdam, fa.AdaBelief], ids=lambda cls: cls.__name__)
 def test_the_rate_is_lr_times_gain_times_draw(cls, policy):
@@ -192,7 +203,7 @@ def test_the_rate_is_lr_times_gain_times_draw(cls, policy):
         rates = [0.03 * factor(1, n, i, 1 / 3) for i in range(3)]
         for i, (p, q) in enumerate(zip(ours, theirs, strict=True)):
             p.grad, q.grad = gradients[i].clone(), gradients[i].clone()
-            if not policy.startswith("hypergradient"):  # which divides by lr, drawn or not
+            if not policy.startswith("hypergradient"):  # whose slope is multiplied by lr, drawn or not
                 expected.param_groups[i]["lr"] = rates[i]
         optimizer.step()
         if policy.startswith("hypergradient"):

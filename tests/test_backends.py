@@ -68,7 +68,7 @@ def test_a_backend_gets_every_step_and_every_end(fake):
         (len(gathered.slots), list(gathered.members))
     )
     fake.end_interval = lambda gathered: calls.append(list(gathered.members))
-    policy = fa.ActiveLR(interval=2)
+    policy = fa.ActiveLR(interval=2, high=0.1)
     optimizer = fa.AdamW(parameters(), policy=policy, backend="fake")
     train(optimizer, 1)
     optimizer.end_interval()

@@ -76,7 +76,7 @@ BAD_POLICIES: list[tuple[Any, type[Exception], str]] = [
     (lambda: fa.ActiveLR(interval=1, low=NAN), ValueError, "low must be"),
     (lambda: fa.ActiveLR(interval=1, high=-0.1), ValueError, "high must be"),
     (lambda: fa.ActiveLR(interval=1, high=NAN), ValueError, "high must be"),
-    (lambda: fa.ActiveLR(interval=1, first_interval="skip"), ValueError, "'hold' or 'shrink'"),
+    (lambda: fa.ActiveLR(interval=1, on_zero="skip"), ValueError, "'hold' or 'shrink'"),
     (lambda: fa.ActiveLR(interval=1, gain_bounds=(1.5, 2.0)), ValueError, "lo <= 1 <= hi"),
     (lambda: fa.ActiveLR(interval=1, gain_bounds=(0.5, NAN)), ValueError, "lo <= 1 <= hi"),
     (lambda: fa.ActiveLR(interval=1, gain_bounds=2.0), TypeError, "must be a pair"),
@@ -299,8 +299,8 @@ def spoiled(name: str) -> tuple[dict[str, Any], str]:
         saved["param_groups"][0]["params"].pop()
         return saved, "5 parameters in group 0, the optimizer has 6"
     if name == "policy":
-        saved["param_groups"][0]["policy"]["high"] = -1.0
-        return saved, "policy in group 0 .* high must be"
+        saved["param_groups"][0]["policy"]["increment"] = -1.0
+        return saved, "policy in group 0 .* increment must be"
     saved["param_groups"][0]["differentiable"] = True
     return saved, "differentiable=True"
 

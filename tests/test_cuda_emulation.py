@@ -138,7 +138,7 @@ POLICIES = {
     "preconditioned-tensor": fa.TrainableLR(interval=3, source="preconditioned", granularity="tensor"),
     "hypergradient-global": fa.Hypergradient(1e-6),
     "hypergradient-tensor": fa.Hypergradient(1e-6, granularity="tensor"),
-    "active-shrink": fa.ActiveLR(interval=1, high=0.3, low=0.5, first_interval="shrink"),
+    "active-shrink": fa.ActiveLR(interval=1, high=0.3, low=0.5, on_zero="shrink"),
 }
 SCALAR_CASES = [
     (structure, policy)

@@ -77,7 +77,7 @@ def test_paper_names_are_the_optimizer_with_activelr(name):
 def test_paper_names_show_their_arguments():
     arguments = inspect.signature(fa.ActiveAdamW).parameters
     expected = inspect.signature(fa.AdamW).parameters.keys() - {"policy"}
-    assert expected | {"interval", "high", "low", "first_interval", "gain_bounds"} == arguments.keys()
+    assert expected | {"interval", "increment", "high", "low", "on_zero", "gain_bounds"} == arguments.keys()
 
 
 def test_the_profiler_names_the_step():

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fused_adaptive as fa
+from fused_adaptive.policies import from_plain
 
 from .cases import BACKENDS
 
@@ -45,32 +46,49 @@ def backbone_arguments(golden: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def gains(optimizer: fa.AdaptiveOptimizer, params: list[torch.Tensor], lr: float) -> list[torch.Tensor]:
+def lr_scales(golden: dict[str, Any]) -> list[float]:
+    """Of each tensor, the lr of its group over ``lr``; one group where all are 1."""
+    return golden.get("lr_scales", [1.0] * len(golden["params0"]))
+
+
+#: What the trajectories construct a group with that is frozen by lr 0 at every step: their largest reference rate.
+FROZEN_FROM = 1.0
+
+
+def groups_of(golden: dict[str, Any], params: list[torch.Tensor]) -> list[dict[str, Any]]:
+    """One group, or one a tensor, at the rates to construct with."""
+    if "lr_scales" not in golden:
+        return [{"params": params, "lr": golden["lr_ref"]}]
+    scales = zip(params, lr_scales(golden), strict=True)
+    return [{"params": [p], "lr": golden["lr_ref"] * scale or FROZEN_FROM} for p, scale in scales]
+
+
+def gains(optimizer: fa.AdaptiveOptimizer, params: list[torch.Tensor]) -> list[torch.Tensor]:
     """One gain a tensor or an element, as the trajectories have them; a global gain holds before the first step too."""
+    shared = [state["gain"] for state in optimizer.state.values() if "gain" in state]
+    is_global = any(getattr(p, "granularity", "") == "global" for p in from_plain(optimizer.param_groups[0]["policy"]))
     found = []
-    scalar = (rates := optimizer.learning_rates(per_tensor=True))[0]["tensors"]
-    for p, rate in zip(params, scalar, strict=True):
+    for p in params:
         state = optimizer.state.get(p, {})
-        if "element_gain" in state:
-            found.append(state["element_gain"] * state.get("gain", 1.0))
-        else:
-            found.append(torch.full_like(p, rate["mean"] / lr if lr else float(state.get("gain", 1.0))))
-    assert len(rates) == 1
+        gain = state.get("gain", shared[0] if is_global and shared else torch.ones((), dtype=torch.float64))
+        found.append((state["element_gain"] if "element_gain" in state else torch.ones_like(p)) * gain)
     return found
 
 
 def worst_deviation(golden: dict[str, Any], cls: Any, policy: Any, arguments: dict[str, Any], **backend: str) -> float:
     """The largest relative difference from the trajectory, in parameters and gains, over all steps."""
     params = [tensor(p).requires_grad_() for p in golden["params0"]]
-    optimizer = cls(params, lr=1.0, policy=policy, **arguments, **backend)
+    optimizer = cls(groups_of(golden, params), policy=policy, **arguments, **backend)
+    scales = lr_scales(golden) if "lr_scales" in golden else [1.0]
     worst = 0.0
     for step, grads in enumerate(golden["grads"]):
         lr = golden["lr"][step] if isinstance(golden["lr"], list) else golden["lr"]
-        optimizer.param_groups[0]["lr"] = lr
+        for group, scale in zip(optimizer.param_groups, scales, strict=True):
+            group["lr"] = lr * scale
         for p, grad in zip(params, grads, strict=True):
             p.grad = None if grad is None else tensor(grad)
         optimizer.step()
-        pairs = list(zip(gains(optimizer, params, lr), golden["gain"][step], strict=True))
+        pairs = list(zip(gains(optimizer, params), golden["gain"][step], strict=True))
         if golden.get("only") != "gain":
             pairs += zip(params, golden["params"][step], strict=True)
         for ours, expected in pairs:
@@ -121,4 +139,4 @@ def test_the_trajectories_cover_every_backbone_and_policy():
     goldens = [load(name) for name in TRAJECTORIES]
     assert {g["backbone"] for g in goldens} == set(OPTIMIZERS)
     assert {g["policy"] for g in goldens if isinstance(g["policy"], str)} == set(POLICIES)
-    assert len(goldens) == 48
+    assert len(goldens) == 63

@@ -44,7 +44,7 @@ def test_end_interval_by_hand_equals_the_automatic_end(name):
 
 
 def test_an_end_by_hand_restarts_the_count():
-    optimizer = fa.SGD([one_parameter()], policy=fa.ActiveLR(interval=3, first_interval="shrink"))
+    optimizer = fa.SGD([one_parameter()], policy=fa.ActiveLR(interval=3, high=0.1, on_zero="shrink"))
     feed(optimizer, [1.0, 1.0], [1.0, 1.0])
     optimizer.end_interval()
     assert element_gain(optimizer) == [0.9, 0.9]
@@ -69,7 +69,7 @@ def test_an_end_without_any_step_changes_nothing(name):
 
 
 def test_calls_without_a_gradient_count():
-    optimizer = fa.SGD([one_parameter()], policy=fa.ActiveLR(interval=3, first_interval="shrink"))
+    optimizer = fa.SGD([one_parameter()], policy=fa.ActiveLR(interval=3, high=0.1, on_zero="shrink"))
     feed(optimizer, [1.0, -1.0], None, None)
     assert element_gain(optimizer) == [0.9, 0.9]
     feed(optimizer, None, [1.0, 1.0], None)
@@ -77,7 +77,7 @@ def test_calls_without_a_gradient_count():
 
 
 def test_calls_before_the_first_gradient_count_for_the_policy_wherever_that_comes():
-    policy, params = fa.ActiveLR(interval=2, first_interval="shrink"), parameters(shapes=[(2,), (3,)])
+    policy, params = fa.ActiveLR(interval=2, on_zero="shrink"), parameters(shapes=[(2,), (3,)])
     optimizer = fa.SGD(params[:1], policy=policy)
     optimizer.step()
     optimizer.add_param_group({"params": params[1:]})
@@ -110,7 +110,7 @@ def test_a_flag_that_is_set_later_completes_the_state_and_keeps_the_count():
 
 
 def test_an_interval_without_gradients_keeps_gain_and_sign():
-    optimizer = fa.SGD([one_parameter()], policy=fa.ActiveLR(interval=2))
+    optimizer = fa.SGD([one_parameter()], policy=fa.ActiveLR(interval=2, high=0.1))
     feed(optimizer, [1.0, -1.0], [1.0, -1.0], None, None, None, None, [1.0, 1.0], [1.0, 1.0])
     assert element_gain(optimizer) == [1.1, 0.9]
 
@@ -142,7 +142,7 @@ def test_late_tensor_of_an_element_policy_starts_fresh_in_the_middle():
             params[1].grad = None
         optimizer.step()
     assert optimizer.state[params[1]]["active_step"] == 3
-    assert (optimizer.state[params[1]]["grad_sign_prev"] == 2).all()
+    assert (optimizer.state[params[1]]["grad_sign_prev"] == 0).all()
     assert optimizer.state[params[1]]["step"] == 1
     train(optimizer, 1, start=7)
     assert (optimizer.state[params[1]]["element_gain"] == 1).all()  # its first end: held

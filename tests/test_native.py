@@ -76,7 +76,7 @@ def test_low_precision_is_read_and_rounded_as_torch_does(dtype):
     """Every number of the format, and a million float32 ones of every size, ties, infinities and NaN among them."""
 
     def descend(param: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
-        hypers = [1.0] + [0.0] * 6  # p ← p − g
+        hypers = [1.0] + [0.0] * 8  # p ← p − g
         torch.ops.fused_adaptive.step([param], [grad], [], [], "SgdPlain", False, False, hypers, [], [])
         return param
 
@@ -100,7 +100,7 @@ def functional_arguments(capacity: int = 300) -> tuple:
     params = [torch.randn(capacity), torch.randn(3, 5)]
     grads = [torch.randn_like(p) for p in params]
     state = [torch.zeros_like(p) for _ in range(2) for p in params] + [torch.zeros(()) for _ in params]
-    hypers = [0.01, 0.1, 0.9, 0.999, 1e-8, 0.0, 0.0]
+    hypers = [0.01, 0.1, 0.9, 0.999, 1e-8] + [0.0] * 4
     return params, grads, state, ["state0", "state1", "step"], "AdamWPlain", False, False, hypers, [], []
 
 

@@ -14,7 +14,7 @@ import io
 import math
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -30,6 +30,7 @@ import fused_adaptive as fa
 from . import oracle
 from .breaking import broken
 from .cases import BACKENDS
+from .oracle_mistakes import WRONG
 
 TRIALS = int(os.environ.get("FUSED_ADAPTIVE_TRIALS", "40"))
 STEPS = 18
@@ -130,12 +131,13 @@ class Writer:
 
     def active(self) -> fa.ActiveLR:
         choice = self.random.choice
+        growth = choice([{"high": 0.1}, {"high": 0.3}, {"increment": 0.01}, {"increment": 0.04}])
         return fa.ActiveLR(
             interval=choice([1, 2, 3, 5, None]),
-            high=choice([0.1, 0.3]),
             low=choice([0.9, 0.6]),
-            first_interval=choice(["hold", "shrink"]),
+            on_zero=choice(["hold", "shrink"]),
             gain_bounds=choice([None, (0.5, 1.3)]),
+            **growth,
         )
 
     def trainable(self, sources: Sequence[str]) -> fa.TrainableLR:
@@ -143,7 +145,14 @@ class Writer:
         source = choice([s for s in sources if s != "displacement" or self.backbone == "SGD"])
         eta = None if source == "preconditioned" else choice([None, None, 1e-3, 3e-2])
         interval, granularity = choice([1, 2, 3, 5, None]), choice(["global", "tensor"])
-        return fa.TrainableLR(interval=interval, granularity=granularity, source=source, eta=eta)
+        return fa.TrainableLR(
+            interval=interval,
+            granularity=granularity,
+            source=source,
+            eta=eta,
+            c=choice([0.25, 0.25, 0.05, 1.0]),
+            gain_bounds=choice([None, None, (0.8, 1.1)]),
+        )
 
     def gradients(self) -> list[Tensor | None]:
         idle = self.random.random() < self.idle
@@ -170,9 +179,6 @@ class OraclePlayer(oracle.Oracle):
     def set_rates(self, rates: Sequence[float]) -> None:
         for group, lr in zip(self.groups, rates, strict=True):
             group.lr = lr
-
-    def reload(self) -> None:
-        """Saving and loading changes nothing."""
 
     def snapshot(self) -> Snapshot:
         return [{"value": parameter.value, **self.gains(parameter)} for parameter in self.parameters]
@@ -276,86 +282,6 @@ def is_close(a: Tensor, b: Tensor) -> bool:
 @given(seed=st.integers(0, 10**9))
 def test_agrees_with_the_oracle(backbone, backend, seed):
     assert first_difference(backbone, seed, backend) == ""
-
-
-# ---- what the trials notice ----
-
-
-def count_only_calls_with_gradients(rule: oracle.Rule) -> bool:
-    """Calls without any gradient do not count."""
-    rule.calls += bool(rule.moving())
-    ending = rule.policy.interval is not None and rule.calls >= rule.policy.interval
-    rule.calls = 0 if ending else rule.calls
-    return ending
-
-
-def use_square_of_gradient(source: str, mean: Tensor, direction: Tensor, previous: Tensor) -> tuple[float, float]:
-    """Preconditioned: ⟨G, G⟩ in place of ⟨G, U⟩."""
-    left = direction if source == "displacement" else mean
-    return (left * previous).sum().item(), (left * left).sum().item()
-
-
-def newton_without_ceiling(inner: float, square: float) -> float:
-    """Eq. 9 without c."""
-    if not (math.isfinite(inner) and math.isfinite(square)) or square <= inner:
-        return 0.75
-    return max(0.75, 1 + inner / (4 * (square - inner)))
-
-
-def newton_deaf_to_nonfinite(inner: float, square: float, right: Any = oracle.newton_factor) -> float:
-    return right(inner, square) if math.isfinite(inner) and math.isfinite(square) else 1.0
-
-
-def ascend_unclamped(rule: oracle.Rule, unit: Sequence[oracle.Parameter], amount: float) -> None:
-    if math.isfinite(amount):
-        rule.gains[rule.owner(unit[0])] = rule.gain(unit[0]) + amount
-
-
-def zero_times_nan(rule: oracle.HypergradientRule, parameter: oracle.Parameter) -> float:
-    """The earlier direction is all zeros at first, and 0 times a gradient that is not finite is not 0."""
-    previous = torch.zeros_like(parameter.value) if parameter.direction is None else parameter.direction
-    return (parameter.coupled_gradient() * previous).sum().item() / parameter.group.lr
-
-
-def no_coupled_decay(parameter: oracle.Parameter) -> Tensor:
-    """Coupled decay is forgotten."""
-    return parameter.gradient
-
-
-def forget_gains(rule: oracle.Rule) -> None:
-    rule.gains.clear()
-    rule.memory = {parameter: rule.fresh(parameter) for parameter in rule.memory}
-
-
-def keep_everything(rule: oracle.Rule) -> None:
-    """A restart restarts counts alone."""
-
-
-#: Wrong variants of the oracle: what is replaced, and by what.
-WRONG: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-    "high is a factor": (oracle.ActiveRule, "grown", lambda rule, gain: gain * (1 + rule.policy.high)),
-    "idle calls not counted": (oracle.Rule, "count_call", count_only_calls_with_gradients),
-    "decay not clamped": (oracle, "decay_factor", lambda alpha, decay, adapts: 1 - alpha * decay),
-    "decay of a fixed rate clamped": (
-        oracle,
-        "decay_factor",
-        lambda alpha, decay, adapts, right=oracle.decay_factor: right(alpha, decay, True),
-    ),
-    "coupled decay forgotten": (oracle.Parameter, "coupled_gradient", no_coupled_decay),
-    "square of the raw gradient": (oracle, "inner_products", use_square_of_gradient),
-    "growth without ceiling": (oracle, "newton_factor", newton_without_ceiling),
-    "not finite changes nothing": (oracle, "newton_factor", newton_deaf_to_nonfinite),
-    "gain after the last move": (oracle.TrainableRule, "adapts_before_the_last_move", lambda rule: False),
-    "one gain a tensor": (oracle.Rule, "owner", lambda rule, parameter: parameter),
-    "negative gains": (oracle.Rule, "ascend", ascend_unclamped),
-    "zero times NaN": (oracle.HypergradientRule, "slope", zero_times_nan),
-    "every direction is in the moments": (oracle, "is_direction_in_moments", lambda options: True),
-    "restart forgets gains": (oracle.Rule, "restart_interval", forget_gains),
-    "restart keeps sums": (oracle.Rule, "restart_interval", keep_everything),
-    "loading forgets gains": (OraclePlayer, "reload", lambda player: [forget_gains(r) for r in player.rules.values()]),
-    "maximum of nothing": (oracle.Parameter, "maximum", lambda parameter, sample: sample),
-    "no rectification": (oracle, "rectification", lambda beta2, step: (math.inf, 1.0)),
-}
 
 
 @pytest.mark.parametrize("variant", WRONG)

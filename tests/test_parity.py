@@ -207,4 +207,4 @@ def test_a_wrong_variant_exceeds_the_bound(name, dtype, monkeypatch):
 
 
 def test_the_matrix_is_complete():
-    assert len(CASES) == 2 * (9 * 11 + 3 * 2)
+    assert len(CASES) == 2 * (9 * 12 + 3 * 2)

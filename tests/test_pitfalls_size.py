@@ -258,7 +258,7 @@ def test_a_hundred_groups_are_a_hundred_optimizers(backend):
 
         def with_the_first_groups_numbers(self: Any, gathered: Any) -> None:
             build(self, gathered)
-            self._groups = self._groups[:1] * len(self._groups)
+            self._numbers.groups = self._groups[:1] * len(self._groups)
 
         with broken(native.Plan, "_build", with_the_first_groups_numbers):
             assert fails(lambda: one_optimizer_is_as_many(backend))

@@ -31,28 +31,30 @@ def test_steps_per_epoch_counts_optimizer_steps():
 
 
 def test_signs_are_compared_and_not_products_that_underflow():
-    optimizer = fa.SGD([one_parameter()], policy=fa.ActiveLR(interval=1))
+    optimizer = fa.SGD([one_parameter()], policy=fa.ActiveLR(interval=1, high=0.1))
     feed(optimizer, [1e-200, 1e-200], [1e-200, -1e-200])
     assert element_gain(optimizer) == [1.1, 0.9]
 
 
-def test_zero_on_either_side_shrinks():
-    optimizer = fa.SGD([one_parameter((1.0, 1.0, 1.0))], policy=fa.ActiveLR(interval=1))
-    feed(optimizer, [0.0, 1.0, 0.0], [1.0, 0.0, 0.0])
-    assert element_gain(optimizer) == [0.9, 0.9, 0.9]
+@pytest.mark.parametrize(("on_zero", "expected"), [("hold", [1.0, 1.1, 1.0]), ("shrink", [0.729, 0.729, 0.729])])
+def test_where_there_is_nothing_to_compare_gains_hold_or_shrink(on_zero, expected):
+    """If gains hold, a sum of 0 leaves the sign that is compared with: the second element's is the first step's."""
+    optimizer = fa.SGD([one_parameter((1.0, 1.0, 1.0))], policy=fa.ActiveLR(interval=1, high=0.1, on_zero=on_zero))
+    feed(optimizer, [0.0, 1.0, 0.0], [0.0, 0.0, 0.0], [1.0, 1.0, 0.0])
+    assert element_gain(optimizer) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("first_interval", ["hold", "shrink"])
-def test_non_finite_gradients_shrink_and_do_not_poison(bad, first_interval):
-    optimizer = fa.SGD([one_parameter()], lr=0.0, policy=fa.ActiveLR(interval=1, first_interval=first_interval))
+@pytest.mark.parametrize("on_zero", ["hold", "shrink"])
+def test_non_finite_gradients_shrink_and_do_not_poison(bad, on_zero):
+    optimizer = fa.SGD([one_parameter()], policy=fa.ActiveLR(interval=1, high=0.1, on_zero=on_zero))
     feed(optimizer, [bad, 1.0])
-    held = 1.0 if first_interval == "hold" else 0.9
+    held, after_nothing = (1.0, 0.9) if on_zero == "hold" else (0.9, 0.81)
     assert element_gain(optimizer) == [0.9, held]
+    feed(optimizer, [1.0, 1.0])  # the sum of before is forgotten, so there is nothing to compare with
+    assert element_gain(optimizer) == pytest.approx([after_nothing, held + 0.1])
     feed(optimizer, [1.0, 1.0])
-    assert element_gain(optimizer) == pytest.approx([0.81, held + 0.1])
-    feed(optimizer, [1.0, 1.0])
-    assert element_gain(optimizer) == pytest.approx([0.91, held + 0.2])
+    assert element_gain(optimizer) == pytest.approx([after_nothing + 0.1, held + 0.2])
 
 
 def test_gains_are_clamped_to_their_bounds():
@@ -62,7 +64,8 @@ def test_gains_are_clamped_to_their_bounds():
 
 
 def test_raw_gradients_are_summed_before_coupled_decay():
-    optimizer = fa.SGD([one_parameter()], lr=0.0, weight_decay=100.0, policy=fa.ActiveLR(interval=1))
+    policy = fa.ActiveLR(interval=1, high=0.1)
+    optimizer = fa.SGD([one_parameter()], lr=1e-9, weight_decay=100.0, policy=policy)
     feed(optimizer, [-1.0, 1.0], [-1.0, 1.0])
     assert element_gain(optimizer) == [1.1, 1.1]  # ĝ = g + 100·p would have flipped the first sign
 
@@ -77,15 +80,16 @@ def test_a_decay_factor_never_goes_below_zero():
 # ---- TrainableLR ----
 
 
-def test_newton_factor_lies_between_three_quarters_and_five_quarters():
+@pytest.mark.parametrize("c", [0.05, 0.25, 2.0])
+def test_newton_factor_lies_between_three_quarters_and_one_plus_c(c):
     grid = [-1e300, -5.0, -1.0, -1e-300, 0.0, 1e-300, 0.3, 1.0, 7.0, 1e300]
-    factors = [newton_factor(num, abs(sq)) for num in grid for sq in grid]
-    assert all(0.75 <= f <= 1.25 for f in factors)
-    assert newton_factor(0.0, 1.0) == 1.0
-    assert newton_factor(1.0, 1.0) == 1.25
-    assert newton_factor(1.0, 3.0) == 1 + 1 / 8
-    assert newton_factor(math.nan, 1.0) == newton_factor(1.0, math.inf) == 0.75
-    assert newton_factor(-1.0, -2.0) == 0.75  # negative curvature, preconditioned only
+    factors = [newton_factor(num, abs(sq), c) for num in grid for sq in grid]
+    assert all(0.75 <= f <= 1 + c for f in factors)
+    assert newton_factor(0.0, 1.0, c) == 1.0
+    assert newton_factor(1.0, 1.0, c) == pytest.approx(1 + c)
+    assert newton_factor(1.0, 3.0, 0.25) == 1 + 1 / 8
+    assert newton_factor(math.nan, 1.0, c) == newton_factor(1.0, math.inf, c) == 0.75
+    assert newton_factor(-1.0, -2.0, c) == 0.75  # negative curvature, preconditioned only
 
 
 @pytest.mark.parametrize("source", ["displacement", "gradient", "preconditioned"])
@@ -111,7 +115,7 @@ def test_non_finite_products_shrink_and_restart(source, granularity):
 
 
 def test_gain_stays_where_nothing_moved():
-    for source in ("displacement", "preconditioned"):
+    for source in ("displacement", "gradient", "preconditioned"):
         optimizer = fa.SGD(parameters(), lr=0.0, policy=fa.TrainableLR(interval=2, source=source))
         train(optimizer, 6)
         assert gain(optimizer) == 1.0
@@ -134,7 +138,7 @@ def test_eta_uses_the_lr_of_the_last_step_also_when_a_scheduler_has_moved_on():
     assert run(change_lr=True) == run(change_lr=False) == pytest.approx(1 + 0.01 * 3.0 / 0.1)
 
 
-def test_eta_with_groups_of_different_rates_adds_each_over_its_own():
+def test_eta_adds_the_slopes_of_groups_by_their_rates_over_the_largest():
     a, b = one_parameter(), one_parameter()
     policy = fa.TrainableLR(interval=1, source="gradient", eta=0.01)
     optimizer = fa.SGD(
@@ -145,7 +149,7 @@ def test_eta_with_groups_of_different_rates_adds_each_over_its_own():
         for group in optimizer.param_groups:
             group["params"][0].grad = torch.ones(2, dtype=torch.float64)
         optimizer.step()
-    assert gain(optimizer) == pytest.approx(1 + 0.01 * (2 / 0.1 + 2 / 0.5))
+    assert gain(optimizer) == pytest.approx(1 + 0.01 * (0.1 * 2 + 0.5 * 2) / 0.5**2)
 
 
 # ---- Hypergradient ----

@@ -51,7 +51,9 @@ class CpuExecutor : public Executor {
       if (policy.kind == PolicyKind::hypergradient) follow_slope(plan, policy, inputs);
       if (policy.kind != PolicyKind::trainable) continue;
       count_trainable_before(plan, policy, inputs);
-      if (ending[i] && policy.source == Source::gradient) measured[i] = adapt(plan, policy, /*with_grads=*/true);
+      if (ending[i] && policy.source == Source::gradient) {
+        measured[i] = adapt(plan, policy, inputs.hypers, /*with_grads=*/true);
+      }
     }
     update(plan, inputs, ending);
     if (rounds_) {
@@ -59,25 +61,29 @@ class CpuExecutor : public Executor {
     }
     for (size_t i = 0; i < plan.policies.size(); ++i) {
       Policy& policy = plan.policies[i];
-      if (policy.kind == PolicyKind::active) count_active(plan, policy, ending[i]);
+      if (policy.kind == PolicyKind::active) {
+        ending[i] ? restart_active(plan, policy) : count_active(plan, policy, inputs.hypers);
+      }
+      if (policy.kind == PolicyKind::hypergradient) note_directions(plan, policy);
       if (policy.kind != PolicyKind::trainable) continue;
-      count_trainable_after(plan, policy, inputs);
+      count_trainable_after(plan, policy);
       if (!ending[i]) continue;
-      if (policy.source != Source::gradient) measured[i] = adapt(plan, policy, /*with_grads=*/false);
+      if (policy.source != Source::gradient) measured[i] = adapt(plan, policy, inputs.hypers, /*with_grads=*/false);
       begin_trainable(plan, policy, measured[i]);
     }
   }
 
-  void end_interval(Plan& plan) override {
+  void end_interval(Plan& plan, const std::vector<Hyper>& hypers) override {
     for (Policy& policy : plan.policies) {
       if (policy.kind == PolicyKind::active) {
         for_pieces([&](const Piece& piece) {
           const Member& m = plan.members[piece.member];
-          if (plan_policy(plan, m.active) == &policy && count(m, kActiveApplied) > 0) adjust_piece(m, piece, policy);
+          if (plan_policy(plan, m.active) != &policy || count(m, kActiveApplied) == 0) return;
+          end_piece(m, piece, policy, hypers[m.group], count(m, kActiveApplied) > 0);
         });
-        count_active(plan, policy, /*ends=*/true);
+        restart_active(plan, policy);
       } else if (policy.kind == PolicyKind::trainable) {
-        begin_trainable(plan, policy, adapt(plan, policy, /*with_grads=*/false));
+        begin_trainable(plan, policy, adapt(plan, policy, hypers, /*with_grads=*/false));
       }
     }
   }
@@ -128,12 +134,13 @@ class CpuExecutor : public Executor {
       for (const Piece* piece = begin; piece != end; ++piece) {
         const bool whole = piece->n == plan.members[piece->member].numel;
         if (whole) prepare(plan, inputs, piece->member, cache, own);
-        take_piece(plan, *piece, whole ? own : scalars_[piece->member], ending);
+        take_piece(plan, *piece, whole ? own : scalars_[piece->member], inputs.hypers, ending);
       }
     });
   }
 
-  void take_piece(const Plan& plan, const Piece& piece, const Scalars<double>& r, const std::vector<bool>& ending) {
+  void take_piece(const Plan& plan, const Piece& piece, const Scalars<double>& r, const std::vector<Hyper>& hypers,
+                  const std::vector<bool>& ending) {
     const Member& m = plan.members[piece.member];
     const bool adjusts = m.active >= 0 && ending[m.active];
     if (m.grad != nullptr) {
@@ -146,8 +153,10 @@ class CpuExecutor : public Executor {
         update_piece<float>(plan, m, piece, mode, r);
       }
     }
-    if (adjusts && (m.grad != nullptr || count(m, kActiveApplied) > 0)) {
-      adjust_piece(m, piece, plan.policies[m.active]);
+    if (adjusts && (m.grad != nullptr || count(m, kActiveApplied) != 0)) {
+      const Hyper& hyper = hypers[m.group];
+      end_piece(m, piece, plan.policies[m.active], hyper,
+                m.grad != nullptr ? hyper.has_rate() : count(m, kActiveApplied) > 0);
     }
   }
 
@@ -162,9 +171,19 @@ class CpuExecutor : public Executor {
     Staged<T>(kernels_, m, piece, true).each(true, kStaged, [&](const Block<T>& block) { loop(block, scalars); });
   }
 
-  void adjust_piece(const Member& m, const Piece& piece, const Policy& policy) {
+  template <class T>
+  static void clear(const Member& m, Role role, const Piece& piece) {
+    std::fill_n(at<T>(m, role, piece.begin), piece.n, T(0));
+  }
+
+  // ActiveLR's interval ends. adjusts: its last step could move the tensor.
+  void end_piece(const Member& m, const Piece& piece, const Policy& policy, const Hyper& hyper, bool adjusts) {
+    if (!adjusts) {
+      m.dtype == DType::f64 ? clear<double>(m, kGradSum, piece) : clear<float>(m, kGradSum, piece);
+      return;
+    }
     Scalars<double> r{};
-    prepare_active(policy, r);
+    prepare_active(policy, hyper, r);
     if (m.dtype == DType::f64) {
       kernels_.f64.adjust(state_block<double>(m, piece.begin, piece.n), r);
     } else {
@@ -179,7 +198,7 @@ class CpuExecutor : public Executor {
     for (int i : policy.members) {
       const Member& m = plan.members[i];
       const Hyper& hyper = inputs.hypers[m.group];
-      if (m.grad == nullptr || hyper.lr == 0 || !has_direction(plan, m)) continue;
+      if (m.grad == nullptr || !hyper.has_rate() || count(m, kDirectionValid) == 0) continue;
       Scalars<double>& r = scalars_[i];
       r = cache.get(plan.groups[m.group].backbone, m.group, hyper, step_count(m));
       r.grad_factor = plan.groups[m.group].maximize ? -grad_factor_ : grad_factor_;
@@ -197,9 +216,12 @@ class CpuExecutor : public Executor {
     for_units(policy, [&](const int* begin, const int* end) {
       double slope = 0;
       for (const int* i = begin; i != end; ++i) {
-        if (measured[*i]) slope += products_[*i].num / inputs.hypers[plan.members[*i].group].lr;
+        if (measured[*i]) slope += inputs.hypers[plan.members[*i].group].lr * products_[*i].num;
       }
-      for (const int* i = begin; i != end; ++i) ascend(plan.members[*i], policy.hyper_lr * slope);
+      for (const int* i = begin; i != end; ++i) {
+        const Member& m = plan.members[*i];
+        ascend(m, policy, ascent(policy.hyper_lr, slope, inputs.hypers[m.group].lr_scale));
+      }
     });
   }
 
@@ -217,7 +239,7 @@ class CpuExecutor : public Executor {
   }
 
   // TrainableLR's interval end: inner products, then the gains.
-  std::vector<bool> adapt(Plan& plan, const Policy& policy, bool with_grads) {
+  std::vector<bool> adapt(Plan& plan, const Policy& policy, const std::vector<Hyper>& hypers, bool with_grads) {
     std::vector<bool> measured(plan.members.size(), false);
     for (int i : policy.members) measured[i] = is_measurable(plan.members[i], policy);
     for_pieces([&](const Piece& piece) {
@@ -229,8 +251,9 @@ class CpuExecutor : public Executor {
     });
     sum_products(plan, measured);
     std::vector<bool> restarts(plan.members.size(), false);
-    for_units(policy,
-              [&](const int* begin, const int* end) { adapt_unit(plan, policy, begin, end, measured, restarts); });
+    for_units(policy, [&](const int* begin, const int* end) {
+      adapt_unit(plan, policy, hypers, begin, end, measured, restarts);
+    });
     if (std::find(restarts.begin(), restarts.end(), true) == restarts.end()) return measured;
     for_pieces([&](const Piece& piece) {
       const Member& m = plan.members[piece.member];
@@ -241,8 +264,8 @@ class CpuExecutor : public Executor {
     return measured;
   }
 
-  void adapt_unit(Plan& plan, const Policy& policy, const int* begin, const int* end, const std::vector<bool>& measured,
-                  std::vector<bool>& restarts) {
+  void adapt_unit(Plan& plan, const Policy& policy, const std::vector<Hyper>& hypers, const int* begin, const int* end,
+                  const std::vector<bool>& measured, std::vector<bool>& restarts) {
     if (std::none_of(begin, end, [&](int i) { return measured[i]; })) return;
     Products sum = {0, 0};
     double slope = 0;
@@ -259,9 +282,10 @@ class CpuExecutor : public Executor {
     for (const int* i = begin; i != end; ++i) {
       Member& m = plan.members[*i];
       if (policy.has_eta) {
-        ascend(m, policy.eta * slope);
+        ascend(m, policy, ascent(policy.eta, slope, hypers[m.group].lr_scale));
       } else {
-        *static_cast<double*>(m.at[kTensorGain]) *= newton_factor(sum);
+        double& gain = *static_cast<double*>(m.at[kTensorGain]);
+        gain = bounded(gain * newton_factor(sum, policy.c), policy.lowest, policy.highest);
         restarts[*i] = measured[*i] && (!is_finite(sum.num) || !is_finite(sum.sq));
       }
     }
@@ -293,7 +317,7 @@ class CpuExecutor : public Executor {
 
   template <class T>
   void begin_piece(const Member& m, const Piece& piece) {
-    if (m.at[kMeanSum] != nullptr) std::fill_n(at<T>(m, kMeanSum, piece.begin), piece.n, T(0));
+    if (m.at[kMeanSum] != nullptr) clear<T>(m, kMeanSum, piece);
     if (m.at[kStart] == nullptr) return;
     load_weights(kernels_.loops<T>(), m, piece.begin, piece.n, at<T>(m, kStart, piece.begin));
   }

@@ -88,9 +88,7 @@ double slope_stored(const Block<T>& block, const Scalars<T>& scalars, bool coupl
   const T factor = scalars.grad_factor, weight_decay = scalars.weight_decay;
   for_lanes(block.n, [&](int64_t i, int lane) {
     const T grad = coupled ? g[i] * factor + weight_decay * p[i] : g[i] * factor;
-    const double product = static_cast<double>(grad) * static_cast<double>(u[i]);
-    // Before the first step the direction is all zeros: 0 times a gradient that is not finite is nothing.
-    sums[lane] += u[i] == T(0) ? 0.0 : product;
+    sums[lane] += static_cast<double>(grad) * static_cast<double>(u[i]);
   });
   return lanes.total();
 }

@@ -18,7 +18,7 @@ class CudaExecutor : public Executor {
 
   void step(Plan& plan, const StepInputs& inputs) override {
     const DeviceGuard guard(device_);
-    begin(plan, &inputs.hypers);
+    begin(plan, inputs.hypers);
     if (!on_device_ && inputs.found_inf != nullptr) {
       throw std::runtime_error(
           "fused_adaptive: only the device knows whether this step is skipped, and the counters are on the host: "
@@ -46,13 +46,14 @@ class CudaExecutor : public Executor {
       const bool measures = policy.kind == PolicyKind::trainable && policy.source != Source::gradient;
       if (measures && may_end(policy, ending[unit.rule])) measure(unit, args, When::after_update);
     }
-    count_on_host(plan, ending);
+    count_on_host(plan, inputs.hypers, ending);
   }
 
-  void end_interval(Plan& plan) override {
+  void end_interval(Plan& plan, const std::vector<Hyper>& hypers) override {
     const DeviceGuard guard(device_);
-    begin(plan, nullptr);
+    begin(plan, hypers);
     Step args = step_args(plan);
+    upload_hypers(hypers, args);
     std::vector<Bucket> adjusted;
     unsigned blocks = 0;
     for (const Bucket& bucket : layout_->buckets) {
@@ -79,7 +80,7 @@ class CudaExecutor : public Executor {
     }
     if (on_device_) return;
     for (Policy& policy : plan.policies) {
-      if (policy.kind == PolicyKind::active) count_active(plan, policy, /*ends=*/true);
+      if (policy.kind == PolicyKind::active) restart_active(plan, policy);
       if (policy.kind == PolicyKind::trainable) restart_on_host(plan, policy);
     }
     remember(plan);
@@ -89,7 +90,7 @@ class CudaExecutor : public Executor {
   static bool may_end(const Policy& policy, bool ends) { return policy.interval > 0 && ends; }
 
   // The stream, and the tables; counts on the device that are what they are on the host.
-  void begin(const Plan& plan, const std::vector<Hyper>* hypers) {
+  void begin(const Plan& plan, const std::vector<Hyper>& hypers) {
     stream_ = current_stream(device_);
     capturing_ = is_capturing(stream_);
     sharing_ = plan.sharing;
@@ -98,12 +99,9 @@ class CudaExecutor : public Executor {
           "fused_adaptive: this optimizer counts on the host and cannot be captured in a CUDA "
           "graph: construct it with capturable=True");
     }
-    std::vector<bool> couples = couples_;
-    if (hypers != nullptr || couples.empty()) {
-      couples.resize(plan.groups.size());
-      for (size_t i = 0; i < couples.size(); ++i) {
-        couples[i] = plan.groups[i].coupled && (hypers == nullptr || (*hypers)[i].weight_decay != 0);
-      }
+    std::vector<bool> couples(plan.groups.size());
+    for (size_t i = 0; i < couples.size(); ++i) {
+      couples[i] = plan.groups[i].coupled && hypers[i].weight_decay != 0;
     }
     if (layout_ == nullptr || couples != couples_) {
       if (capturing_) {
@@ -163,15 +161,7 @@ class CudaExecutor : public Executor {
       uploader_->send(layout_->grads, found_grads_.data(), found_grads_.size() * sizeof(void*), stream_);
       grads_.swap(found_grads_);
     }
-    args.far_hypers = layout_->hypers;
-    const size_t bytes = inputs.hypers.size() * sizeof(Hyper);
-    if (layout_->hypers == nullptr) {
-      std::copy(inputs.hypers.begin(), inputs.hypers.end(), args.hypers);
-    } else if (capturing_ || bytes != hypers_.size() * sizeof(Hyper) ||
-               std::memcmp(hypers_.data(), inputs.hypers.data(), bytes) != 0) {
-      uploader_->send(layout_->hypers, inputs.hypers.data(), bytes, stream_);
-      hypers_ = inputs.hypers;
-    }
+    upload_hypers(inputs.hypers, args);
     if (!inputs.lrs.empty()) {
       args.lrs = layout_->lrs;
       const auto same = [](const DeviceNumber& a, const DeviceNumber& b) {
@@ -188,6 +178,18 @@ class CudaExecutor : public Executor {
       lrs_.clear();
     }
     return args;
+  }
+
+  void upload_hypers(const std::vector<Hyper>& hypers, Step& args) {
+    args.far_hypers = layout_->hypers;
+    const size_t bytes = hypers.size() * sizeof(Hyper);
+    if (layout_->hypers == nullptr) {
+      std::copy(hypers.begin(), hypers.end(), args.hypers);
+    } else if (capturing_ || bytes != hypers_.size() * sizeof(Hyper) ||
+               std::memcmp(hypers_.data(), hypers.data(), bytes) != 0) {
+      uploader_->send(layout_->hypers, hypers.data(), bytes, stream_);
+      hypers_ = hypers;
+    }
   }
 
   void update(const Step& args) {
@@ -226,7 +228,7 @@ class CudaExecutor : public Executor {
     launch(finish_kernel(), 1, stream_, args, work);
   }
 
-  void count_on_host(Plan& plan, const std::vector<bool>& ending) {
+  void count_on_host(Plan& plan, const std::vector<Hyper>& hypers, const std::vector<bool>& ending) {
     for (Member& m : plan.members) {
       if (m.grad == nullptr) continue;
       m.first = false;
@@ -237,7 +239,10 @@ class CudaExecutor : public Executor {
     if (on_device_) return;
     for (size_t i = 0; i < plan.policies.size(); ++i) {
       Policy& policy = plan.policies[i];
-      if (policy.kind == PolicyKind::active) count_active(plan, policy, ending[i]);
+      if (policy.kind == PolicyKind::active) {
+        ending[i] ? restart_active(plan, policy) : count_active(plan, policy, hypers);
+      }
+      if (policy.kind == PolicyKind::hypergradient) note_directions(plan, policy);
       if (policy.kind != PolicyKind::trainable) continue;
       for (int member : policy.members) {
         const Member& m = plan.members[member];
@@ -249,8 +254,9 @@ class CudaExecutor : public Executor {
     remember(plan);
   }
 
-  // Whether a displacement could be measured (its rates and its gain are not 0) is known on the device alone. There
-  // tlr_applied_prev is right, and the host's, which goes into checkpoints, differs only where nothing moved.
+  // Whether a tensor could move (its rates and its gain are not 0) is known on the device alone. There tlr_applied_prev
+  // is right, and the host's, which goes into checkpoints, differs only where nothing moved; so does the sign of
+  // active_applied where lr is a tensor on the device.
   static void restart_on_host(Plan& plan, const Policy& policy) {
     for (int member : policy.members) {
       const Member& m = plan.members[member];

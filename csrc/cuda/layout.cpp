@@ -40,7 +40,7 @@ bool is_hypergradient(const Plan& plan, const Member& m) {
   return m.scalar >= 0 && plan.policies[m.scalar].kind == PolicyKind::hypergradient;
 }
 
-DeviceRule rule_of(const Policy& policy) { return {policy, policy.members.empty() ? -1 : policy.members[0]}; }
+DeviceRule device_rule_of(const Policy& policy) { return {policy, policy.members.empty() ? -1 : policy.members[0]}; }
 
 // A bucket's chunks stand in the packer until all tables are sent; an offset becomes a pointer then.
 template <class E>
@@ -63,6 +63,7 @@ Mirror mirror_of(const Member& m) {
   mirror.tlr_step = counted(kTlrStep);
   mirror.tlr_applied = counted(kTlrApplied);
   mirror.tlr_applied_prev = counted(kTlrAppliedPrev);
+  mirror.direction_valid = counted(kDirectionValid);
   mirror.rounding_step = counted(kRoundingStep);
   return mirror;
 }
@@ -70,7 +71,7 @@ Mirror mirror_of(const Member& m) {
 Layout::Layout(const Plan& plan, const std::vector<bool>& couples, int device, bool on_device) {
   build_tensors(plan, couples, on_device);
   std::vector<DeviceRule> table;
-  for (const Policy& policy : plan.policies) table.push_back(rule_of(policy));
+  for (const Policy& policy : plan.policies) table.push_back(device_rule_of(policy));
   rules = as_offset<DeviceRule>(packer_.add(table));
   build_buckets(plan, couples, device);
   build_units(plan, device);
@@ -111,6 +112,7 @@ void Layout::build_tensors(const Plan& plan, const std::vector<bool>& couples, b
     x.tlr_step = place(kTlrStep, &mirror.tlr_step);
     x.tlr_applied = place(kTlrApplied, &mirror.tlr_applied);
     x.tlr_applied_prev = place(kTlrAppliedPrev, &mirror.tlr_applied_prev);
+    x.direction_valid = place(kDirectionValid, &mirror.direction_valid);
     x.rounding_step = m.at[kRoundingStep] != nullptr ? place(kRoundingStep, &mirror.rounding_step) : nullptr;
     x.seed = m.seed;
     x.numel = m.numel;

@@ -16,7 +16,8 @@ struct Setup {
   const void* grad;
   bool steps;    // it has a gradient
   bool wide;     // 16 bytes at a time
-  bool adjusts;  // ActiveLR's interval ends
+  bool ends;     // ActiveLR's interval ends
+  bool adjusts;  // and the last step could move the tensor
   bool fresh;    // its sum of gradients is still 0
   bool adds;     // the gradient goes into grad_mean_sum
   uint32_t rounding_step;
@@ -29,7 +30,7 @@ __device__ FA_NOINLINE void set_up(const Step& step, int tensor, Setup<T>& s) {
   s.grad = grad_of(step, tensor);
   s.steps = s.grad != nullptr;
   s.wide = is_wide(x, s.grad);
-  s.adjusts = s.fresh = s.adds = false;
+  s.ends = s.adjusts = s.fresh = s.adds = false;
   s.rounding_step = x.rounding_step != nullptr ? static_cast<uint32_t>(*x.rounding_step) : 0;
   const double t = step_count(x) + 1;
   const Hyper hyper = hyper_of(step, x.group);
@@ -40,12 +41,9 @@ __device__ FA_NOINLINE void set_up(const Step& step, int tensor, Setup<T>& s) {
   if (kMode & kScalesElements) {
     const Rule& rule = step.rules[x.active];
     s.fresh = *x.active_applied == 0;
-    s.adjusts = ends_at(rule, *x.active_step + 1) && (s.steps || !s.fresh);
-    r.high = rule.high;
-    r.low = rule.low;
-    r.lowest = rule.lowest;
-    r.highest = rule.highest;
-    r.holds = rule.holds;
+    s.ends = ends_at(rule, *x.active_step + 1) && (s.steps || !s.fresh);
+    s.adjusts = s.ends && (s.steps ? hyper.has_rate() : *x.active_applied > 0);
+    prepare_active(rule, hyper, r);
   }
   if (kMode & kAddsMean) {
     // The mean gradient is taken before the interval's last update, with that step's gradient in it.
@@ -115,6 +113,7 @@ FA_DEVICE void update_elements(const Setup<Compute<P>>& s, const Scalars<Compute
       store(gain, at<T>(x, kGain, element));
       store(sign, at<int8_t>(x, kSignPrev, element));
     }
+    if (s.ends) fill(grad_sum, T(0));
     store(grad_sum, at<T>(x, kGradSum, element));
   }
   if constexpr (kAdds) {
@@ -126,11 +125,14 @@ FA_DEVICE void update_elements(const Setup<Compute<P>>& s, const Scalars<Compute
 }
 
 // ActiveLR's interval end for elements that no step moves. Rare, so without wide accesses.
+// adjusts: the last step could move them.
 template <class T>
-__device__ FA_NOINLINE void adjust_chunk(const Tensor& x, const Scalars<T>& r, int64_t base, int count) {
+__device__ FA_NOINLINE void end_chunk(const Tensor& x, const Scalars<T>& r, int64_t base, int count, bool adjusts) {
   for (int i = threadIdx.x; i < count; i += kThreads) {
     const int64_t element = base + i;
-    adjust_element(*at<T>(x, kGain, element), *at<T>(x, kGradSum, element), *at<int8_t>(x, kSignPrev, element), r);
+    T& grad_sum = *at<T>(x, kGradSum, element);
+    if (adjusts) adjust_element(*at<T>(x, kGain, element), grad_sum, *at<int8_t>(x, kSignPrev, element), r);
+    grad_sum = T(0);
   }
 }
 
@@ -142,20 +144,23 @@ __device__ FA_NOINLINE inline void count_update(const Step& step) {
     if (applied && x.rounding_step != nullptr) *x.rounding_step += 1;
     if (applied && x.step_is_double) *static_cast<double*>(x.step) += 1;
     if (applied && !x.step_is_double) *static_cast<float*>(x.step) += 1;
+    const Hyper hyper = hyper_of(step, x.group);
     if (x.active >= 0) {
       const bool ends = ends_at(step.rules[x.active], *x.active_step + 1);
       *x.active_step = ends ? 0 : *x.active_step + 1;
-      *x.active_applied = ends ? 0 : *x.active_applied + applied;
+      if (ends) *x.active_applied = 0;
+      if (!ends && applied) *x.active_applied = counted(*x.active_applied, hyper.has_rate());
     }
-    if (x.scalar < 0 || step.rules[x.scalar].kind != PolicyKind::trainable) continue;
+    if (x.scalar < 0) continue;
     const Rule& rule = step.rules[x.scalar];
+    if (rule.kind == PolicyKind::hypergradient && applied) *x.direction_valid = 1;
+    if (rule.kind != PolicyKind::trainable) continue;
     // An interval that is measured after the update is ended there.
     const bool ends = rule.source == Source::gradient && ends_at(rule, *x.tlr_step + 1);
-    const double lr = hyper_of(step, x.group).lr;
     *x.tlr_step = ends ? 0 : *x.tlr_step + 1;
     *x.tlr_applied = ends ? 0 : *x.tlr_applied + applied;
-    *x.lr_sum = ends ? 0 : *x.lr_sum + (applied ? lr * draw_of(step, x) : 0.0);
-    if (rule.has_eta) *x.lr_last = lr;
+    *x.lr_sum = ends ? 0 : *x.lr_sum + (applied ? hyper.lr * draw_of(step, x) : 0.0);
+    if (rule.has_eta) *x.lr_last = hyper.lr;
   }
 }
 
@@ -201,7 +206,7 @@ __global__ void __launch_bounds__(kThreads, (blocks_at_once<Backbone, kMode, P>(
         update_elements<1, Backbone, kMode, kCoupled, P>(s, r, chunk.base + e);
       }
     } else if constexpr ((kMode & kScalesElements) != 0) {
-      if (s.adjusts) adjust_chunk(s.tensor, s.scalars, chunk.base, chunk.count);
+      if (s.ends) end_chunk(s.tensor, s.scalars, chunk.base, chunk.count, s.adjusts);
     }
   });
   if (is_last_block(launch)) count_update(step);

@@ -12,7 +12,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     adjust(const __grid_constant__ Step step, const __grid_constant__ Launch launch) {
   struct Shared {
     Scalars<T> scalars;
-    bool moved;
+    bool ends, adjusts;
   };
   FA_SHARED(Shared, s);
   const int64_t end = first_chunk(launch, blockIdx.x + 1);
@@ -21,16 +21,14 @@ __global__ void __launch_bounds__(kThreads, 4)
     const Tensor& x = step.tensors[chunk.tensor];
     __syncthreads();
     if (threadIdx.x == 0) {
-      const Rule& rule = step.rules[x.active];
-      s.moved = *x.active_applied > 0;
-      s.scalars.high = static_cast<T>(rule.high);
-      s.scalars.low = static_cast<T>(rule.low);
-      s.scalars.lowest = static_cast<T>(rule.lowest);
-      s.scalars.highest = static_cast<T>(rule.highest);
-      s.scalars.holds = rule.holds;
+      Scalars<double> r = {};
+      prepare_active(step.rules[x.active], hyper_of(step, x.group), r);
+      s.scalars = r.as<T>();
+      s.ends = *x.active_applied != 0;
+      s.adjusts = *x.active_applied > 0;
     }
     __syncthreads();
-    if (s.moved) adjust_chunk(x, s.scalars, chunk.base, chunk.count);
+    if (s.ends) end_chunk(x, s.scalars, chunk.base, chunk.count, s.adjusts);
   }
   if (!is_last_block(launch)) return;
   for (int i = threadIdx.x; i < step.tensor_count; i += kThreads) {

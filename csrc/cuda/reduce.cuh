@@ -8,23 +8,28 @@ namespace fused_adaptive::cuda {
 
 static_assert(kThreads * kLanesOfThread == kLanes, "each thread owns its lanes");
 
-// Whether TrainableLR can tell anything from this tensor's interval.
-FA_DEVICE bool is_measurable(const Tensor& x, const Rule& rule, int64_t applied) {
-  if (applied == 0) return false;
-  return rule.source == Source::gradient || (*x.lr_sum != 0 && *x.gain != 0);
+// Whether the step under way has still to be counted, in a tensor that it moves.
+FA_DEVICE bool is_uncounted(const Step& step, const Launch& launch, int tensor) {
+  return launch.when == When::before_update && grad_of(step, tensor) != nullptr;
 }
 
-// Steps of the running interval that have moved this tensor; before the update, with the one under way.
+// Steps of the running interval that were applied to this tensor; before the update, with the one under way.
 FA_DEVICE int64_t applied_steps(const Step& step, const Launch& launch, int tensor) {
-  const bool joins = launch.when == When::before_update && grad_of(step, tensor) != nullptr;
-  return *step.tensors[tensor].tlr_applied + joins;
+  return *step.tensors[tensor].tlr_applied + is_uncounted(step, launch, tensor);
+}
+
+// Whether the tensor could move in TrainableLR's interval; by measured directions, also by its gain.
+FA_DEVICE bool is_measurable(const Step& step, const Launch& launch, int tensor) {
+  const Tensor& x = step.tensors[tensor];
+  double lr_sum = *x.lr_sum;
+  if (is_uncounted(step, launch, tensor)) lr_sum += hyper_of(step, x.group).lr * draw_of(step, x);
+  return lr_sum != 0 && (step.rules[launch.rule].source == Source::gradient || *x.gain != 0);
 }
 
 // Hypergradient measures a tensor that takes part, has a rate and has a direction.
 FA_DEVICE bool has_slope(const Step& step, int tensor) {
   const Tensor& x = step.tensors[tensor];
-  if (grad_of(step, tensor) == nullptr || hyper_of(step, x.group).lr == 0) return false;
-  return x.stores_direction || step_count(x) > 0;
+  return grad_of(step, tensor) != nullptr && hyper_of(step, x.group).has_rate() && *x.direction_valid != 0;
 }
 
 FA_DEVICE bool is_due(const Step& step, const Launch& launch) {
@@ -60,14 +65,14 @@ FA_DEVICE Products block_sum(const double (&num)[kLanesOfThread], const double (
 
 // ---- what the last block does ----
 
-// <sum G, sum G_prev> / lr of one tensor [TLR, D.4]; 0 where lr is 0, since nothing there moves.
+// lr * <sum G, sum G_prev> of one tensor [TLR, D.4].
 FA_DEVICE double slope_of_interval(const Step& step, const Launch& launch, int tensor, Products products) {
   const Tensor& x = step.tensors[tensor];
   const int64_t applied = applied_steps(step, launch, tensor);
   const double steps = static_cast<double>(applied) * static_cast<double>(*x.tlr_applied_prev);
   *x.tlr_applied_prev = applied;
   const double lr = launch.when == When::now ? *x.lr_last : hyper_of(step, x.group).lr;
-  return lr != 0 ? products.num * steps / lr : 0.0;
+  return lr * (products.num * steps);
 }
 
 FA_DEVICE Products sum_share(const Launch& launch, const Share& share) {
@@ -81,9 +86,9 @@ FA_DEVICE void judge_tensor(const Step& step, const Launch& launch, const Rule& 
   Outcome o = {products, 0, false, false};
   if (rule.kind == PolicyKind::hypergradient) {
     o.measured = has_slope(step, tensor);
-    if (o.measured) o.slope = o.products.num / hyper_of(step, step.tensors[tensor].group).lr;
+    if (o.measured) o.slope = hyper_of(step, step.tensors[tensor].group).lr * o.products.num;
   } else {
-    o.measured = is_measurable(step.tensors[tensor], rule, applied_steps(step, launch, tensor));
+    o.measured = is_measurable(step, launch, tensor);
     o.restarts = rule.has_eta && o.measured && !(is_finite(o.products.num) && is_finite(o.products.sq));
     if (rule.has_eta && o.measured) o.slope = slope_of_interval(step, launch, tensor, o.products);
   }
@@ -104,13 +109,13 @@ FA_DEVICE Outcome sum_unit(const Launch& launch) {
   return unit;
 }
 
-FA_DEVICE void adapt_gain(const Rule& rule, const Outcome& unit, double* gain, Outcome& own) {
+FA_DEVICE void adapt_gain(const Rule& rule, const Outcome& unit, double lr_scale, double* gain, Outcome& own) {
   if (rule.kind == PolicyKind::hypergradient) {
-    *gain = ascended(*gain, rule.hyper_lr * unit.slope);
+    *gain = ascended(*gain, ascent(rule.hyper_lr, unit.slope, lr_scale), rule.lowest, rule.highest);
   } else if (unit.measured && rule.has_eta) {
-    *gain = ascended(*gain, rule.eta * unit.slope);
+    *gain = ascended(*gain, ascent(rule.eta, unit.slope, lr_scale), rule.lowest, rule.highest);
   } else if (unit.measured) {
-    *gain *= newton_factor(unit.products);
+    *gain = bounded(*gain * newton_factor(unit.products, rule.c), rule.lowest, rule.highest);
     own.restarts = own.measured && !(is_finite(unit.products.num) && is_finite(unit.products.sq));
   }
 }
@@ -127,7 +132,7 @@ __device__ FA_NOINLINE inline void adapt_gains(const Step& step, const Launch& l
   for (int i = thread; i < launch.share_count; i += kThreads) {
     Outcome& own = launch.outcomes[i];
     const Tensor& x = step.tensors[launch.shares[i].tensor];
-    adapt_gain(rule, rule.per_tensor ? own : unit, x.gain, own);
+    adapt_gain(rule, rule.per_tensor ? own : unit, hyper_of(step, x.group).lr_scale, x.gain, own);
     if (own.restarts) any_restarts = true;
     // Before the update, the update's last block restarts the counts: that step still has to see them.
     if (rule.kind == PolicyKind::trainable && launch.when != When::before_update) {
@@ -198,7 +203,7 @@ __device__ FA_NOINLINE void set_up_measure(const Step& step, const Launch& launc
   const int64_t applied = applied_steps(step, launch, tensor);
   s.grad = launch.when == When::before_update ? grad_of(step, tensor) : nullptr;
   s.wide = is_wide(x, s.grad);
-  s.measured = is_measurable(x, step.rules[launch.rule], applied);
+  s.measured = is_measurable(step, launch, tensor);
   s.applied = static_cast<T>(applied);
   s.travelled = static_cast<T>(*x.gain * *x.lr_sum);
   s.factor = static_cast<T>(grad_factor_of(step, x));
@@ -328,9 +333,7 @@ FA_DEVICE void slope_elements(const Slope<Compute<P>>& s, int64_t element, doubl
       for (int k = 0; k < kStates; ++k) own[k] = state[k][i];
       direction[i] = Backbone::direction(own, s.scalars);
     }
-    // A stored direction is all zeros before the first step: 0 times a gradient that is not finite is nothing.
-    const bool nothing = x.stores_direction && direction[i] == T(0);
-    num[i] += nothing ? 0.0 : static_cast<double>(grad) * static_cast<double>(direction[i]);
+    num[i] += static_cast<double>(grad) * static_cast<double>(direction[i]);
   }
 }
 

@@ -15,7 +15,7 @@ struct Tensor {
   void* at[kElementRoles];
   double *gain, *lr_sum, *lr_last;
   void* step;  // float, or double
-  int64_t *active_step, *active_applied, *tlr_step, *tlr_applied, *tlr_applied_prev;
+  int64_t *active_step, *active_applied, *tlr_step, *tlr_applied, *tlr_applied_prev, *direction_valid;
   int64_t* rounding_step;  // null: it is rounded to nearest
   int64_t numel, index, seed;
   int32_t group, active, scalar;
@@ -29,7 +29,7 @@ struct Tensor {
 // only a change from outside has to be carried over. An SGD has no count of its own: 0 is "no buffer yet".
 struct Mirror {
   double step;
-  int64_t active_step, active_applied, tlr_step, tlr_applied, tlr_applied_prev, rounding_step;
+  int64_t active_step, active_applied, tlr_step, tlr_applied, tlr_applied_prev, direction_valid, rounding_step;
 };
 
 // A policy. Its tensors count alike, so that the first stands for all.

@@ -9,21 +9,19 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .. import _extension, python_calls
 from ..distributed import RowSums
-from ..policies import ActiveLR, Hypergradient, TrainableLR
 from ..slot import Slot
 from ..versions import Written
 from . import reference
+from .plans import POLICIES, GroupNumbers, dense_copies, gather_state, parts, ready
 from .plans import conform as _conform
-from .plans import dense_copies, gather_state, parts, ready
 from .plans import end_interval as _end_interval
-from .plans import hyperparameters as _hyperparameters
 from .plans import policy_arguments as _policy_arguments
 from .plans import scalar as _scalar
 from .plans import structure as _structure
@@ -34,6 +32,7 @@ if TYPE_CHECKING:
 
 name = "native"
 supports_masters = True
+policies = POLICIES
 
 
 def why_not(devices: Iterable[torch.device]) -> str:
@@ -109,7 +108,8 @@ class Plan:
         self.device = slots[0].param.device
         self._slots = slots
         self._params = [slot.param for slot in slots]
-        self._groups = list({id(slot.group): slot.group for slot in slots}.values())
+        self._numbers = GroupNumbers(slots)
+        self._groups = self._numbers.groups
         self._backbone = slots[0].backbone
         # A parameter with gaps or overlaps in memory is updated in a dense copy.
         self._dense = dense_copies(self._params)
@@ -141,7 +141,7 @@ class Plan:
         position = {id(slot): i for i, slot in enumerate(slots)}
         for policy, members in gathered.members.items():
             own = [position[id(slot)] for slot in members if id(slot) in position]
-            if own and isinstance(policy, (ActiveLR, TrainableLR, Hypergradient)) and not policy.naive:
+            if own and policy.adapts and not policy.naive:
                 ops.plan_policy(number, type(policy).__name__, own, _policy_arguments(policy))
         self._share(number)
         ops.plan_finish(number)
@@ -200,11 +200,12 @@ class Plan:
             self._raise_versions()
         for param, dense in self._copies:
             dense.copy_(param)
-        on_device = [i for i, group in enumerate(self._groups) if _is_read_there(group["lr"], self.device)]
-        lrs = [_scalar(self._groups[i]["lr"], self.device, torch.float64) for i in on_device]
+        numbers, rates = self._numbers.read(self.device)
+        on_device = [i for i, rate in enumerate(rates) if rate is not None]
+        lrs = [_scalar(rates[i], self.device, torch.float64) for i in on_device]
         torch.ops.fused_adaptive.plan_step.default(
             self._number,
-            [x for i, group in enumerate(self._groups) for x in _hyperparameters(group, i in on_device)],
+            numbers,
             None if draws is None else draws.to(self.device),
             _scalar(grad_scale, self.device, torch.float64),
             _scalar(found_inf, self.device),
@@ -220,7 +221,7 @@ class Plan:
         for param, dense in self._copies:
             dense.copy_(param)
         self._written.raise_versions(range(len(self._params)))
-        torch.ops.fused_adaptive.plan_end_interval(self._number)
+        torch.ops.fused_adaptive.plan_end_interval(self._number, self._numbers.read(self.device)[0])
         self._raise_failure()
 
     def _raise_versions(self) -> None:
@@ -231,8 +232,3 @@ class Plan:
     def _raise_failure(self) -> None:
         if self._failures:
             raise self._failures.pop()
-
-
-def _is_read_there(value: Any, device: torch.device) -> bool:
-    """Whether a number is a tensor on the GPU that uses it: the kernels read it, the host would have to wait for it."""
-    return isinstance(value, Tensor) and device.type != "cpu" and value.device == device

@@ -15,14 +15,17 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..checkpoint import specs
-from ..policies import Policy, TrainableLR
-from ..slot import Slot
+from ..policies import ActiveLR, FixedLR, Hypergradient, Policy, TrainableLR
+from ..slot import Slot, has_rate, reference_rate
 from ..state import state_dtype
 from ..versions import SharedVersion
 from . import reference
 
 if TYPE_CHECKING:
     from ..gather import Gathered
+
+#: The policies that kernels know.
+POLICIES = (FixedLR, ActiveLR, TrainableLR, Hypergradient)
 
 #: The backbone's state in the order of its struct in csrc/backbones.h.
 STATE_NAMES = {
@@ -50,6 +53,7 @@ ROLES = {
     "tlr_step": "tlr_step",
     "tlr_applied": "tlr_applied",
     "tlr_applied_prev": "tlr_applied_prev",
+    "direction_valid": "direction_valid",
     "rounding_step": "rounding_step",
 }
 
@@ -177,7 +181,42 @@ def structure(backbone: str, group: dict[str, Any]) -> str:
     return f"{backbone}{variant or 'Plain'}"
 
 
-def hyperparameters(group: dict[str, Any], lr_on_device: bool = False) -> tuple[float, ...]:
+class GroupNumbers:
+    """The run-time numbers of a plan's param groups, read anew for each step.
+
+    Args:
+        slots: the plan's.
+
+    Attributes:
+        groups: those of the slots, in their order.
+        resting: the ids of those that were last read without a rate, so that nothing moves.
+    """
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        first = {id(slot.group): slot for slot in reversed(slots)}
+        self.groups = list({id(slot.group): slot.group for slot in slots}.values())
+        self.resting: set[int] = set()
+        self._scale_groups = [first[id(group)].scale_groups or (group,) for group in self.groups]
+
+    def read(self, device: torch.device) -> tuple[list[float], list[Tensor | None]]:
+        """All numbers, group by group, and of each group its lr if it is a tensor on that GPU: the host would wait."""
+        scales = {id(groups): max(map(reference_rate, groups)) for groups in self._scale_groups}
+        rates = [_lr_on(device, group["lr"]) for group in self.groups]
+        numbers = [
+            number
+            for group, rate, scaled_by in zip(self.groups, rates, self._scale_groups, strict=True)
+            for number in numbers_of(group, scales[id(scaled_by)], lr_on_device=rate is not None)
+        ]
+        by_group = zip(self.groups, rates, strict=True)
+        self.resting = {id(g) for g, rate in by_group if rate is None and not has_rate(g)}
+        return numbers, rates
+
+
+def _lr_on(device: torch.device, lr: Any) -> Tensor | None:
+    return lr if isinstance(lr, Tensor) and device.type != "cpu" and lr.device == device else None
+
+
+def numbers_of(group: dict[str, Any], lr_scale: float, lr_on_device: bool = False) -> tuple[float, ...]:
     """In the order of csrc/backbones.h's Hyper. An lr that only the device knows is NaN here."""
     beta1, beta2 = group.get("betas", (0.0, 0.0))
     return (
@@ -188,22 +227,26 @@ def hyperparameters(group: dict[str, Any], lr_on_device: bool = False) -> tuple[
         float(group.get("eps", 0.0)),
         float(group.get("momentum", 0.0)),
         float(group.get("dampening", 0.0)),
+        reference_rate(group),
+        lr_scale,
     )
 
 
 def policy_arguments(policy: Policy) -> list[float]:
     """In the order of TensorPlan::add_policy in csrc/tensors.cpp."""
-    low, high = getattr(policy, "gain_bounds", None) or (-math.inf, math.inf)
-    eta = getattr(policy, "eta", None)
+    lowest, highest = getattr(policy, "gain_bounds", None) or (-math.inf, math.inf)
+    high, increment, eta = (getattr(policy, name, None) for name in ("high", "increment", "eta"))
     sources = ("displacement", "gradient", "preconditioned")
     return [
         float(policy.interval or 0),
         float(getattr(policy, "granularity", "global") == "tensor"),
-        getattr(policy, "high", 0.0),
+        lowest,
+        highest,
+        math.nan if increment is None else increment,
+        high or 0.0,
         getattr(policy, "low", 1.0),
-        low,
-        high,
-        float(getattr(policy, "first_interval", "") == "hold"),
+        float(getattr(policy, "on_zero", "") == "hold"),
+        getattr(policy, "c", 0.0),
         float(sources.index(policy.source)) if isinstance(policy, TrainableLR) and policy.source else 0.0,
         math.nan if eta is None else eta,
         getattr(policy, "hyper_lr", 0.0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_UP, Context, Decimal
 from typing import Any
 
@@ -66,7 +67,14 @@ class ASLR(Controller):
             raise TypeError(f"ASLR: seed must be an int, got {seed!r}")
         self._bounds = _bounds(min_lr, max_lr)
         super().__init__(optimizer, process_group, takes_over)
-        self._center = self._clamp(_one_digit(self._last_lr[0], ROUND_HALF_UP))
+        first = _one_digit(self._last_lr[0], ROUND_HALF_UP)
+        if abs(float(first) / self._last_lr[0] - 1) > 1e-3:
+            warnings.warn(
+                f"ASLR: the lr of param group 0, {self._last_lr[0]:g}, becomes {float(first):g}: the search is on a "
+                "grid of one significant digit. Construct the optimizer with such a rate",
+                stacklevel=2,
+            )
+        self._center = self._clamp(first)
         self._best = math.inf
         self._direction, self._range, self._moves = 1, 1, 0
         self._draw = RateDraw(seed, 0.0) if jitter else None

@@ -19,38 +19,70 @@ __all__ = [
     "ScalarPolicy",
     "TrainableLR",
     "from_plain",
-    "to_plain",
+    "is_plain",
+    "parse",
+    "register",
+    "resolve",
 ]
 
 _BY_NAME: dict[str, type[Policy]] = {c.__name__: c for c in (FixedLR, ActiveLR, TrainableLR, Hypergradient)}
 
+
+def register(policy: type[Policy]) -> type[Policy]:
+    """Makes a policy known by its class's name, as it stands in param groups and on disk.
+
+    A frozen dataclass whose arguments are numbers, strings and None. It runs on the reference backend; kernels know
+    the policies of this package.
+    """
+    _BY_NAME[policy.__name__] = policy
+    return policy
+
+
 Plain = dict[str, Any] | list[dict[str, Any]]
 
-#: What each plain form stands for: there are a few in a program, and they are read at every step. Not an lru_cache,
-#: which torch.compile warns of.
+#: What plain forms stand for, which are read at every step. Not an lru_cache, which torch.compile warns of.
 _BUILT: dict[Any, tuple[Policy, ...]] = {}
+#: A program has a few of them, unless it changes a policy's numbers as it goes.
+_MOST_BUILT = 128
 
 
-def to_plain(policy: Any, backbone: Backbone, group: Group) -> Plain:
-    """The form of ``policy`` that stands in a param group, with the backbone's defaults filled in.
+def parse(policy: Any) -> tuple[Policy, ...]:
+    """The policies that a user, a param group or a checkpoint names, with nothing filled in.
 
     Args:
-        policy: None (fixed), a policy, a tuple or list of policies, or the plain form itself.
+        policy: None (fixed), a policy, a tuple or list of policies, or their plain form.
 
     Raises:
         TypeError: for anything else.
-        ValueError: where the policies cannot be combined or cannot drive the backbone.
+        ValueError: where policies cannot be combined.
     """
-    if policy is None:
-        policy = FixedLR()
-    together = isinstance(policy, (tuple, list)) and len(policy) != 1
-    policies = [_as_policy(p) for p in (policy if isinstance(policy, (tuple, list)) else (policy,))]
-    if together:
-        policies = _compose(policies)
-    policies = [p.resolve(backbone) for p in policies]
-    for p in policies:
-        p.check(backbone, group)
-    return [p.arguments() for p in policies] if together else policies[0].arguments()
+    together = isinstance(policy, (tuple, list))
+    policies = [FixedLR() if p is None else _as_policy(p) for p in (policy if together else (policy,))]
+    return tuple(policies if len(policies) == 1 else _compose(policies))
+
+
+def resolve(policies: Sequence[Policy], backbone: Backbone, groups: Sequence[Group]) -> Plain:
+    """The form in which policies stand in param groups, with the defaults filled in.
+
+    Args:
+        policies: as :func:`parse` returns them.
+        backbone: of the optimizer.
+        groups: the param groups that are given these policies.
+
+    Raises:
+        ValueError: where a policy cannot drive the backbone with the hyperparameters of a group.
+    """
+    resolved = [policy.resolve(backbone, groups) for policy in policies]
+    for policy in resolved:
+        for group in groups:
+            policy.check(backbone, group)
+    plain = [policy.arguments() for policy in resolved]
+    return plain if len(plain) > 1 else plain[0]
+
+
+def is_plain(policy: Any) -> bool:
+    """Whether it is the form of policies that stands in param groups."""
+    return isinstance(policy, dict) or (isinstance(policy, list) and all(isinstance(p, dict) for p in policy))
 
 
 def from_plain(plain: Plain) -> tuple[Policy, ...]:
@@ -58,6 +90,8 @@ def from_plain(plain: Plain) -> tuple[Policy, ...]:
     dicts: Sequence[Mapping[str, Any]] = [plain] if isinstance(plain, Mapping) else plain
     key = tuple(tuple(d.items()) for d in dicts)
     if key not in _BUILT:
+        if len(_BUILT) >= _MOST_BUILT:
+            del _BUILT[next(iter(_BUILT))]
         _BUILT[key] = tuple(_as_policy(d) for d in dicts)
     return _BUILT[key]
 
@@ -77,19 +111,23 @@ def _as_policy(policy: Any) -> Policy:
 
 def _compose(policies: Sequence[Policy]) -> list[Policy]:
     """ActiveLR's gain of each element times TrainableLR's: the only two that go together."""
-    composed = [
-        p.with_source(p.source or "gradient") if isinstance(p, TrainableLR) and not p.naive else p for p in policies
-    ]
-    kinds = sorted(type(p).__name__ for p in composed)
+    kinds = sorted(type(p).__name__ for p in policies)
     if kinds != ["ActiveLR", "TrainableLR"]:
         raise ValueError(
             f"these policies do not go together: {', '.join(kinds) or 'none'}; a tuple of policies is one ActiveLR and "
             "one TrainableLR (source='gradient')"
         )
-    for p in composed:
-        if isinstance(p, TrainableLR) and (p.naive or p.source != "gradient"):
-            raise ValueError(
-                "together with ActiveLR, TrainableLR measures gradients: use source='gradient' and naive=False "
-                f"(got source={p.source!r}, naive={p.naive})"
-            )
-    return composed
+    return [_beside_another(p) for p in policies]
+
+
+def _beside_another(policy: Policy) -> Policy:
+    """The policy with the defaults that it has in a tuple."""
+    if isinstance(policy, ActiveLR):
+        return policy.beside_a_scalar_policy()
+    assert isinstance(policy, TrainableLR)
+    if policy.naive or policy.source not in (None, "gradient"):
+        raise ValueError(
+            "together with ActiveLR, TrainableLR measures gradients: use source='gradient' and naive=False "
+            f"(got source={policy.source!r}, naive={policy.naive})"
+        )
+    return policy.with_source("gradient")

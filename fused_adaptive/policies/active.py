@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,10 +12,10 @@ from torch import Tensor
 from ..backbones import Backbone, Group
 from ..slot import Slot, applied
 from ..state import COUNTER, ELEMENTS, State, StateSpec
-from .base import REQUIRED, Policy, check_interval, check_number, set_field
+from .base import REQUIRED, Policy, check_bounds, check_interval, check_number, set_field
 
-#: ``grad_sign_prev`` of an element that has seen no whole interval; not sign 0, which is a sign that shrinks.
-NONE_YET = 2
+#: ``high`` where a scalar policy owns the scale of the rate, in a tuple with TrainableLR.
+HIGH_IN_TUPLE = 0.1
 
 
 @dataclass(frozen=True)
@@ -23,63 +23,91 @@ class ActiveLR(Policy):
     """Learning rates that grow where the cumulative gradient keeps its sign, and shrink where it does not.
 
     Source: Wadi, Fredette, Senecal, "Read the Signs", Algorithm 1. Each element sums its gradients over an interval,
-    ``c ← c + g``; when the interval ends, after that step's update::
+    ``c ← c + g``. When the interval ends, after that step's update, with ``s = sign(c)·sign(c_prev)``::
 
-        γ ← γ + high   if sign(c) · sign(c_prev) > 0,   else γ · low
+        γ ← γ + high   if s > 0          # high = increment / lr_ref, or given
+        γ ← γ · low    if s < 0
+        γ as on_zero says if s = 0
+
+    With ``increment=a`` the learning rate itself grows by ``a``, whatever it began with: the result does not depend on
+    the initial rate. Where signs agree half of the time the rate is about ``a / (1 − low)``. Where lr is meant as a
+    limit (fine-tuning) pass ``high=0.1`` or a smaller increment: with ``high + low = 1`` a rate stays near lr.
 
     Args:
         interval: optimizer steps in an interval (the paper's epoch); None: only ``optimizer.end_interval()`` ends one.
-        high: what a gain grows by, dimensionless, >= 0. Default 0.1; the paper recommends ``high + low = 1``.
+        increment: what a learning rate grows by, absolute, >= 0. Default: 0.1 with SGD (the paper's), 1e-4 with the
+            adaptive backbones (stationary at their default lr, 1e-3); none in a tuple with TrainableLR.
+        high: what a gain grows by instead, relative to lr, >= 0. Default None, in a tuple with TrainableLR 0.1.
         low: what a gain shrinks by, in (0, 1]. Default 0.9.
-        first_interval: ``"hold"`` (default) leaves the gains at the end of the first interval, which has none before
-            it; ``"shrink"`` is the paper's Algorithm 1 to the letter.
-        gain_bounds: ``(lo, hi)`` with ``0 <= lo <= 1 <= hi``: gains are clamped when they are adjusted. Default None.
+        on_zero: ``"hold"`` (default) leaves the gain where there is nothing to compare: at the end of the first
+            interval, and where a sum is exactly 0 (a row of an embedding that was not looked up). ``"shrink"`` is the
+            paper's Algorithm 1 to the letter.
+        gain_bounds: ``(lo, hi)`` with ``0 <= lo <= 1 <= hi``, relative to lr: gains are clamped when they are adjusted.
+            Default None.
 
     State: 9 bytes a parameter in float32 (gain 4, sum 4, sign 1). Wherever ``c`` is not finite the gain shrinks and
-    the sum starts anew.
+    the sum starts anew. Where lr was 0 at the last step, nothing has moved: gains and signs stay.
 
     Raises:
-        TypeError, ValueError: on any argument outside of the above.
+        TypeError, ValueError: on any argument outside of the above, or ``increment`` together with ``high``.
     """
 
     elementwise: ClassVar[bool] = True
     counter: ClassVar[str | None] = "active_step"
 
     interval: int | None = field(default=REQUIRED, kw_only=True)
-    high: float = 0.1
+    increment: float | None = None
+    high: float | None = None
     low: float = 0.9
-    first_interval: str = "hold"
+    on_zero: str = "hold"
     gain_bounds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        high = check_number("ActiveLR", "high", self.high, lambda x: x >= 0, "finite and >= 0 (it is added to a gain)")
+        if self.increment is not None and self.high is not None:
+            raise ValueError(
+                f"ActiveLR: increment={self.increment!r} (of the learning rate) and high={self.high!r} (of the gain) "
+                "exclude each other: pass one of them"
+            )
+        for name, what in (("increment", "a learning rate"), ("high", "a gain")):
+            if getattr(self, name) is not None:
+                condition = f"finite and >= 0 (it is added to {what}), or None"
+                set_field(self, name, check_number("ActiveLR", name, getattr(self, name), lambda x: x >= 0, condition))
         low = check_number("ActiveLR", "low", self.low, lambda x: 0 < x <= 1, "in (0, 1] (a gain is multiplied by it)")
         set_field(self, "interval", check_interval("ActiveLR", self.interval))
-        set_field(self, "high", high)
         set_field(self, "low", low)
-        if self.first_interval not in ("hold", "shrink"):
-            raise ValueError(f"ActiveLR: first_interval must be 'hold' or 'shrink', got {self.first_interval!r}")
-        if self.gain_bounds is not None:
-            set_field(self, "gain_bounds", _check_bounds(self.gain_bounds))
+        if self.on_zero not in ("hold", "shrink"):
+            raise ValueError(f"ActiveLR: on_zero must be 'hold' or 'shrink', got {self.on_zero!r}")
+        set_field(self, "gain_bounds", check_bounds("ActiveLR", self.gain_bounds))
 
-    def arguments(self) -> dict[str, Any]:
-        arguments = super().arguments()
-        low, high = arguments.pop("gain_bounds") or (None, None)
-        return arguments | {"gain_min": low, "gain_max": high}
+    def resolve(self, backbone: Backbone, groups: Sequence[Group]) -> ActiveLR:
+        return replace(self, increment=backbone.increment) if self._is_open else self
 
-    @classmethod
-    def from_arguments(cls, arguments: Mapping[str, Any]) -> ActiveLR:
-        arguments = dict(arguments)
-        bounds = (arguments.pop("gain_min", None), arguments.pop("gain_max", None))
-        if bounds != (None, None):
-            arguments["gain_bounds"] = bounds
-        return cls(**arguments)
+    def beside_a_scalar_policy(self) -> ActiveLR:
+        """The policy with its defaults in a tuple, where the other one owns the scale of the rate."""
+        return replace(self, high=HIGH_IN_TUPLE) if self._is_open else self
+
+    def advice(self, backbone: Backbone, groups: Sequence[Group]) -> str:
+        # What is frozen by lr 0, or warmed up from there, has no rate yet to be compared with.
+        lr = min((lr for group in groups if (lr := float(group["lr"])) > 0), default=0.0)
+        if not self._is_open or lr == 0 or backbone.increment <= 2 * lr:
+            return ""
+        limit = backbone.increment / (1 - self.low) if self.low < 1 else float("inf")
+        return (
+            f"ActiveLR: lr={lr:g} is only a start, since the default increment={backbone.increment:g} is more than "
+            f"twice that: rates can reach about increment/(1 - low) = {limit:g}. To stay near lr (fine-tuning) pass "
+            "high=0.1, or a smaller increment"
+        )
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether what gains grow by is left to the defaults."""
+        return self.increment is None and self.high is None
 
     def state_spec(self, backbone: Backbone, group: Group) -> dict[str, StateSpec]:
         return {
             "element_gain": StateSpec(fill=1.0),
             "grad_sum": ELEMENTS,
-            "grad_sign_prev": StateSpec(dtype=torch.int8, fill=NONE_YET),
+            "grad_sign_prev": StateSpec(dtype=torch.int8),
             "active_step": COUNTER,
             "active_applied": COUNTER,
         }
@@ -91,38 +119,35 @@ class ActiveLR(Policy):
         super().after_update(slots, ending)
         for slot in applied(slots):
             slot.state["grad_sum"] += slot.grad()
-            slot.state["active_applied"] += 1
+            # Of those steps, negative if the last one had nothing to move with: an end by hand has to know.
+            count = slot.state["active_applied"].abs_().add_(1)
+            if not slot.has_rate:
+                count.neg_()
         if ending:
             self.end_interval(slots)
 
     def end_interval(self, slots: Sequence[Slot]) -> None:
         for slot in slots:
             if slot.state["active_applied"] > 0:
-                self._adjust(slot.state)
+                self._adjust(slot)
+            elif slot.state["active_applied"] < 0:
+                slot.state["grad_sum"].zero_()
             slot.state["active_step"].zero_()
             slot.state["active_applied"].zero_()
 
-    def _adjust(self, state: State) -> None:
-        gain, total, sign_prev = state["element_gain"], state["grad_sum"], state["grad_sign_prev"]
+    def _adjust(self, slot: Slot) -> None:
+        gain, total, sign_prev = (slot.state[name] for name in ("element_gain", "grad_sum", "grad_sign_prev"))
+        high = self.high if self.increment is None else self.increment / slot.lr_ref
         finite = total.isfinite()
         # Signs are compared, never the product of two sums, which underflows.
         sign = torch.where(finite, total.sign(), 0).to(torch.int8)
-        agree = sign * sign_prev == 1
-        adjusted = torch.where(agree, gain + self.high, gain * self.low)
+        product = sign * sign_prev
+        adjusted = torch.where(product > 0, gain + high, gain * self.low)
         if self.gain_bounds is not None:
             adjusted.clamp_(*self.gain_bounds)
-        if self.first_interval == "hold":
-            adjusted = torch.where(finite & (sign_prev == NONE_YET), gain, adjusted)
+        if self.on_zero == "hold":
+            adjusted = torch.where(finite & (product == 0), gain, adjusted)
+            sign = torch.where(finite & (sign == 0), sign_prev, sign)
         gain.copy_(adjusted)
         sign_prev.copy_(sign)
         total.zero_()
-
-
-def _check_bounds(bounds: Any) -> tuple[float, float]:
-    try:
-        lo, hi = map(float, bounds)
-    except (TypeError, ValueError):
-        raise TypeError(f"ActiveLR: gain_bounds must be a pair (lo, hi) or None, got {bounds!r}") from None
-    if not 0 <= lo <= 1 <= hi:
-        raise ValueError(f"ActiveLR: gain_bounds must be (lo, hi) with 0 <= lo <= 1 <= hi, got {(lo, hi)}")
-    return lo, hi

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, ClassVar
@@ -29,12 +29,16 @@ class Policy:
     interval: int | None = None
     naive: bool = False
 
-    def resolve(self, backbone: Backbone) -> Policy:
-        """The policy with its backbone-dependent defaults filled in."""
+    def resolve(self, backbone: Backbone, groups: Sequence[Group]) -> Policy:
+        """The policy with the defaults filled in that depend on the backbone or on the groups that it is given to."""
         return self
 
     def check(self, backbone: Backbone, group: Group) -> None:
         """Raises ValueError where the policy cannot drive this backbone with these hyperparameters."""
+
+    def advice(self, backbone: Backbone, groups: Sequence[Group]) -> str:
+        """What a user who gives these groups the policy, not resolved yet, should be warned of; "" if nothing."""
+        return ""
 
     def state_spec(self, backbone: Backbone, group: Group) -> dict[str, StateSpec]:
         """The state that a tensor of this policy needs besides its backbone's, by name."""
@@ -53,6 +57,12 @@ class Policy:
         if self.counter is None or self.interval is None or not slots:
             return False
         return slots[0].state[self.counter].item() + 1 >= self.interval
+
+    def join(self, slot: Slot, created: Collection[str]) -> None:
+        """Called for a tensor that has just got these entries of its state, with their initial values."""
+
+    def restructure(self, slot: Slot) -> None:
+        """Called for a tensor whose backbone has changed its structure (amsgrad switched on, say)."""
 
     def observe(self, slot: Slot, direction: Direction) -> None:
         """Called for each tensor that is about to move, with its direction."""
@@ -78,12 +88,19 @@ class Policy:
 
     def arguments(self) -> dict[str, Any]:
         """Name and arguments as numbers, strings and None, as they stand in a param group and on disk."""
-        names = [f.name for f in fields(self)]  # type: ignore[arg-type]  # every policy is a dataclass
-        return {"name": type(self).__name__} | {name: getattr(self, name) for name in names}
+        arguments = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # a dataclass
+        if "gain_bounds" in arguments:
+            low, high = arguments.pop("gain_bounds") or (None, None)
+            arguments |= {"gain_min": low, "gain_max": high}
+        return {"name": type(self).__name__} | arguments
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> Policy:
         """The policy that :meth:`arguments` describes, without its name."""
+        arguments = dict(arguments)
+        bounds = (arguments.pop("gain_min", None), arguments.pop("gain_max", None))
+        if bounds != (None, None):
+            arguments["gain_bounds"] = bounds
         return cls(**arguments)
 
 
@@ -101,6 +118,8 @@ class ScalarPolicy(Policy):
     """
 
     granularity: str
+    #: ``(lo, hi)``: what the gain is clamped to whenever it is adjusted.
+    gain_bounds: tuple[float, float] | None = None
 
     def gain(self, state: State) -> float:
         return state["gain"].item()
@@ -114,12 +133,26 @@ class ScalarPolicy(Policy):
             return [list(slots)] if slots else []
         return [[slot] for slot in slots]
 
+    def ascend(self, unit: Sequence[Slot], step_size: float, slope: float) -> None:
+        """``γ ← max(0, γ + step_size·slope/L²)``, with ``L`` the largest reference rate of the groups under the gain.
 
-def ascend(unit: Sequence[Slot], amount: float) -> None:
-    """``γ ← max(0, γ + amount)``; ``γ`` stays where the amount is not finite."""
-    if math.isfinite(amount):
-        for slot in unit:
-            slot.state["gain"].add_(amount).clamp_(min=0)
+        Args:
+            unit: the tensors of one gain.
+            step_size: of the gain's ascent, ``hyper_lr`` or ``eta``.
+            slope: the sum of ``lr·⟨·,·⟩`` over the unit. Where it is not finite, or ``L`` is 0, ``γ`` stays.
+        """
+        scale = unit[0].lr_scale
+        amount = step_size * slope / (scale * scale) if scale > 0 else math.nan
+        if math.isfinite(amount):
+            for slot in unit:
+                slot.state["gain"].add_(amount).clamp_(min=0)
+            self.clamp(unit)
+
+    def clamp(self, unit: Sequence[Slot]) -> None:
+        """Puts gains that have been adjusted within ``gain_bounds``."""
+        if self.gain_bounds is not None:
+            for slot in unit:
+                slot.state["gain"].clamp_(*self.gain_bounds)
 
 
 class _Required:
@@ -148,6 +181,19 @@ def check_interval(policy: str, interval: Any) -> int | None:
     if isinstance(interval, bool) or steps < 1:
         raise ValueError(f"{policy}: interval must be at least 1, got {interval!r}; {remedy}")
     return steps
+
+
+def check_bounds(policy: str, bounds: Any) -> tuple[float, float] | None:
+    """``gain_bounds`` as plain floats. Raises TypeError or ValueError that says what they must be."""
+    if bounds is None:
+        return None
+    try:
+        lo, hi = map(float, bounds)
+    except (TypeError, ValueError):
+        raise TypeError(f"{policy}: gain_bounds must be a pair (lo, hi) or None, got {bounds!r}") from None
+    if not 0 <= lo <= 1 <= hi:
+        raise ValueError(f"{policy}: gain_bounds must be (lo, hi) with 0 <= lo <= 1 <= hi, got {(lo, hi)}")
+    return lo, hi
 
 
 def check_granularity(policy: str, granularity: Any) -> None:

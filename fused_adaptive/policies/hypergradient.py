@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,8 @@ import torch
 from ..backbones import Backbone, Direction, Group
 from ..distributed import whole_products
 from ..slot import Slot, applied, inner_product
-from ..state import ELEMENTS, GAIN, StateSpec
-from .base import ScalarPolicy, ascend, check_granularity, check_number, set_field
+from ..state import COUNTER, ELEMENTS, GAIN, StateSpec
+from .base import ScalarPolicy, check_granularity, check_number, set_field
 
 
 @dataclass(frozen=True)
@@ -19,19 +19,23 @@ class Hypergradient(ScalarPolicy):
     """Learning rates by gradient descent on themselves, every step.
 
     Source: Baydin et al., "Online Learning Rate Adaptation with Hypergradient Descent", ICLR 2018. Before each step,
-    with ``u_prev`` the direction of the tensor's last one, decoupled decay excluded::
+    with ``u_prev`` the direction of the tensor's last one, decoupled decay excluded, and ``L`` the largest reference
+    rate (``group["lr_ref"]``) of the groups under the gain::
 
-        γ ← max(0, γ + hyper_lr · ⟨ĝ, u_prev⟩ / lr)
+        γ ← max(0, γ + hyper_lr · Σ lr·⟨ĝ, u_prev⟩ / L²)
 
-    The inner products are complete before any tensor moves. Groups of different lr add ``⟨·,·⟩ / lr`` each.
+    which is the source's ``α ← α + hyper_lr·⟨ĝ, u_prev⟩`` where lr is constant. The inner products are complete before
+    any tensor moves.
 
     Args:
         hyper_lr: step size of the learning rate itself, >= 0. A required keyword or first argument.
         granularity: ``"global"`` (default), one gain for all tensors, or ``"tensor"``, one for each.
 
     State: no bytes a parameter where the backbone's state gives ``u_prev`` (SGD with momentum, AdamW, RAdam, AdaBelief;
-    with the group's present betas and eps), 4 where it does not (SGD without momentum, or with Nesterov's). The gain
-    stays where the inner product is not finite or lr is 0, and never goes below 0.
+    with the group's present betas and eps), 4 where it does not (SGD without momentum, or with Nesterov's).
+    ``direction_valid`` is 1 where there is such a direction: after ``restart_interval()``, and after the backbone's
+    structure has changed, there is none until the next step. The gain stays where the sum is not finite, and never
+    goes below 0. Code that edits moments calls ``optimizer.restart_interval()``.
 
     Raises:
         ValueError: on any argument outside of the above.
@@ -46,26 +50,34 @@ class Hypergradient(ScalarPolicy):
         check_granularity("Hypergradient", self.granularity)
 
     def state_spec(self, backbone: Backbone, group: Group) -> dict[str, StateSpec]:
-        return {"gain": GAIN} if backbone.direction_in_state(group) else {"gain": GAIN, "direction_prev": ELEMENTS}
+        spec = {"gain": GAIN, "direction_valid": COUNTER}
+        return spec if backbone.direction_in_state(group) else spec | {"direction_prev": ELEMENTS}
+
+    def join(self, slot: Slot, created: Collection[str]) -> None:
+        # Moments that were there before the policy, those of a checkpoint of torch.optim, tell the last direction.
+        if "direction_valid" in created and slot.backbone.direction_in_state(slot.group):
+            known = torch.as_tensor(slot.backbone.has_direction(slot.state))
+            slot.state["direction_valid"].copy_(known)
+
+    def restructure(self, slot: Slot) -> None:
+        slot.state["direction_valid"].zero_()
 
     def before_update(self, slots: Sequence[Slot], ending: bool) -> None:
-        moving = [slot for slot in applied(slots) if slot.lr != 0]
+        moving = [slot for slot in applied(slots) if slot.has_rate and slot.state["direction_valid"]]
         products = whole_products(moving, [(_product(slot),) for slot in moving])
-        slopes = {id(slot): product / slot.lr for slot, (product,) in zip(moving, products, strict=True)}
+        slopes = {id(slot): slot.lr * product for slot, (product,) in zip(moving, products, strict=True)}
         for unit in self.units(slots):
-            ascend(unit, self.hyper_lr * sum(slopes.get(id(slot), 0.0) for slot in unit))
+            self.ascend(unit, self.hyper_lr, sum(slopes.get(id(slot), 0.0) for slot in unit))
 
     def observe(self, slot: Slot, direction: Direction) -> None:
         if "direction_prev" in slot.state:
             slot.state["direction_prev"].copy_(direction.tensor())
+        slot.state["direction_valid"].fill_(1)
 
 
 def _product(slot: Slot) -> float:
-    """``⟨ĝ, u_prev⟩`` of one tensor; 0 at its first step."""
+    """``⟨ĝ, u_prev⟩`` of one tensor."""
     grad = slot.coupled_grad()
-    if slot.backbone.direction_in_state(slot.group):
-        direction = slot.backbone.direction(slot.state, slot.group)
-        return 0.0 if direction is None else inner_product(grad, direction.tensor())
-    # A stored direction is all zeros before the first step: 0 times a gradient that is not finite is nothing.
-    u_prev = slot.state["direction_prev"]
-    return inner_product(torch.where(u_prev == 0, 0, grad), u_prev)
+    if not slot.backbone.direction_in_state(slot.group):
+        return inner_product(grad, slot.state["direction_prev"])
+    return inner_product(grad, slot.backbone.direction(slot.state, slot.group).tensor())

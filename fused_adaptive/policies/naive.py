@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..distributed import any_rank, local_part, whole_products
 from ..slot import applied, inner_product
-from .base import ascend
 from .trainable import TrainableLR
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def evaluate_trial(
     closure: Callable[[], Any],
     grad_scale: Tensor | None,
 ) -> None:
-    """``γ ← max(0, γ + η·Σ ⟨g', g⟩/lr)`` with ``g'`` the gradients at ``p − α g``.
+    """``γ ← max(0, γ + η·Σ lr·⟨g', g⟩/L²)`` with ``g'`` the gradients at ``p − α g``.
 
     Parameters and gradients are afterwards what they were, bit for bit, also when the closure raises.
 
@@ -73,4 +72,4 @@ def evaluate_trial(
             p.grad = grad
     assert policy.eta is not None
     whole = zip(moving, whole_products(moving, products), strict=True)
-    ascend(slots, policy.eta * sum(product / slot.lr for slot, (product,) in whole if slot.lr != 0))
+    policy.ascend(slots, policy.eta, sum(slot.lr * product for slot, (product,) in whole if slot.has_rate))

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from ..backbones import Backbone, Group
 from ..distributed import whole_products
 from ..slot import Slot, applied, inner_product
 from ..state import COUNTER, ELEMENTS, GAIN, SUM, StateSpec
-from .base import REQUIRED, Policy, ScalarPolicy, ascend, check_granularity, check_interval, check_number, set_field
+from .base import (
+    REQUIRED,
+    ScalarPolicy,
+    check_bounds,
+    check_granularity,
+    check_interval,
+    check_number,
+    set_field,
+)
 
-#: The largest relative growth at one interval's end, Eq. 9's ``c``.
-MAX_GROWTH = 0.25
 SHRINK = 0.75
+#: Fewer steps than so many times the memory of momentum, ``1/(1 − momentum)``, keep displacements aligned.
+_MEMORIES = 2 - 1e-9
 
 
 @dataclass(frozen=True)
@@ -25,27 +33,34 @@ class TrainableLR(ScalarPolicy):
     Source: "Trainable Learning Rate", ICLR 2022 submission, Algorithm 2, §4 and D.4. When an interval ends, with ``G``
     its mean gradient and ``G_prev`` that of the one before (0 at first)::
 
-        num = ⟨G, G_prev⟩;   sq = ⟨G, G⟩;   den = max(4·(sq − num), num / c);   c = 1/4
-        γ ← γ · (1 + num / den)                          # Eq. 9; between 3/4 and 5/4
+        num = ⟨G, G_prev⟩;   sq = ⟨G, G⟩;   den = max(4·(sq − num), num / c)
+        γ ← γ · (1 + num / den)                          # Eq. 9; in (3/4, 1 + c]
 
     Args:
         interval: optimizer steps in an interval, the paper's default is a third of an epoch; None: only
             ``optimizer.end_interval()`` ends one.
         granularity: ``"global"`` (default; the paper's sgd_tlr), one gain for all tensors of all groups that have an
             equal policy, or ``"tensor"`` (sgd_tlr_pl), one for each.
-        source: where ``G`` comes from. ``"displacement"`` (default with SGD; Eq. 10): what the parameters moved by,
-            over ``γ·Σ lr``; it costs nothing between interval ends, 8 bytes a parameter in float32. ``"gradient"``
-            (default otherwise, and the only one together with ActiveLR): the mean of the gradients; 8 bytes.
-            ``"preconditioned"`` (ours): ``num = ⟨G, U_prev⟩, sq = ⟨G, U⟩`` with ``U`` the mean direction; 12 bytes.
-            With ``"gradient"`` the gain changes before the interval's last update, else after it.
-        eta: a fixed rate in place of the Newton step [D.4]: ``γ ← max(0, γ + eta·⟨ΣG, ΣG_prev⟩/lr)``.
+        source: where ``G`` comes from. ``"displacement"`` (Eq. 10): what the parameters moved by, over ``γ·Σ lr``; it
+            costs nothing between interval ends, 8 bytes a parameter in float32. ``"gradient"``: the mean of the
+            gradients; 8 bytes. ``"preconditioned"`` (ours): ``num = ⟨G, U_prev⟩, sq = ⟨G, U⟩`` with ``U`` the mean
+            direction; 12 bytes. With ``"gradient"`` the gain changes before the interval's last update, else after it.
+            Default with SGD ``"displacement"`` if ``interval·(1 − momentum) >= 2``, with the largest momentum of the
+            groups under the policy, or interval is None; else, and together with ActiveLR, ``"gradient"``: momentum
+            carries one interval's direction into the next, and in shorter ones the gain runs away.
+        c: the largest relative growth at one interval's end, > 0. Default 1/4; without meaning to ``eta``.
+        gain_bounds: ``(lo, hi)`` with ``0 <= lo <= 1 <= hi``, relative to lr: the gain is clamped when it is adjusted.
+            Default None. After a schedule's restart, which the Newton step has undone, ``hi`` limits the rate.
+        eta: a fixed rate in place of the Newton step [D.4], with ``L`` the largest reference rate (``group["lr_ref"]``)
+            of the groups under the gain: ``γ ← max(0, γ + eta·Σ lr·⟨ΣG, ΣG_prev⟩/L²)``.
         naive: Algorithm 1, every step, with a second evaluation of the loss: ``step(closure)``,
-            ``γ ← max(0, γ + eta·⟨g', g⟩/lr)`` with ``g'`` at the trial point ``p − α g``. SGD without momentum and
+            ``γ ← max(0, γ + eta·Σ lr·⟨g', g⟩/L²)`` with ``g'`` at the trial point ``p − α g``. SGD without momentum and
             decay, ``eta`` required, no ``interval``. The closure runs twice, so random numbers and BatchNorm
             statistics advance twice. The parameters' gradients are left at ``g``.
 
-    Inner products that are not finite shrink the gain and restart ``G_prev`` at 0. At a tiny rate a displacement drowns
-    in the rounding of the parameters.
+    Inner products that are not finite shrink the gain and restart ``G_prev`` at 0. A tensor whose rates were all 0 in
+    an interval takes no part in it. A gain that has come to 0 stays there, but for ``source="gradient"`` with ``eta``.
+    At a tiny rate a displacement drowns in the rounding of the parameters.
 
     Raises:
         TypeError, ValueError: on any argument outside of the above; at the optimizer's construction where the policy
@@ -57,6 +72,8 @@ class TrainableLR(ScalarPolicy):
     interval: int | None = field(default=REQUIRED, kw_only=True)
     granularity: str = "global"
     source: str | None = None
+    c: float = 0.25
+    gain_bounds: tuple[float, float] | None = None
     eta: float | None = None
     naive: bool = False
 
@@ -72,6 +89,8 @@ class TrainableLR(ScalarPolicy):
                 "TrainableLR: source must be 'displacement', 'gradient', 'preconditioned' or None (the backbone's "
                 f"default), got {self.source!r}"
             )
+        set_field(self, "c", check_number("TrainableLR", "c", self.c, lambda x: x > 0, "finite and > 0"))
+        set_field(self, "gain_bounds", check_bounds("TrainableLR", self.gain_bounds))
         if self.eta is not None:
             eta = check_number("TrainableLR", "eta", self.eta, lambda x: x >= 0, "finite and >= 0, or None")
             set_field(self, "eta", eta)
@@ -88,14 +107,32 @@ class TrainableLR(ScalarPolicy):
                 "TrainableLR(naive=True) is global and evaluates its own gradients: leave granularity= and source= out"
             )
 
-    def resolve(self, backbone: Backbone) -> Policy:
+    def resolve(self, backbone: Backbone, groups: Sequence[Group]) -> TrainableLR:
         if self.naive or self.source is not None:
             return self
-        return self.with_source("gradient" if backbone.adaptive else "displacement")
+        displaces = not backbone.adaptive and self._outlasts_momentum(groups)
+        return self.with_source("displacement" if displaces else "gradient")
 
     def with_source(self, source: str) -> TrainableLR:
         """The same policy with another ``source``."""
-        return TrainableLR(interval=self.interval, granularity=self.granularity, source=source, eta=self.eta)
+        return replace(self, source=source)
+
+    def advice(self, backbone: Backbone, groups: Sequence[Group]) -> str:
+        if self.source != "displacement" or backbone.adaptive or self._outlasts_momentum(groups):
+            return ""
+        momentum = max(float(group["momentum"]) for group in groups)
+        enough = f"an interval of at least {math.ceil(_MEMORIES / (1 - momentum))} steps, or " if momentum < 1 else ""
+        return (
+            f"TrainableLR(source='displacement') with interval={self.interval} and momentum={momentum:g}: momentum "
+            "carries one interval's direction into the next, so displacements stay aligned whatever the rate, and the "
+            f"gain can run away; use {enough}source='gradient'"
+        )
+
+    def _outlasts_momentum(self, groups: Sequence[Group]) -> bool:
+        """Whether an interval is so long that its displacement is its own."""
+        if self.interval is None:
+            return True
+        return self.interval * (1 - max(float(group["momentum"]) for group in groups)) >= _MEMORIES
 
     def check(self, backbone: Backbone, group: Group) -> None:
         if self.source == "displacement" and backbone.adaptive:
@@ -130,6 +167,7 @@ class TrainableLR(ScalarPolicy):
             return
         for slot in applied(slots):
             slot.state["tlr_applied"] += 1
+            slot.state["lr_sum"] += slot.lr * slot.draw
             if self.source != "displacement":
                 slot.state["grad_mean_sum"] += slot.grad()
         if self.eta is not None:
@@ -142,8 +180,6 @@ class TrainableLR(ScalarPolicy):
         if self.naive:
             return
         super().after_update(slots, ending)
-        for slot in applied(slots):
-            slot.state["lr_sum"] += slot.lr * slot.draw
         if ending:
             if self.source != "gradient":
                 self._adapt(slots)
@@ -171,20 +207,20 @@ class TrainableLR(ScalarPolicy):
             if not measured:
                 continue
             if self.eta is not None:
-                ascend(unit, self.eta * sum(self._slope(slot, *products_of[id(slot)]) for slot in measured))
+                self.ascend(unit, self.eta, sum(self._slope(slot, *products_of[id(slot)]) for slot in measured))
                 continue
             num, sq = (sum(column) for column in zip(*(products_of[id(slot)] for slot in measured), strict=True))
             for slot in unit:
-                slot.state["gain"].mul_(newton_factor(num, sq))
+                slot.state["gain"].mul_(newton_factor(num, sq, self.c))
+            self.clamp(unit)
             if not (math.isfinite(num) and math.isfinite(sq)):
                 for slot in measured:
                     self._previous(slot).zero_()
 
     def _is_measurable(self, slot: Slot) -> bool:
-        state = slot.state
-        if state["tlr_applied"] == 0:
-            return False
-        return self.source == "gradient" or bool(state["lr_sum"] != 0 and state["gain"] != 0)
+        """Whether it could move in the interval; by measured directions, also by its gain."""
+        could_move = slot.state["lr_sum"] != 0
+        return bool(could_move if self.source == "gradient" else could_move and slot.state["gain"] != 0)
 
     def _previous(self, slot: Slot):
         return slot.state["grad_mean_prev" if self.source == "gradient" else "direction_prev"]
@@ -205,21 +241,20 @@ class TrainableLR(ScalarPolicy):
         return num, sq
 
     def _slope(self, slot: Slot, num: float, sq: float) -> float:
-        """``⟨ΣG, ΣG_prev⟩ / lr`` of one tensor [D.4]; 0 where lr is 0, since nothing there moves."""
+        """``lr·⟨ΣG, ΣG_prev⟩`` of one tensor [D.4]."""
         state = slot.state
         steps = state["tlr_applied"].item() * state["tlr_applied_prev"].item()
         if not (math.isfinite(num) and math.isfinite(sq)):
             self._previous(slot).zero_()
         state["tlr_applied_prev"].copy_(state["tlr_applied"])
-        lr = state["lr_last"].item()
-        return num * steps / lr if lr != 0 else 0.0
+        return state["lr_last"].item() * (num * steps)
 
 
-def newton_factor(num: float, sq: float) -> float:
-    """``1 + num/den`` of Eq. 9, within [3/4, 5/4]; 3/4 where they are not finite or the curvature is negative."""
+def newton_factor(num: float, sq: float, c: float) -> float:
+    """``1 + num/den`` of Eq. 9, within [3/4, 1 + c]; 3/4 where they are not finite or the curvature is negative."""
     if not (math.isfinite(num) and math.isfinite(sq)):
         return SHRINK
     if num == 0:
         return 1.0
-    den = max(4 * (sq - num), num / MAX_GROWTH)
-    return SHRINK if den <= 0 else min(max(1 + num / den, SHRINK), 1 + MAX_GROWTH)
+    den = max(4 * (sq - num), num / c)
+    return SHRINK if den <= 0 else min(max(1 + num / den, SHRINK), 1 + c)

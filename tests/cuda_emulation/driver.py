@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,11 @@ import torch
 from torch import Tensor
 
 import fused_adaptive as fa
+from fused_adaptive import gather, reference_rates
+from fused_adaptive.backends import plans
 from fused_adaptive.checkpoint import specs
 from fused_adaptive.policies import ActiveLR, Hypergradient, TrainableLR, from_plain
+from fused_adaptive.slot import reference_rate
 
 from . import build
 
@@ -36,6 +38,7 @@ ROLES = [
     "tlr_step",
     "tlr_applied",
     "tlr_applied_prev",
+    "direction_valid",
     "rounding_step",
 ]
 STATES = {
@@ -58,7 +61,6 @@ BACKBONES = [
     "AdaBeliefRectifyAmsgrad",
 ]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-SOURCES = ["displacement", "gradient", "preconditioned"]
 
 
 @cache
@@ -110,12 +112,12 @@ class Emulated:
         """One step with the gradients of the parameters. ``skips``: nothing is expected to happen."""
         empty = ctypes.c_double()  # an empty tensor has no address, but it has a gradient
         grads = [0 if p.grad is None else self._address(p.grad) or ctypes.addressof(empty) for p in self.params]
-        hypers = [x for group in self.groups for x in _hyperparameters(group)]
+        reference_rates.follow(self.groups)
         self._check(
             self.lib.emulation_step(
                 self._plan,
                 (ctypes.c_void_p * len(grads))(*grads),
-                (ctypes.c_double * len(hypers))(*hypers),
+                self._hypers(),
                 *(ctypes.c_void_p(None if t is None else t.data_ptr()) for t in (draws, grad_scale, found_inf)),
             )
         )
@@ -124,7 +126,16 @@ class Emulated:
                 self.optimizer.state[p]["momentum_buffer"] = self._buffers.pop(p)
 
     def end_interval(self) -> None:
-        self._check(self.lib.emulation_end_interval(self._plan))
+        self._check(self.lib.emulation_end_interval(self._plan, self._hypers()))
+
+    def _hypers(self) -> Any:
+        scales = gather.scale_groups(self.groups)
+        numbers = [
+            number
+            for group in self.groups
+            for number in plans.numbers_of(group, max(map(reference_rate, scales.get(id(group), (group,)))))
+        ]
+        return (ctypes.c_double * len(numbers))(*numbers)
 
     def _check(self, failed: int) -> None:
         if failed:
@@ -189,24 +200,8 @@ class Emulated:
 
     def _add_policy(self, policy: Any) -> None:
         kind = [isinstance(policy, c) for c in (ActiveLR, TrainableLR, Hypergradient)].index(True)
-        low, high = getattr(policy, "gain_bounds", None) or (-math.inf, math.inf)
-        eta = getattr(policy, "eta", None)
-        double = ctypes.c_double
-        self.lib.emulation_policy(
-            self._plan,
-            kind,
-            ctypes.c_int64(policy.interval or 0),
-            int(getattr(policy, "granularity", "") == "tensor"),
-            double(getattr(policy, "high", 0)),
-            double(getattr(policy, "low", 1)),
-            double(low),
-            double(high),
-            int(getattr(policy, "first_interval", "") == "hold"),
-            SOURCES.index(getattr(policy, "source", None) or "displacement"),
-            int(eta is not None),
-            double(eta or 0),
-            double(getattr(policy, "hyper_lr", 0)),
-        )
+        arguments = plans.policy_arguments(policy)
+        self.lib.emulation_policy(self._plan, kind, (ctypes.c_double * len(arguments))(*arguments))
 
 
 def _structure(backbone: str, group: Mapping[str, Any]) -> str:
@@ -214,12 +209,6 @@ def _structure(backbone: str, group: Mapping[str, Any]) -> str:
         return f"Sgd{'Plain' if group['momentum'] == 0 else 'Nesterov' if group['nesterov'] else 'Momentum'}"
     variant = ("Rectify" if group.get("rectify") else "") + ("Amsgrad" if group.get("amsgrad") else "")
     return f"{backbone}{variant or 'Plain'}"
-
-
-def _hyperparameters(group: Mapping[str, Any]) -> Sequence[float]:
-    names = ("eps", "momentum", "dampening")
-    betas = group.get("betas", (0, 0))
-    return [float(x) for x in (group["lr"], group["weight_decay"], *betas, *(group.get(n, 0) for n in names))]
 
 
 class Twin:

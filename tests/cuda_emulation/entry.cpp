@@ -27,6 +27,11 @@ int guarded(const Body& body) {
   }
 }
 
+std::vector<Hyper> hypers_of(const Plan& plan, const double* numbers) {
+  const Hyper* all = reinterpret_cast<const Hyper*>(numbers);
+  return {all, all + plan.groups.size()};
+}
+
 }  // namespace
 
 #pragma GCC visibility push(default)
@@ -42,22 +47,8 @@ void emulation_group(Emulated* e, int backbone, int coupled, int maximize) {
   e->plan.groups.push_back({backbone, coupled != 0, maximize != 0});
 }
 
-// The arguments in the order of Policy's members.
-void emulation_policy(Emulated* e, int kind, int64_t interval, int per_tensor, double high, double low, double lowest,
-                      double highest, int holds, int source, int has_eta, double eta, double hyper_lr) {
-  e->plan.policies.push_back({static_cast<PolicyKind>(kind),
-                              interval,
-                              per_tensor != 0,
-                              high,
-                              low,
-                              lowest,
-                              highest,
-                              holds != 0,
-                              static_cast<Source>(source),
-                              has_eta != 0,
-                              eta,
-                              hyper_lr,
-                              {}});
+void emulation_policy(Emulated* e, int kind, const double* arguments) {
+  e->plan.policies.push_back({rule_of(static_cast<PolicyKind>(kind), arguments), {}});
 }
 
 void emulation_member(Emulated* e, void* const* at, int64_t numel, int64_t index, int group, int active, int scalar,
@@ -88,8 +79,7 @@ int emulation_step(Emulated* e, const void* const* grads, const double* hypers, 
     if (plan.executor == nullptr) plan.executor = make_cuda_executor(plan, 0, e->on_device);
     for (size_t i = 0; i < plan.members.size(); ++i) plan.members[i].grad = grads[i];
     StepInputs inputs;
-    const Hyper* all = reinterpret_cast<const Hyper*>(hypers);
-    inputs.hypers.assign(all, all + plan.groups.size());
+    inputs.hypers = hypers_of(plan, hypers);
     inputs.draws = draws;
     inputs.grad_scale = {grad_scale, false};
     inputs.found_inf = found_inf;
@@ -97,10 +87,10 @@ int emulation_step(Emulated* e, const void* const* grads, const double* hypers, 
   });
 }
 
-int emulation_end_interval(Emulated* e) {
+int emulation_end_interval(Emulated* e, const double* hypers) {
   return guarded([&] {
     if (e->plan.executor == nullptr) e->plan.executor = make_cuda_executor(e->plan, 0, e->on_device);
-    e->plan.executor->end_interval(e->plan);
+    e->plan.executor->end_interval(e->plan, hypers_of(e->plan, hypers));
   });
 }
 }

@@ -20,11 +20,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..plans import POLICIES
+
 if TYPE_CHECKING:
     from ...controllers.draws import RateDraw
     from ...gather import Gathered
 
 name = "triton"
+policies = POLICIES
 
 OLDEST = (3, 6)
 INSTALL = "pip install 'triton>=3.6'"

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ...policies import ActiveLR, Policy, TrainableLR
+from ...policies import ActiveLR, Hypergradient, Policy, TrainableLR
 
 #: The roles that are counts: on the host, or on the device where the group is capturable or fused.
-COUNTERS = ("step", "active_step", "active_applied", "tlr_step", "tlr_applied", "tlr_applied_prev")
+COUNTERS = ("step", "active_step", "active_applied", "tlr_step", "tlr_applied", "tlr_applied_prev", "direction_valid")
 
 
 class HostCounts:
@@ -60,24 +60,45 @@ class HostCounts:
                 (steps if role == "step" else rows)[i, place] = tensor.item()
         return rows.flatten()
 
-    def step(self, ending: dict[Policy, bool], moved: Sequence[int]) -> None:
+    def step(self, ending: dict[Policy, bool], moved: Sequence[int], resting: Sequence[int]) -> None:
+        """One step.
+
+        Args:
+            ending: of each policy, whether its interval ends.
+            moved: the tensors with a gradient.
+            resting: those of them without a rate.
+        """
         self._add("step", moved)
         for policy, ends in ending.items():
-            members = self._members[policy]
-            if policy.counter is not None and not ends:
-                own = set(members)
-                prefix = "active" if isinstance(policy, ActiveLR) else "tlr"
-                self._add(policy.counter, members)
-                self._add(f"{prefix}_applied", [i for i in moved if i in own])
-            elif policy.counter is not None:
+            members = set(self._members[policy])
+            own = [i for i in moved if i in members]
+            if isinstance(policy, Hypergradient):
+                valid = [self._bound["direction_valid"][i] for i in own]
+                if valid:
+                    torch._foreach_zero_(valid)
+                    torch._foreach_add_(valid, 1)
+            elif ends:
                 self.restart([policy], moved)
+            elif isinstance(policy, ActiveLR):
+                self._add("active_step", self._members[policy])
+                applied = self._bound.get("active_applied", {})
+                if own:
+                    torch._foreach_abs_([applied[i] for i in own])
+                    torch._foreach_add_([applied[i] for i in own], 1)
+                for i in resting:
+                    if i in members:
+                        applied[i].neg_()
+            elif isinstance(policy, TrainableLR):
+                self._add("tlr_step", self._members[policy])
+                self._add("tlr_applied", own)
         self.remember()
 
     def restart(self, policies: Sequence[Policy] | dict[Policy, list[int]], moved: Sequence[int] = ()) -> None:
         """As the device does: a new interval, after a last step that has moved these.
 
-        Whether a displacement could be measured (its rates and its gain are not 0) is known on the device alone. There
-        tlr_applied_prev is right, and the host's, which goes into checkpoints, differs only where nothing moved.
+        Whether a tensor could move (its rates and its gain are not 0) is known on the device alone. There
+        tlr_applied_prev is right, and the host's, which goes into checkpoints, differs only where nothing moved; so
+        does the sign of active_applied where lr is a tensor on the device.
         """
         for policy in policies:
             if policy.counter is None:

@@ -25,12 +25,13 @@ ACTIVE_APPLIED = tl.constexpr(15)
 TLR_STEP = tl.constexpr(16)
 TLR_APPLIED = tl.constexpr(17)
 TLR_APPLIED_PREV = tl.constexpr(18)
-NUMEL = tl.constexpr(19)
-INDEX = tl.constexpr(20)  # position over all param groups
-GROUP = tl.constexpr(21)
-ACTIVE = tl.constexpr(22)  # row of its ActiveLR in `rules`; -1: none
-SCALAR = tl.constexpr(23)  # of its TrainableLR or Hypergradient
-TRAITS = tl.constexpr(24)
+DIRECTION_VALID = tl.constexpr(19)
+NUMEL = tl.constexpr(20)
+INDEX = tl.constexpr(21)  # position over all param groups
+GROUP = tl.constexpr(22)
+ACTIVE = tl.constexpr(23)  # row of its ActiveLR in `rules`; -1: none
+SCALAR = tl.constexpr(24)  # of its TrainableLR or Hypergradient
+TRAITS = tl.constexpr(25)
 TENSOR_FIELDS = tl.constexpr(32)
 
 # TRAITS.
@@ -45,7 +46,7 @@ AT_FIVE = tl.constexpr(128)  # rectified from ρ = 5 on, not only beyond
 COUPLES = tl.constexpr(256)
 HAS_MOMENTS = tl.constexpr(512)
 
-# A row of `hypers`, float64, a param group: as plans.hyperparameters() gives them.
+# A row of `hypers`, float64, a param group: as plans.GroupNumbers gives them.
 LR = tl.constexpr(0)
 WEIGHT_DECAY = tl.constexpr(1)
 BETA1 = tl.constexpr(2)
@@ -53,21 +54,25 @@ BETA2 = tl.constexpr(3)
 EPS = tl.constexpr(4)
 MOMENTUM = tl.constexpr(5)
 DAMPENING = tl.constexpr(6)
-HYPER_FIELDS = tl.constexpr(7)
+LR_REF = tl.constexpr(7)
+LR_SCALE = tl.constexpr(8)
+HYPER_FIELDS = tl.constexpr(9)
 
 # A row of `rules`, float64, a policy: its kind, then what plans.policy_arguments() gives.
 KIND = tl.constexpr(0)
 INTERVAL = tl.constexpr(1)
 PER_TENSOR = tl.constexpr(2)
-HIGH = tl.constexpr(3)
-LOW = tl.constexpr(4)
-LOWEST = tl.constexpr(5)
-HIGHEST = tl.constexpr(6)
-HOLDS = tl.constexpr(7)
-SOURCE = tl.constexpr(8)
-ETA = tl.constexpr(9)  # NaN: none
-HYPER_LR = tl.constexpr(10)
-RULE_FIELDS = tl.constexpr(11)
+LOWEST = tl.constexpr(3)
+HIGHEST = tl.constexpr(4)
+INCREMENT = tl.constexpr(5)  # NaN: none
+HIGH = tl.constexpr(6)
+LOW = tl.constexpr(7)
+HOLDS = tl.constexpr(8)
+GROWTH = tl.constexpr(9)  # TrainableLR's c
+SOURCE = tl.constexpr(10)
+ETA = tl.constexpr(11)  # NaN: none
+HYPER_LR = tl.constexpr(12)
+RULE_FIELDS = tl.constexpr(13)
 
 ACTIVE_LR = tl.constexpr(0)
 TRAINABLE_LR = tl.constexpr(1)
@@ -97,6 +102,7 @@ S_LOWEST = tl.constexpr(15)
 S_HIGHEST = tl.constexpr(16)
 S_APPLIED = tl.constexpr(17)  # steps and rates of TrainableLR's interval, as it ends
 S_LR_SUM = tl.constexpr(18)
+S_LR_SCALE = tl.constexpr(19)
 SCALAR_FIELDS = tl.constexpr(20)
 
 # `flags`, int32, a parameter: what it has to do in this step, decided by `prepare`.
@@ -108,11 +114,12 @@ DIVIDES_PREV = tl.constexpr(16)
 USES_MAX = tl.constexpr(32)
 ADAPTIVE = tl.constexpr(64)  # the decay is clamped
 FRESH = tl.constexpr(128)  # ActiveLR's sum is 0
-ADJUSTS = tl.constexpr(256)  # ActiveLR's interval ends
-HOLDS_FIRST = tl.constexpr(512)
+ENDS = tl.constexpr(256)  # ActiveLR's interval ends
+HOLDS_ZERO = tl.constexpr(512)  # ActiveLR leaves gains where there is nothing to compare
 ADDS = tl.constexpr(1024)  # the gradient goes into grad_mean_sum
 DUE = tl.constexpr(2048)  # its inner products are measured
 SLOPES = tl.constexpr(4096)  # Hypergradient measures it
+ADJUSTS = tl.constexpr(8192)  # ActiveLR's interval ends, and its last step could move the tensor
 
 # `outcomes`, float64, a policy's tensor.
 O_NUM = tl.constexpr(0)

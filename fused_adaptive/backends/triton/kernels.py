@@ -145,12 +145,14 @@ def step_block(
 
 
 @triton.jit
-def adjust_chunk(row, shared, holds, base, count, TYPE: tl.constexpr, BLOCK: tl.constexpr):
+def end_chunk(row, shared, flag, base, count, TYPE: tl.constexpr, BLOCK: tl.constexpr):
     """ActiveLR's interval end [ActiveLR, Algorithm 1].
 
     Signs are compared, never the product of two sums, which underflows. Where the sum is not finite the gain shrinks,
-    and the next sign is 0. Rare, so without wide accesses.
+    and the next sign is 0. Gains that hold stay where one of the signs is 0; all do where the last step had no rate.
+    Rare, so without wide accesses.
     """
+    adjusts, holds = (flag & ADJUSTS) != 0, (flag & HOLDS_ZERO) != 0
     gain_at = address_of(row, ELEMENT_GAIN, TYPE, base)
     sum_at = address_of(row, GRAD_SUM, TYPE, base)
     sign_at = address_of(row, SIGN_PREV, tl.int8, base)
@@ -162,13 +164,16 @@ def adjust_chunk(row, shared, holds, base, count, TYPE: tl.constexpr, BLOCK: tl.
         sign_prev = read(sign_at, start, count, tl.int8, BLOCK, WIDE=False).to(tl.int32)
         finite = is_finite(grad_sum)
         sign = tl.where(finite, (grad_sum > 0).to(tl.int32) - (grad_sum < 0).to(tl.int32), 0)
-        adjusted = tl.where(sign * sign_prev == 1, gain + high, gain * low)
+        product = sign * sign_prev
+        adjusted = tl.where(product > 0, gain + high, gain * low)
         adjusted = tl.where(adjusted < lowest, lowest, adjusted)
         adjusted = tl.where(adjusted > highest, highest, adjusted)
-        none_yet = sign_prev == 2  # policies.active.NONE_YET
-        gain = tl.where(finite & none_yet, tl.where(holds, gain, adjusted), adjusted)
-        write(gain_at, start, count, gain, TYPE, BLOCK, WIDE=False)
-        write(sign_at, start, count, sign.to(tl.int8), tl.int8, BLOCK, WIDE=False)
+        stays = finite & holds
+        adjusted = tl.where(stays & (product == 0), gain, adjusted)
+        sign = tl.where(stays & (sign == 0), sign_prev, sign)
+        if adjusts:
+            write(gain_at, start, count, adjusted, TYPE, BLOCK, WIDE=False)
+            write(sign_at, start, count, sign.to(tl.int8), tl.int8, BLOCK, WIDE=False)
         write(sum_at, start, count, tl.zeros([BLOCK], TYPE), TYPE, BLOCK, WIDE=False)
 
 
@@ -256,9 +261,9 @@ def update(
                 UPDATE, STATES, ADDS_MEAN, SCALES, STORES, COUPLED, STORED, TYPE, TAIL, WIDE=False,
             )  # fmt: skip
     if SCALES:
-        if (flag & ADJUSTS) != 0:
+        if (flag & ENDS) != 0:
             tl.debug_barrier()  # other threads may have written what this one reads next
-            adjust_chunk(row, shared, (flag & HOLDS_FIRST) != 0, base, count, TYPE, TAIL)
+            end_chunk(row, shared, flag, base, count, TYPE, TAIL)
 
 
 @triton.jit
@@ -267,6 +272,6 @@ def end_active(chunks, tensors, scalars, flags, TYPE: tl.constexpr, BLOCK: tl.co
     chunk = chunks + tl.program_id(0).to(tl.int64) * CHUNK_FIELDS
     tensor, base, count = tl.load(chunk), tl.load(chunk + 1), tl.load(chunk + 2).to(tl.int32)
     flag = tl.load(flags + tensor)
-    if (flag & ADJUSTS) != 0:
+    if (flag & ENDS) != 0:
         row, shared = tensors + tensor * TENSOR_FIELDS, scalars + tensor * SCALAR_FIELDS
-        adjust_chunk(row, shared, (flag & HOLDS_FIRST) != 0, base, count, TYPE, BLOCK)
+        end_chunk(row, shared, flag, base, count, TYPE, BLOCK)

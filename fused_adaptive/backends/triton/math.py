@@ -221,19 +221,24 @@ def corrections(beta1, beta2, t, rectifies, at_five):
 
 
 @triton.jit
-def ascended(gain, amount):
-    """The gain is never negative, and stays where the amount is not finite."""
-    moved = gain + amount
-    return tl.where(is_finite(amount), tl.where(moved > 0, moved, 0.0), gain)
+def bounded(gain, lowest, highest):
+    return tl.where(gain < lowest, lowest, tl.where(gain > highest, highest, gain))
 
 
 @triton.jit
-def newton_factor(num, sq):
-    """Eq. 9 of [TLR]: 1 + num/den, within [3/4, 5/4]; 3/4 where not finite or where the curvature is negative."""
-    curvature, bound = 4.0 * (sq - num), num / 0.25
+def ascended(gain, amount, lowest, highest):
+    """The gain is never negative, and stays where the amount is not finite."""
+    moved = gain + amount
+    return tl.where(is_finite(amount), bounded(tl.where(moved > 0, moved, 0.0), lowest, highest), gain)
+
+
+@triton.jit
+def newton_factor(num, sq, c):
+    """Eq. 9 of [TLR]: 1 + num/den, within [3/4, 1 + c]; 3/4 where not finite or where the curvature is negative."""
+    curvature, bound = 4.0 * (sq - num), num / c
     den = tl.where(curvature > bound, curvature, bound)
     factor = 1.0 + num / den
-    factor = tl.where(factor < 0.75, 0.75, tl.where(factor > 1.25, 1.25, factor))
+    factor = tl.where(factor < 0.75, 0.75, tl.where(factor > 1.0 + c, 1.0 + c, factor))
     factor = tl.where(den <= 0, 0.75, factor)
     factor = tl.where(num == 0, 1.0, factor)
     return tl.where(is_finite(num) & is_finite(sq), factor, 0.75)

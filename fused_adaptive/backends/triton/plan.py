@@ -57,7 +57,8 @@ class Plan:
         self.on_device = on_device(slots[0])
         self._slots = slots
         self._params = [slot.param for slot in slots]
-        self._groups = list({id(slot.group): slot.group for slot in slots}.values())
+        self._numbers = plans.GroupNumbers(slots)
+        self._groups = self._numbers.groups
         self._dense = plans.dense_copies(self._params)
         self._copies = [(p, d) for p, d in zip(self._params, self._dense, strict=True) if p is not d]
         self._of_one = [i for i, p in enumerate(self._params) if p.numel() == 1]
@@ -164,7 +165,7 @@ class Plan:
             dense.copy_(param)
         moved = [i for i, pointer in enumerate(self._pointers) if pointer]
         with _launching(self.device):
-            tables = self._begin(with_grads=True)
+            tables = self._begin()
             self._prepare(tables, found_inf, grad_scale, draws)
             ending = self._ending(tables)
             for unit in tables.units:
@@ -188,7 +189,8 @@ class Plan:
                     self._measure(tables, unit)
         self._first.difference_update(moved)
         if not self.on_device:
-            self._counts.step(ending, moved)
+            resting = [i for i in moved if id(self._slots[i].group) in self._numbers.resting]
+            self._counts.step(ending, moved, resting)
         for param, dense in self._copies:
             param.copy_(dense)
         self._grads = []  # a gradient must not live longer than its parameter's .grad
@@ -198,7 +200,7 @@ class Plan:
         for param, dense in self._copies:
             dense.copy_(param)
         with _launching(self.device):
-            tables = self._begin(with_grads=False)
+            tables = self._begin()
             self._prepare(tables, None, None, None, now=True)
             for kind, chunks in tables.buckets:
                 if kind.scales:
@@ -221,7 +223,7 @@ class Plan:
 
     # ---- what goes to the device ----
 
-    def _begin(self, with_grads: bool) -> Tables:
+    def _begin(self) -> Tables:
         """The tables, with this step's gradients and hyperparameters, and counts that are what they are on the host."""
         capturing = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         if capturing and not self.on_device:
@@ -244,8 +246,7 @@ class Plan:
             self._couples = couples
             self._counts.forget()
             self._has_mirrors = False
-        if with_grads:
-            self._uploader.send(self._pointers, self._groups, capturing)
+        self._uploader.send(self._pointers or [0] * len(self._slots), self._numbers, capturing)
         if self._counts.have_changed() and not (self.on_device and self._has_mirrors):
             self._uploader.copy(self._counts.rows(self._first, len(self._slots)), self._tables.mirrors)
             self._counts.remember()

@@ -56,7 +56,7 @@ def count_step(row, traits, counts, moves):
 
 
 @triton.jit
-def prepare_active(row, shared, rules, here, moves, NOW: tl.constexpr):
+def prepare_active(row, shared, rules, here, moves, has_rate, lr_ref, NOW: tl.constexpr):
     """ActiveLR: the interval's phase. Returns flags."""
     active = column(row, ACTIVE, here)
     has = here & (active >= 0)
@@ -64,24 +64,33 @@ def prepare_active(row, shared, rules, here, moves, NOW: tl.constexpr):
     applied = value_at(row, ACTIVE_APPLIED, tl.int64, has)
     fresh = applied == 0
     if NOW:
-        ends = has
-        adjusts = ends & (fresh == 0)
+        over = has
+        ends = over & (fresh == 0)
+        adjusts = over & (applied > 0)
         calls, applied = applied * 0, applied * 0
     else:
         calls = value_at(row, ACTIVE_STEP, tl.int64, has) + 1
         interval = column(rule, INTERVAL, has).to(tl.int64)
-        ends = has & (interval > 0) & (calls >= interval)
-        adjusts = ends & (moves | (fresh == 0))
-        applied = tl.where(ends, 0, applied + moves.to(tl.int64))
-        calls = tl.where(ends, 0, calls)
+        over = has & (interval > 0) & (calls >= interval)
+        # Negative if the last step had no rate: intervals that end by hand have to know.
+        steps = tl.where(applied < 0, -applied, applied) + 1
+        applied = tl.where(moves, tl.where(has_rate, steps, -steps), applied)
+        ends = over & (applied != 0)
+        adjusts = over & (applied > 0)
+        applied = tl.where(over, 0, applied)
+        calls = tl.where(over, 0, calls)
     put_at(row, ACTIVE_STEP, tl.int64, has, calls)
     put_at(row, ACTIVE_APPLIED, tl.int64, has, applied)
-    tl.store(shared + S_HIGH, column(rule, HIGH, has), mask=has)
+    increment = column(rule, INCREMENT, has)
+    # Where there is no rate, nothing is adjusted.
+    grows = (increment == increment) & (lr_ref != 0)
+    high = tl.where(grows, increment / tl.where(grows, lr_ref, 1.0), column(rule, HIGH, has))
+    tl.store(shared + S_HIGH, high, mask=has)
     tl.store(shared + S_LOW, column(rule, LOW, has), mask=has)
     tl.store(shared + S_LOWEST, column(rule, LOWEST, has), mask=has)
     tl.store(shared + S_HIGHEST, column(rule, HIGHEST, has), mask=has)
     holds = has & (column(rule, HOLDS, has) != 0)
-    return bit(has & fresh, FRESH) | bit(adjusts, ADJUSTS) | bit(holds, HOLDS_FIRST)
+    return bit(has & fresh, FRESH) | bit(ends, ENDS) | bit(adjusts, ADJUSTS) | bit(holds, HOLDS_ZERO)
 
 
 @triton.jit
@@ -158,7 +167,10 @@ def prepare(
     rule = rules + tl.where(has_scalar, scalar_rule, 0) * RULE_FIELDS
     kind = column(rule, KIND, has_scalar)
     trains = has_scalar & (kind == TRAINABLE_LR)
-    flag = prepare_active(row, shared, rules, alive, moves, NOW)
+    lr_ref = column(hyper, LR_REF, alive)
+    has_rate = (lr != 0) & (lr_ref != 0)
+    flag = prepare_active(row, shared, rules, alive, moves, has_rate, lr_ref, NOW)
+    tl.store(shared + S_LR_SCALE, column(hyper, LR_SCALE, alive), mask=has_scalar)
     flag |= prepare_trainable(row, shared, rule, trains, moves, lr, draw, NOW)
 
     if not NOW:
@@ -174,8 +186,9 @@ def prepare(
             tl.store(shared + S_NUMERATOR_PREV, numerator_prev, mask=slopes)
             tl.store(shared + S_SCALE_PREV, scale_prev, mask=slopes)
             flag |= bit(divides_prev, DIVIDES_PREV)
-        has_direction = ((traits & STORES_DIRECTION) != 0) | (t > 1.0)
-        flag |= bit(slopes, DUE) | bit(slopes & moves & (lr != 0) & has_direction, SLOPES)
+        has_direction = value_at(row, DIRECTION_VALID, tl.int64, slopes) != 0
+        put_at(row, DIRECTION_VALID, tl.int64, slopes & moves, tl.full([BLOCK], 1, tl.int64))
+        flag |= bit(slopes, DUE) | bit(slopes & moves & has_rate & has_direction, SLOPES)
         flag |= bit(moves, STEPS) | bit(((traits & ALIGNED) != 0) & (grad % 16 == 0), WIDE)
         flag |= bit(t == 1.0, FIRST) | bit(divides, DIVIDES) | bit(rectifies == 0, USES_MAX)
         flag |= bit((traits & ADAPTS) != 0, ADAPTIVE)

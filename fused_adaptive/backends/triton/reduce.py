@@ -16,7 +16,7 @@ import triton.language as tl
 
 from .fields import *
 from .kernels import address_of, pointer, read, scalar, write
-from .math import ascended, divide, is_finite, newton_factor, widen
+from .math import ascended, bounded, divide, is_finite, newton_factor, widen
 from .prepare import column, put_at, value_at
 
 
@@ -64,9 +64,9 @@ def measure(
         steps, lr_sum = tl.load(shared + S_APPLIED), tl.load(shared + S_LR_SUM)
         gain = tl.load(tl.load(row + GAIN).to(tl.pointer_type(tl.float64)))
         applied, travelled = steps.to(TYPE), (gain * lr_sum).to(TYPE)
-        measured = steps != 0
+        measured = lr_sum != 0
         if SOURCE_OF != GRADIENT:
-            measured = measured & (lr_sum != 0) & (gain != 0)
+            measured = measured & (gain != 0)
         g_at = tl.load(grads + tensor)
         has_grad = (g_at != 0) & ((flag & STEPS) != 0)
         grads_end, previous_end = tl.where(has_grad, count, 0), tl.where(measured, count, 0)
@@ -156,8 +156,6 @@ def slope(
                 g = tl.where(couples, g + weight_decay * p, g)
                 if STATES == 0:
                     u = read(address_of(row, PREVIOUS, TYPE, base), first, count, TYPE, LANES, WIDE=False)
-                    # All zeros before the first step: 0 times a gradient that is not finite is nothing.
-                    inside = inside & (u != 0)
                 else:
                     s0 = read(address_of(row, STATE0, TYPE, base), first, count, TYPE, LANES, WIDE=False)
                     s1, s2 = s0, s0
@@ -222,7 +220,9 @@ def finish(
         own_rule = rule + lane * 0
         is_slope = tl.load(own_rule + KIND) == HYPERGRADIENT
         per_tensor = tl.load(own_rule + PER_TENSOR) != 0
-        needs_rate = tl.load(own_rule + SOURCE) != GRADIENT
+        needs_gain = tl.load(own_rule + SOURCE) != GRADIENT
+        growth = tl.load(own_rule + GROWTH)
+        lowest, highest = tl.load(own_rule + LOWEST), tl.load(own_rule + HIGHEST)
         eta = tl.load(own_rule + ETA)
         has_eta = (is_slope == 0) & (eta == eta)
         step_size = tl.where(is_slope, tl.load(own_rule + HYPER_LR), tl.where(has_eta, eta, 0.0))
@@ -237,7 +237,7 @@ def finish(
             flag = tl.load(flags + tensor, mask=here, other=0)
             applied, lr_sum = column(shared, S_APPLIED, here), column(shared, S_LR_SUM, here)
             gain = value_at(row, GAIN, tl.float64, here)
-            moved = (applied != 0) & ((needs_rate == 0) | ((lr_sum != 0) & (gain != 0)))
+            moved = (lr_sum != 0) & ((needs_gain == 0) | (gain != 0))
             measured = here & tl.where(is_slope, (flag & SLOPES) != 0, moved)
             by_eta = measured & has_eta
             # [TLR, D.4]: the product of the sums is that of the means, times both intervals' steps.
@@ -245,11 +245,11 @@ def finish(
             put_at(row, TLR_APPLIED_PREV, tl.int64, by_eta, applied.to(tl.int64))
             lr = tl.where(is_slope, column(shared, S_LR, here), value_at(row, LR_LAST, tl.float64, by_eta))
             product = tl.where(is_slope, num, num * (applied * applied_prev))
-            gone = (is_slope | has_eta) & measured & (lr != 0)
+            climbs = (is_slope | has_eta) & measured
             out = outcomes + (begin + lane).to(tl.int64) * OUTCOME_FIELDS
             tl.store(out + O_NUM, num, mask=here)
             tl.store(out + O_SQ, sq, mask=here)
-            tl.store(out + O_SLOPE, tl.where(gone, product / tl.where(gone, lr, 1.0), 0.0), mask=here)
+            tl.store(out + O_SLOPE, tl.where(climbs, lr * product, 0.0), mask=here)
             tl.store(out + O_MEASURED, tl.where(measured, 1.0, 0.0), mask=here)
         tl.debug_barrier()
 
@@ -265,8 +265,10 @@ def finish(
             slopes = tl.where(per_tensor, column(out, O_SLOPE, here), all_slope)
             measured = tl.where(per_tensor, own_measured, all_measured + lane * 0.0 != 0)
             gain = value_at(row, GAIN, tl.float64, here)
-            climbed = ascended(gain, step_size * slopes)
-            adapted = tl.where(is_slope | has_eta, climbed, gain * newton_factor(num, sq))
+            lr_scale = column(scalars + tensor * SCALAR_FIELDS, S_LR_SCALE, here)
+            climbed = ascended(gain, step_size * slopes / (lr_scale * lr_scale), lowest, highest)
+            newton = bounded(gain * newton_factor(num, sq, growth), lowest, highest)
+            adapted = tl.where(is_slope | has_eta, climbed, newton)
             put_at(row, GAIN, tl.float64, here & (is_slope | measured), adapted)
             # The next interval has nothing to compare with one that was not finite.
             decisive_num, decisive_sq = tl.where(has_eta, own_num, num), tl.where(has_eta, own_sq, sq)

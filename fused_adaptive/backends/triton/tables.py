@@ -37,6 +37,7 @@ COLUMNS: dict[str, tl.constexpr] = {
     "tlr_step": fields.TLR_STEP,
     "tlr_applied": fields.TLR_APPLIED,
     "tlr_applied_prev": fields.TLR_APPLIED_PREV,
+    "direction_valid": fields.DIRECTION_VALID,
 }
 KINDS = {ActiveLR: fields.ACTIVE_LR, TrainableLR: fields.TRAINABLE_LR, Hypergradient: fields.HYPERGRADIENT}
 SOURCES = {"displacement": fields.DISPLACEMENT, "gradient": fields.GRADIENT, "preconditioned": fields.PRECONDITIONED}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ class Uploader:
         self.hypers = self._device_memory[tensors:].view(torch.float64)
         self._known, self._spare = None, None
 
-    def send(self, pointers: list[int], groups: Sequence[dict[str, Any]], capturing: bool) -> None:
+    def send(self, pointers: list[int], groups: plans.GroupNumbers, capturing: bool) -> None:
         """This step's gradients and hyperparameters.
 
         Args:
@@ -43,12 +42,7 @@ class Uploader:
             groups: the param groups. An lr that is a tensor on the device stays there.
             capturing: a CUDA graph; what was sent before it may not be there when it is replayed.
         """
-        rates = [_on_device(group["lr"]) for group in groups]
-        numbers = [
-            number
-            for group, lr in zip(groups, rates, strict=True)
-            for number in plans.hyperparameters(group, lr is not None)
-        ]
+        numbers, rates = groups.read(self._device)
         if capturing or (pointers, numbers) != self._known:
             host = self._take_spare() if capturing else self._pinned()
             host[: len(pointers)] = torch.tensor(pointers, dtype=torch.int64)
@@ -76,7 +70,3 @@ class Uploader:
         self._captured.append(self._spare)
         self._spare = None
         return self._captured[-1]
-
-
-def _on_device(lr: Any) -> Tensor | None:
-    return lr if isinstance(lr, Tensor) and lr.device.type != "cpu" else None

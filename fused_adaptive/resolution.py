@@ -1,0 +1,61 @@
+"""From what a user gives as ``policy`` to its plain form in the param groups, once for all groups that share it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+from . import reference_rates
+from .backbones import Backbone, Group
+from .policies import Plain, Policy, is_plain, parse, resolve
+
+Groups = Sequence[dict[str, Any]]
+
+
+class Resolutions:
+    """The policies of one optimizer, as they were given and as they stand in its groups.
+
+    A default may depend on all groups that are given an equal policy, and is resolved once: a group that is given it
+    later gets the same.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self._resolved: dict[tuple[Policy, ...], Plain] = {}
+
+    def plain(self, policy: Any, groups: Sequence[Group]) -> Plain:
+        """The plain form of a policy, checked. At its first use, warns of what it means for these groups.
+
+        Args:
+            policy: as a user gives it.
+            groups: hyperparameters of the groups that get it.
+
+        Raises:
+            TypeError, ValueError: as :func:`policies.parse` and :func:`policies.resolve`.
+        """
+        given = parse(policy)
+        known = self._resolved.get(given)
+        resolved = resolve(given if known is None else parse(known), self._backbone, groups)
+        if known is None and not is_plain(policy):
+            for message in filter(None, (p.advice(self._backbone, groups) for p in given)):
+                warnings.warn(message, stacklevel=4)
+        self._resolved[given] = resolved
+        return deepcopy(resolved)
+
+    def settle(self, groups: Groups) -> None:
+        """Puts the plain form in place of policies that were set by hand, and reference rates where there are none."""
+        by_hand: dict[tuple[Policy, ...], list[dict[str, Any]]] = {}
+        for group in groups:
+            if not is_plain(group["policy"]):
+                by_hand.setdefault(parse(group["policy"]), []).append(group)
+        for alike in by_hand.values():
+            resolved = [self.plain(group["policy"], alike) for group in alike]
+            for group, plain in zip(alike, resolved, strict=True):
+                group["policy"] = plain
+        if by_hand:  # a policy whose numbers change as training goes leaves nothing behind
+            standing = [group["policy"] for group in groups]
+            self._resolved = {given: plain for given, plain in self._resolved.items() if plain in standing}
+        for group in groups:
+            reference_rates.meet(group)
