@@ -18,31 +18,38 @@ namespace {
 
 using Ints = std::vector<int64_t>;
 using Tensors = std::vector<Tensor>;
-using Strings = std::vector<std::string>;
 using Doubles = std::vector<double>;
 
 std::mutex mutex;
 int64_t next_number = 1;
 std::unordered_map<int64_t, std::shared_ptr<TensorPlan>> plans;
 
-void offer(TensorPlan& plan, size_t member, const Tensor& tensor) {
-  Gradient grad;
+// Null where the tensor is not dense in memory at all.
+std::optional<View> view_of(const Tensor& tensor) {
+  View view;
   int32_t layout;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
-  if (layout != aoti_torch_layout_strided() || !dtype_of(tensor.get(), grad.dtype)) return plan.refuse();
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &grad.device_type));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &grad.device_index));
+  FA_TORCH(aoti_torch_get_layout(tensor.get(), &layout));
+  if (layout != aoti_torch_layout_strided()) return std::nullopt;
+  DType dtype;
+  if (dtype_of(tensor.get(), dtype)) view.dtype = dtype;
+  FA_TORCH(aoti_torch_get_device_type(tensor.get(), &view.device_type));
+  FA_TORCH(aoti_torch_get_device_index(tensor.get(), &view.device_index));
   int64_t *sizes, *strides;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor.get(), &grad.dims));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor.get(), &sizes));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor.get(), &strides));
-  grad.at = tensor.data_ptr();
-  grad.sizes = sizes;
-  grad.strides = strides;
-  plan.take(member, grad);
+  FA_TORCH(aoti_torch_get_dim(tensor.get(), &view.dims));
+  FA_TORCH(aoti_torch_get_sizes(tensor.get(), &sizes));
+  FA_TORCH(aoti_torch_get_strides(tensor.get(), &strides));
+  view.at = tensor.data_ptr();
+  view.sizes = sizes;
+  view.strides = strides;
+  return view;
 }
 
-int64_t plan_new(Tensors params, Ints groups, Ints indices, Strings backbones, Ints coupled, Ints maximize,
+void offer(TensorPlan& plan, size_t member, const Tensor& grad) {
+  const std::optional<View> view = view_of(grad);
+  view ? plan.take(member, *view) : plan.refuse();
+}
+
+int64_t plan_new(Tensors params, Ints groups, Ints indices, Ints backbones, Ints coupled, Ints maximize,
                  bool on_device) {
   auto made = std::make_shared<TensorPlan>(std::move(params), groups, indices, backbones, coupled, maximize, on_device);
   const std::lock_guard<std::mutex> lock(mutex);
@@ -50,13 +57,15 @@ int64_t plan_new(Tensors params, Ints groups, Ints indices, Strings backbones, I
   return next_number++;
 }
 
-void plan_bind(int64_t number, std::string role, Ints members, Tensors tensors) {
+void plan_bind(int64_t number, int64_t role, Ints members, Tensors tensors) {
   plan_of(number)->bind(role, members, tensors);
 }
 
 void plan_first(int64_t number, Ints members) { plan_of(number)->mark_first(members); }
 
-void plan_policy(int64_t number, std::string kind, Ints members, Doubles arguments) {
+void plan_parked(int64_t number, Ints members) { plan_of(number)->mark_parked(members); }
+
+void plan_policy(int64_t number, int64_t kind, Ints members, Doubles arguments) {
   plan_of(number)->add_policy(kind, members, arguments);
 }
 
@@ -67,25 +76,29 @@ void plan_seeds(int64_t number, Ints seeds) { plan_of(number)->set_seeds(seeds);
 
 void plan_finish(int64_t number) { plan_of(number)->finish(); }
 
-// The gradients of all members in order, but for those of the absent (ascending), for the step to come.
-int64_t plan_check(int64_t number, Tensors grads, Ints absent) {
+// held: of each member its parameter and then its state, in the order of their binding. grads: those of all members in
+// order, but for those of the absent (ascending), for the step to come.
+int64_t plan_check(int64_t number, Tensors held, Tensors grads, Ints absent) {
   const std::shared_ptr<TensorPlan> plan = plan_of(number);
-  STD_TORCH_CHECK(grads.size() + absent.size() == plan->size(), "one gradient a parameter, but for the absent");
-  const std::optional<Outcome> outcome = plan->check([&] {
-    size_t next_absent = 0, next = 0;
-    for (size_t i = 0; i < plan->size(); ++i) {
-      if (next_absent < absent.size() && absent[next_absent] == static_cast<int64_t>(i)) {
-        ++next_absent;
-        plan->leave_out(i);
-        continue;
-      }
-      STD_TORCH_CHECK(next < grads.size(), "absent must be ascending");
-      offer(*plan, i, grads[next++]);
+  FA_CHECK(grads.size() + absent.size() == plan->size(), "one gradient a parameter, but for the absent");
+  plan->begin_check();
+  size_t next_held = 0, next_absent = 0, next = 0;
+  for (size_t i = 0; i < plan->size(); ++i) {
+    for (size_t k = 0; k < plan->tensors_of(i); ++k) {
+      FA_CHECK(next_held < held.size(), "parameters and state that the plan was built with are missing");
+      plan->look_at(i, k, view_of(held[next_held++]).value_or(View{}));
     }
-    return true;
-  });
+    if (next_absent < absent.size() && absent[next_absent] == static_cast<int64_t>(i)) {
+      ++next_absent;
+      plan->leave_out(i);
+      continue;
+    }
+    FA_CHECK(next < grads.size(), "absent must be ascending");
+    offer(*plan, i, grads[next++]);
+  }
+  const Outcome outcome = plan->end_check();
   plan->keep(std::move(grads));  // which the dispatcher may have made
-  return *outcome;
+  return outcome;
 }
 
 void plan_step(int64_t number, Doubles hypers, std::optional<Tensor> draws, std::optional<Tensor> grad_scale,
@@ -106,35 +119,37 @@ int64_t plan_count() {
 }
 
 // A whole step of one param group without a cached plan: what it changes stands in its schema.
-void step(Tensors params, Tensors grads, Tensors state, Strings roles, std::string backbone, bool coupled,
-          bool maximize, Doubles hypers, Strings policies, Doubles policy_arguments, std::optional<Tensor> draws,
+void step(Tensors params, Tensors grads, Tensors state, Ints roles, int64_t backbone, bool coupled,
+          bool maximize, Doubles hypers, Ints policies, Doubles policy_arguments, std::optional<Tensor> draws,
           std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, bool on_device) {
   const size_t n = params.size();
   if (n == 0) return;
-  STD_TORCH_CHECK(grads.size() == n, "one gradient a parameter");
-  STD_TORCH_CHECK(state.size() == n * roles.size(), "state has one tensor a parameter for each of roles, in order");
+  FA_CHECK(grads.size() == n, "one gradient a parameter");
+  FA_CHECK(state.size() == n * roles.size(), "state has one tensor a parameter for each of roles, in order");
   Ints numbers(n);
   for (size_t i = 0; i < n; ++i) numbers[i] = static_cast<int64_t>(i);
   TensorPlan made(params, Ints(n, 0), numbers, {backbone}, {coupled}, {maximize}, on_device);
   for (size_t i = 0; i < roles.size(); ++i) {
     made.bind(roles[i], numbers, Tensors(state.begin() + i * n, state.begin() + (i + 1) * n));
   }
-  STD_TORCH_CHECK(policies.empty() || policy_arguments.size() % policies.size() == 0, "arguments of equal number");
+  FA_CHECK(policies.empty() || policy_arguments.size() % policies.size() == 0, "arguments of equal number");
   for (size_t i = 0; i < policies.size(); ++i) {
     const size_t size = policy_arguments.size() / policies.size();
     made.add_policy(policies[i], numbers,
                     Doubles(policy_arguments.begin() + i * size, policy_arguments.begin() + (i + 1) * size));
   }
   made.finish();
-  const std::optional<Outcome> outcome = made.check([&] {
-    for (size_t i = 0; i < n; ++i) offer(made, i, grads[i]);
-    return true;
-  });
-  STD_TORCH_CHECK(outcome == kReady, outcome == kStale ? "state of the backbone is missing"
-                                                       : "gradients must be dense and laid out as their parameters");
+  made.begin_check();
+  for (size_t i = 0; i < n; ++i) offer(made, i, grads[i]);
+  const Outcome outcome = made.end_check();
+  FA_CHECK(outcome == kReady, outcome == kStale ? "state of the backbone is missing"
+                                                : "gradients must be dense and laid out as their parameters");
   made.step(hypers, draws, grad_scale, found_inf);
 }
 
+std::string names(int64_t what) {
+  return what == 0 ? names_of_roles() : what == 1 ? names_of_backbones() : names_of_policies();
+}
 std::string build_version() { return FUSED_ADAPTIVE_VERSION; }
 std::string cpu_capability() { return cpu::best_kernels().name; }
 
@@ -143,25 +158,26 @@ std::string cpu_capability() { return cpu::best_kernels().name; }
 std::shared_ptr<TensorPlan> plan_of(int64_t number) {
   const std::lock_guard<std::mutex> lock(mutex);
   const auto found = plans.find(number);
-  STD_TORCH_CHECK(found != plans.end(), "there is no plan ", number);
+  FA_CHECK(found != plans.end(), "there is no plan ", number);
   return found->second;
 }
 
 STABLE_TORCH_LIBRARY(fused_adaptive, m) {
   m.def(
-      "step(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] state, str[] roles, str backbone, bool coupled, "
-      "bool maximize, float[] hypers, str[] policies, float[] policy_arguments, Tensor? draws=None, "
+      "step(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] state, int[] roles, int backbone, bool coupled, "
+      "bool maximize, float[] hypers, int[] policies, float[] policy_arguments, Tensor? draws=None, "
       "Tensor? grad_scale=None, Tensor? found_inf=None, bool on_device=False) -> ()");
   m.def(
-      "plan_new(Tensor[] params, int[] groups, int[] indices, str[] backbones, int[] coupled, int[] maximize, "
+      "plan_new(Tensor[] params, int[] groups, int[] indices, int[] backbones, int[] coupled, int[] maximize, "
       "bool on_device) -> int");
-  m.def("plan_bind(int plan, str role, int[] members, Tensor[] tensors) -> ()");
+  m.def("plan_bind(int plan, int role, int[] members, Tensor[] tensors) -> ()");
   m.def("plan_first(int plan, int[] members) -> ()");
-  m.def("plan_policy(int plan, str kind, int[] members, float[] arguments) -> ()");
+  m.def("plan_parked(int plan, int[] members) -> ()");
+  m.def("plan_policy(int plan, int kind, int[] members, float[] arguments) -> ()");
   m.def("plan_share(int plan, Tensor products, int sum) -> ()");
   m.def("plan_seeds(int plan, int[] seeds) -> ()");
   m.def("plan_finish(int plan) -> ()");
-  m.def("plan_check(int plan, Tensor[] grads, int[] absent) -> int");
+  m.def("plan_check(int plan, Tensor[] held, Tensor[] grads, int[] absent) -> int");
   m.def("python_calls() -> int[]");
   m.def(
       "plan_step(int plan, float[] hypers, Tensor? draws, Tensor? grad_scale, Tensor? found_inf, Tensor[] lrs, "
@@ -169,6 +185,7 @@ STABLE_TORCH_LIBRARY(fused_adaptive, m) {
   m.def("plan_end_interval(int plan, float[] hypers) -> ()");
   m.def("plan_free(int plan) -> ()");
   m.def("plan_count() -> int");
+  m.def("names(int what) -> str");
   m.def("build_version() -> str");
   m.def("cpu_capability() -> str");
 }
@@ -178,6 +195,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_adaptive, CompositeExplicitAutograd, m) {
   m.impl("plan_new", TORCH_BOX(&plan_new));
   m.impl("plan_bind", TORCH_BOX(&plan_bind));
   m.impl("plan_first", TORCH_BOX(&plan_first));
+  m.impl("plan_parked", TORCH_BOX(&plan_parked));
   m.impl("plan_policy", TORCH_BOX(&plan_policy));
   m.impl("plan_share", TORCH_BOX(&plan_share));
   m.impl("plan_seeds", TORCH_BOX(&plan_seeds));
@@ -188,6 +206,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_adaptive, CompositeExplicitAutograd, m) {
   m.impl("plan_end_interval", TORCH_BOX(&plan_end_interval));
   m.impl("plan_free", TORCH_BOX(&plan_free));
   m.impl("plan_count", TORCH_BOX(&plan_count));
+  m.impl("names", TORCH_BOX(&names));
   m.impl("build_version", TORCH_BOX(&build_version));
   m.impl("cpu_capability", TORCH_BOX(&cpu_capability));
 }

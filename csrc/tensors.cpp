@@ -24,12 +24,20 @@ constexpr const char* kBackboneNames[kBackbones] = {
 #undef FA_NAME
 };
 
+// In the order of PolicyKind.
+constexpr const char* kPolicyNames[] = {"ActiveLR", "TrainableLR", "Hypergradient"};
+
 template <size_t N>
-int number_of(const char* what, const std::string& name, const char* const (&names)[N]) {
-  for (size_t i = 0; i < N; ++i) {
-    if (name == names[i]) return static_cast<int>(i);
-  }
-  STD_TORCH_CHECK(false, "unknown ", what, " '", name, "'");
+int checked(const char* what, int64_t number, const char* const (&)[N]) {
+  FA_CHECK(number >= 0 && number < static_cast<int64_t>(N), "there is no ", what, " ", number);
+  return static_cast<int>(number);
+}
+
+template <size_t N>
+std::string joined(const char* const (&names)[N]) {
+  std::string all = names[0];
+  for (size_t i = 1; i < N; ++i) all += std::string(",") + names[i];
+  return all;
 }
 
 int64_t bytes_of(DType dtype) {
@@ -90,38 +98,41 @@ bool is_dense(const Tensor& tensor) {
 void check_overlap(std::vector<std::pair<const char*, const char*>> ranges) {
   std::sort(ranges.begin(), ranges.end());
   for (size_t i = 1; i < ranges.size(); ++i) {
-    STD_TORCH_CHECK(
-        ranges[i].first >= ranges[i - 1].second,
-        "two of the optimizer's parameters or state tensors share memory: an update in place would write it "
-        "twice; clone one of them");
+    FA_CHECK(ranges[i].first >= ranges[i - 1].second,
+             "two of the optimizer's parameters or state tensors share memory: an update in place would write it "
+             "twice; clone one of them");
   }
 }
 
 }  // namespace
 
+std::string names_of_roles() { return joined(kRoleNames); }
+std::string names_of_backbones() { return joined(kBackboneNames); }
+std::string names_of_policies() { return joined(kPolicyNames); }
+
 TensorPlan::TensorPlan(std::vector<Tensor> params, const std::vector<int64_t>& groups,
-                       const std::vector<int64_t>& indices, const std::vector<std::string>& backbones,
+                       const std::vector<int64_t>& indices, const std::vector<int64_t>& backbones,
                        const std::vector<int64_t>& coupled, const std::vector<int64_t>& maximize, bool on_device)
     : params_(std::move(params)), on_device_(on_device) {
-  STD_TORCH_CHECK(groups.size() == params_.size() && indices.size() == params_.size(),
-                  "groups and indices must have one entry a parameter");
-  STD_TORCH_CHECK(coupled.size() == backbones.size() && maximize.size() == backbones.size(),
-                  "coupled and maximize must have one entry a group");
+  FA_CHECK(groups.size() == params_.size() && indices.size() == params_.size(),
+           "groups and indices must have one entry a parameter");
+  FA_CHECK(coupled.size() == backbones.size() && maximize.size() == backbones.size(),
+           "coupled and maximize must have one entry a group");
   for (size_t i = 0; i < backbones.size(); ++i) {
-    plan_.groups.push_back({number_of("backbone", backbones[i], kBackboneNames), coupled[i] != 0, maximize[i] != 0});
+    plan_.groups.push_back({checked("backbone", backbones[i], kBackboneNames), coupled[i] != 0, maximize[i] != 0});
   }
   for (size_t i = 0; i < params_.size(); ++i) {
     const Tensor& p = params_[i];
     if (i == 0) {
-      TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(p.get(), &device_type_));
-      TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(p.get(), &device_index_));
+      FA_TORCH(aoti_torch_get_device_type(p.get(), &device_type_));
+      FA_TORCH(aoti_torch_get_device_index(p.get(), &device_index_));
     }
     Member m;
-    STD_TORCH_CHECK(dtype_of(p.get(), m.dtype) && is_float(m.dtype), "parameter ", indices[i],
-                    " is not float64, float32, bfloat16 or float16");
-    STD_TORCH_CHECK(same_device(p, device_type_, device_index_), "parameter ", indices[i], " is on another device");
-    STD_TORCH_CHECK(is_dense(p), "parameter ", indices[i], " has gaps or overlaps in memory");
-    STD_TORCH_CHECK(groups[i] >= 0 && groups[i] < static_cast<int64_t>(plan_.groups.size()), "no group ", groups[i]);
+    FA_CHECK(dtype_of(p.get(), m.dtype) && is_float(m.dtype), "parameter ", indices[i],
+             " is not float64, float32, bfloat16 or float16");
+    FA_CHECK(same_device(p, device_type_, device_index_), "parameter ", indices[i], " is on another device");
+    FA_CHECK(is_dense(p), "parameter ", indices[i], " has gaps or overlaps in memory");
+    FA_CHECK(groups[i] >= 0 && groups[i] < static_cast<int64_t>(plan_.groups.size()), "no group ", groups[i]);
     m.numel = p.numel();
     m.index = indices[i];
     m.group = static_cast<int>(groups[i]);
@@ -130,26 +141,26 @@ TensorPlan::TensorPlan(std::vector<Tensor> params, const std::vector<int64_t>& g
   }
 }
 
-void TensorPlan::bind(const std::string& role_name, const std::vector<int64_t>& members,
-                      const std::vector<Tensor>& tensors) {
-  const Role role = static_cast<Role>(number_of("state", role_name, kRoleNames));
-  STD_TORCH_CHECK(members.size() == tensors.size(), role_name, ": one tensor a member");
+void TensorPlan::bind(int64_t number, const std::vector<int64_t>& members, const std::vector<Tensor>& tensors) {
+  const Role role = static_cast<Role>(checked("role", number, kRoleNames));
+  const char* const role_name = kRoleNames[role];
+  FA_CHECK(members.size() == tensors.size(), role_name, ": one tensor a member");
   for (size_t i = 0; i < members.size(); ++i) {
     Member& m = plan_.members.at(static_cast<size_t>(members[i]));
     const Tensor& t = tensors[i];
     DType dtype;
-    STD_TORCH_CHECK(dtype_of(t.get(), dtype), role_name, " of parameter ", m.index, " has an unknown dtype");
+    FA_CHECK(dtype_of(t.get(), dtype), role_name, " of parameter ", m.index, " has an unknown dtype");
     if (role == kStep) m.step_is_double = dtype == DType::f64;
-    STD_TORCH_CHECK(dtype == role_dtype(role, m), role_name, " of parameter ", m.index, " has the wrong dtype");
+    FA_CHECK(dtype == role_dtype(role, m), role_name, " of parameter ", m.index, " has the wrong dtype");
     const Tensor& p = params_[static_cast<size_t>(members[i])];
     if (role < kElementRoles) {
-      STD_TORCH_CHECK(same_sizes(t, p) && same_layout(t, p) && same_device(t, device_type_, device_index_), role_name,
-                      " of parameter ", m.index, " differs from it in shape, strides or device");
+      FA_CHECK(same_sizes(t, p) && same_layout(t, p) && same_device(t, device_type_, device_index_), role_name,
+               " of parameter ", m.index, " differs from it in shape, strides or device");
     } else {
-      STD_TORCH_CHECK(t.numel() == 1, role_name, " of parameter ", m.index, " must have one element");
+      FA_CHECK(t.numel() == 1, role_name, " of parameter ", m.index, " must have one element");
       const bool host = !on_device_ && (role == kStep || role >= kActiveStep);
-      STD_TORCH_CHECK(host ? t.is_cpu() : same_device(t, device_type_, device_index_), role_name, " of parameter ",
-                      m.index, " is on the wrong device");
+      FA_CHECK(host ? t.is_cpu() : same_device(t, device_type_, device_index_), role_name, " of parameter ", m.index,
+               " is on the wrong device");
     }
     bound_.push_back({static_cast<int>(members[i]), role, t});
   }
@@ -159,17 +170,20 @@ void TensorPlan::mark_first(const std::vector<int64_t>& members) {
   for (int64_t i : members) plan_.members.at(static_cast<size_t>(i)).first = true;
 }
 
+void TensorPlan::mark_parked(const std::vector<int64_t>& members) {
+  extents_of_.resize(size());
+  for (int64_t i : members) extents_of_.at(static_cast<size_t>(i)).parked = true;
+}
+
 void TensorPlan::set_seeds(const std::vector<int64_t>& seeds) {
-  STD_TORCH_CHECK(seeds.size() == plan_.groups.size(), "one seed a group");
+  FA_CHECK(seeds.size() == plan_.groups.size(), "one seed a group");
   for (Member& m : plan_.members) m.seed = seeds[static_cast<size_t>(m.group)];
 }
 
-void TensorPlan::add_policy(const std::string& kind, const std::vector<int64_t>& members,
-                            const std::vector<double>& arguments) {
-  STD_TORCH_CHECK(arguments.size() == kPolicyArguments, "a policy has ", kPolicyArguments, " arguments, got ",
-                  arguments.size());
-  constexpr const char* kinds[] = {"ActiveLR", "TrainableLR", "Hypergradient"};
-  Policy policy = {rule_of(static_cast<PolicyKind>(number_of("policy", kind, kinds)), arguments.data()), {}};
+void TensorPlan::add_policy(int64_t kind, const std::vector<int64_t>& members, const std::vector<double>& arguments) {
+  FA_CHECK(arguments.size() == kPolicyArguments, "a policy has ", kPolicyArguments, " arguments, got ",
+           arguments.size());
+  Policy policy = {rule_of(static_cast<PolicyKind>(checked("policy", kind, kPolicyNames)), arguments.data()), {}};
   const int number = static_cast<int>(plan_.policies.size());
   for (int64_t i : members) {
     Member& m = plan_.members.at(static_cast<size_t>(i));
@@ -180,10 +194,10 @@ void TensorPlan::add_policy(const std::string& kind, const std::vector<int64_t>&
 }
 
 void TensorPlan::share(Tensor products, void (*sum)()) {
-  STD_TORCH_CHECK(products.scalar_type() == torch::headeronly::ScalarType::Double && products.is_contiguous() &&
-                      products.numel() == 2 * static_cast<int64_t>(params_.size()) &&
-                      same_device(products, device_type_, device_index_),
-                  "products must be float64, (members, 2), on the parameters' device");
+  FA_CHECK(products.scalar_type() == torch::headeronly::ScalarType::Double && products.is_contiguous() &&
+               products.numel() == 2 * static_cast<int64_t>(size()) &&
+               same_device(products, device_type_, device_index_),
+           "products must be float64, (members, 2), on the parameters' device");
   plan_.sharing = {static_cast<Products*>(products.data_ptr()), sum};
   shared_ = {std::move(products)};
 }
@@ -191,12 +205,12 @@ void TensorPlan::share(Tensor products, void (*sum)()) {
 // A kernel reads what its mode needs without asking: all of it has to be there, and nothing that would change the mode.
 void TensorPlan::check_complete(const Member& m) const {
   const auto need = [&](Role role, bool needed) {
-    STD_TORCH_CHECK((m.at[role] != nullptr) == needed, "parameter ", m.index,
-                    needed ? " lacks the state " : " has no use for the state ", kRoleNames[role]);
+    FA_CHECK((m.at[role] != nullptr) == needed, "parameter ", m.index,
+             needed ? " lacks the state " : " has no use for the state ", kRoleNames[role]);
   };
   for (Role role : {kLow, kRoundingStep}) {
-    STD_TORCH_CHECK(m.at[role] == nullptr || m.dtype == DType::bf16, "parameter ", m.index,
-                    " is not bfloat16 and has no use for the state ", kRoleNames[role]);
+    FA_CHECK(m.at[role] == nullptr || m.dtype == DType::bf16, "parameter ", m.index,
+             " is not bfloat16 and has no use for the state ", kRoleNames[role]);
   }
   if (m.at[kLow] != nullptr) need(kRoundingStep, false);
   const int backbone = plan_.groups[m.group].backbone;
@@ -231,9 +245,11 @@ void TensorPlan::check_complete(const Member& m) const {
 }
 
 void TensorPlan::note_extents() {
+  extents_of_.resize(size());
   for (size_t i = 0; i < params_.size(); ++i) {
     const auto sizes = params_[i].sizes(), strides = params_[i].strides();
-    extents_of_.push_back({plan_.members[i].dtype, static_cast<int64_t>(sizes.size()), extents_.size()});
+    const bool parked = extents_of_[i].parked;
+    extents_of_[i] = {plan_.members[i].dtype, static_cast<int64_t>(sizes.size()), extents_.size(), parked};
     extents_.insert(extents_.end(), sizes.begin(), sizes.end());
     extents_.insert(extents_.end(), strides.begin(), strides.end());
   }
@@ -248,22 +264,22 @@ void TensorPlan::finish() {
   note_extents();
   std::vector<std::pair<const char*, const char*>> ranges;
   for (const Bound& b : bound_) {
-    AtenTensorHandle own;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(b.tensor.get(), &own));
-    places_.push_back({{own, {}}, nullptr});
-    Member& m = plan_.members[static_cast<size_t>(b.member)];
+    const auto member = static_cast<size_t>(b.member);
+    Member& m = plan_.members[member];
+    places_.push_back(nullptr);
+    if (b.role == kParam && extents_of_[member].parked) continue;
     void* address = b.tensor.data_ptr();
     // An empty tensor has no address, but the role is there.
     static char nowhere[16];
     m.at[b.role] = address != nullptr ? address : nowhere;
     if (b.tensor.numel() == 0) continue;
-    STD_TORCH_CHECK(address != nullptr, "the memory of ", kRoleNames[b.role], " of parameter ", m.index,
-                    " has been freed");
-    places_.back().at = address;
+    FA_CHECK(address != nullptr, "the memory of ", kRoleNames[b.role], " of parameter ", m.index, " has been freed");
+    places_.back() = address;
     const char* begin = static_cast<const char*>(address);
     ranges.emplace_back(begin, begin + b.tensor.numel() * bytes_of(role_dtype(b.role, m)));
   }
   bound_ = {};
+  params_ = {};
   check_overlap(std::move(ranges));
   for (Member& m : plan_.members) {
     check_complete(m);
@@ -279,7 +295,7 @@ void TensorPlan::finish() {
     return;
   }
 #endif
-  STD_TORCH_CHECK(false, "there are no native kernels for this device in this build");
+  FA_CHECK(false, "there are no native kernels for this device in this build");
 }
 
 }  // namespace fused_adaptive

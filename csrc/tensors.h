@@ -1,28 +1,48 @@
-// A plan with the torch tensors that it stands on. tensors.cpp builds it; checks.cpp is what every step checks.
+// A plan built from torch tensors, of which it keeps addresses alone: between steps nothing here owns a parameter or
+// its state, so that others may swap, free or share them. tensors.cpp builds it; checks.cpp is what every step checks.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
 
-#include <functional>
-#include <memory>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "plan.h"
 
+// Torch's own macros put the source's place into the message, which says nothing to a user.
+#define FA_CHECK(condition, ...) \
+  if (!(condition)) fused_adaptive::fail(__VA_ARGS__)
+#define FA_TORCH(call) FA_CHECK((call) == AOTI_TORCH_SUCCESS, "torch cannot do " #call)
+
 namespace fused_adaptive {
 
 using torch::stable::Tensor;
+
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  message << "fused_adaptive: ";
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+// The names of roles, backbones and policies by their numbers, separated by commas. Operators take the numbers: torch's
+// stable interface does not free strings among their arguments.
+std::string names_of_roles();
+std::string names_of_backbones();
+std::string names_of_policies();
 
 bool dtype_of(AtenTensorHandle tensor, DType& dtype);
 bool is_float(DType dtype);
 bool same_device(const Tensor& tensor, int32_t type, int32_t index);
 
-// A gradient, as C interfaces tell of it.
-struct Gradient {
+// A tensor, as C interfaces tell of it.
+struct View {
   const void* at = nullptr;
-  DType dtype = DType::f32;
+  std::optional<DType> dtype;  // none: one that no kernel knows
   int32_t device_type = 0, device_index = 0;
   int64_t dims = 0;
   const int64_t *sizes = nullptr, *strides = nullptr;
@@ -39,36 +59,36 @@ class TensorPlan {
  public:
   // One entry of backbones, coupled and maximize a param group, one of groups and indices a parameter.
   TensorPlan(std::vector<Tensor> params, const std::vector<int64_t>& groups, const std::vector<int64_t>& indices,
-             const std::vector<std::string>& backbones, const std::vector<int64_t>& coupled,
+             const std::vector<int64_t>& backbones, const std::vector<int64_t>& coupled,
              const std::vector<int64_t>& maximize, bool on_device);
 
   // The tensors of one role, for some of the parameters.
-  void bind(const std::string& role, const std::vector<int64_t>& members, const std::vector<Tensor>& tensors);
+  void bind(int64_t role, const std::vector<int64_t>& members, const std::vector<Tensor>& tensors);
   // These parameters' momentum buffers hold nothing yet: their first step writes them.
   void mark_first(const std::vector<int64_t>& members);
+  // These parameters have no memory at present, and no gradient: the tensors that stand for them tell their shape.
+  void mark_parked(const std::vector<int64_t>& members);
   // Of stochastic rounding, one a group.
   void set_seeds(const std::vector<int64_t>& seeds);
-  void add_policy(const std::string& kind, const std::vector<int64_t>& members, const std::vector<double>& arguments);
+  void add_policy(int64_t kind, const std::vector<int64_t>& members, const std::vector<double>& arguments);
   // Other ranks hold parts of the parameters: sum() makes the inner products of parts in `products`, float64 (members,
   // 2) on the parameters' device, those of the whole. It must live as long as the plan.
   void share(Tensor products, void (*sum)());
   // Checks the whole and makes it ready for steps.
   void finish();
 
-  // Before a step: whether it can be taken; nothing if take_gradients() gives up, which it says by returning false. For
-  // each member it calls take(), leave_out() or refuse(): on this thread, while others look whether parameters and
-  // state are what and where they were. Who gives the gradients keeps them alive until the step is done, or has the
-  // plan do it.
-  std::optional<Outcome> check(const std::function<bool()>& take_gradients);
-  void take(size_t member, const Gradient& grad);
+  // Before a step. For each member look_at() its parameter and then its state, in the order of their binding; then
+  // take(), leave_out() or refuse(). Who gives the gradients keeps them alive until the step is done, or has the plan
+  // do it.
+  void begin_check();
+  size_t tensors_of(size_t member) const { return first_place_[member + 1] - first_place_[member]; }
+  void look_at(size_t member, size_t number, const View& tensor);
+  void take(size_t member, const View& grad);
   void leave_out(size_t member) { plan_.members[member].grad = nullptr; }
   void refuse() { are_usable_ = false; }  // a gradient that is nothing to take
-  // Whether a step can be taken with the gradients so far, unless something has moved.
-  bool are_usable() const { return are_usable_ && !lacks_state_ && overwritten_ < 0; }
+  Outcome end_check();
   void keep(std::vector<Tensor> grads) { grads_ = std::move(grads); }
-  // Fetches what a parameter is about to be asked for. GCC would drop such calls as having no effect: inlined by force.
-  FA_INLINE void prefetch(size_t member) const { __builtin_prefetch(object_of(places_[first_place_[member]])); }
-  size_t size() const { return params_.size(); }
+  size_t size() const { return plan_.members.size(); }
 
   void step(const std::vector<double>& hypers, const std::optional<Tensor>& draws,
             const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
@@ -81,49 +101,31 @@ class TensorPlan {
     Role role;
     Tensor tensor;
   };
-  struct Delete {
-    void operator()(AtenTensorHandle tensor) const { aoti_torch_delete_tensor_object(tensor); }
-  };
-  // A parameter or its state, and where it was when the plan was built; null if it is empty. The handles are the plan's
-  // own, made one after the other: they lie in memory in the order in which steps ask them.
-  struct Place {
-    std::unique_ptr<AtenTensorOpaque, Delete> tensor;
-    void* at;
-  };
   // A parameter's dtype, sizes and strides, as they were when the plan was built.
   struct Extents {
     DType dtype = DType::f32;
     int64_t dims = 0;
     size_t at = 0;  // in extents_: sizes, then strides
+    bool parked = false;
   };
 
-  // A torch tensor is one pointer; if it should ever be something else, this is fetched in vain.
-  static const char* object_of(const Place& place) { return *reinterpret_cast<const char* const*>(place.tensor.get()); }
-  // Fetches what holds() asks of a member's tensors: of the parameter also its sizes, which lie in the middle.
-  FA_INLINE void prefetch_places(size_t member) const {
-    __builtin_prefetch(object_of(places_[first_place_[member]]) + 64);
-    for (size_t i = first_place_[member]; i < first_place_[member + 1]; ++i) {
-      __builtin_prefetch(object_of(places_[i]));
-      __builtin_prefetch(object_of(places_[i]) + 128);
-    }
-  }
   void note_extents();
   void check_complete(const Member& member) const;
-  bool holds(size_t member) const;
   std::vector<Hyper> hypers_of(const std::vector<double>& numbers) const;
-  bool has_extents(size_t member, int64_t dims, const int64_t* sizes, const int64_t* strides) const;
+  bool has_extents(size_t member, const View& tensor) const;
   DeviceNumber device_number(const Tensor& tensor, const char* name) const;
 
   Plan plan_;
-  std::vector<Tensor> params_, grads_, shared_;
-  std::vector<Bound> bound_;         // until the plan is finished
-  std::vector<Place> places_;        // by member: a parameter, then its state
+  std::vector<Tensor> params_;  // until the plan is finished
+  std::vector<Bound> bound_;    // likewise
+  std::vector<Tensor> grads_, shared_;
+  std::vector<const void*> places_;  // by member: a parameter's address, then its state's; null if it is empty
   std::vector<size_t> first_place_;  // of each member, and the end
   std::vector<Extents> extents_of_;  // of each member
   std::vector<int64_t> extents_;
   int32_t device_type_ = 0, device_index_ = 0;
   int64_t overwritten_ = -1;  // the member whose gradient is the parameter itself
-  bool on_device_ = false, are_usable_ = false, lacks_state_ = false, is_ready_ = false;
+  bool on_device_ = false, are_usable_ = false, lacks_state_ = false, is_stale_ = false, is_ready_ = false;
 };
 
 // The plan that has this number (ops.cpp).

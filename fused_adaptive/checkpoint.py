@@ -7,8 +7,9 @@ float32 state of bf16 parameters and turn int8 signs into floats; hence our own.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -130,7 +131,7 @@ def _restore_one(
         if name in expected:
             if value is None:
                 continue  # torch's SGD before its first step
-            own = _restore_value(expected[name], name, value, param, group, which)
+            own = conform_value(expected[name], value, param, group, partial(_call_loaded, name, which))
             # What needed no conversion stays the very tensor of the dict, as in torch, with its own version.
             restored[name] = own if expected[name].scalar or own is value else version.adopt(own)
         elif isinstance(value, Tensor):
@@ -140,24 +141,43 @@ def _restore_one(
     return restored
 
 
-def _restore_value(
-    spec: StateSpec, name: str, value: Any, param: Tensor, group: Mapping[str, Any], which: str
+def _call_loaded(name: str, which: str) -> str:
+    return f"the loaded state {name!r} of {which}"
+
+
+def conform_value(
+    spec: StateSpec, value: Any, param: Tensor, group: Mapping[str, Any], what: Callable[[], str]
 ) -> Tensor:
+    """A state entry as it has to be: of its own dtype, device and shape. Itself, where it is.
+
+    Others change that: torch's own ``load_state_dict`` casts to the parameter's dtype, people reset moments with
+    ``zeros_like(p)``, old checkpoints count steps in Python.
+
+    Args:
+        spec: of the entry.
+        value: what is there.
+        param: its parameter; a DTensor's state becomes a DTensor.
+        group: its param group.
+        what: how messages call it.
+
+    Raises:
+        ValueError: for what is no number, or of another shape.
+    """
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(
-                f"the loaded state {name!r} of {which} is no tensor but {value!r}: the checkpoint is damaged"
-            )
-        value = torch.as_tensor(value)  # old checkpoints count steps in Python
+            raise ValueError(f"{what()} is no tensor but {value!r}: the checkpoint is damaged")
+        value = torch.as_tensor(value)
     if spec.scalar and value.numel() == 1:
-        # torch keeps the dtype of ``step``; ours are fixed by their declaration.
-        dtype = value.dtype if name == "step" and value.is_floating_point() else spec.dtype_for(param)
-        return value.reshape(()).to(spec.device_for(param, group), dtype)
+        # torch keeps the dtype of ``step``, where it counts far enough; ours are fixed by their declaration.
+        is_step = (
+            spec.host and value.dtype in (torch.float32, torch.float64) and spec.dtype_for(param).is_floating_point
+        )
+        value = value if value.dim() == 0 else value.reshape(())
+        return value.to(spec.device_for(param, group), value.dtype if is_step else spec.dtype_for(param))
     if spec.scalar or value.shape != param.shape:
         shape = () if spec.scalar else tuple(param.shape)
         raise ValueError(
-            f"the loaded state {name!r} of {which} has shape {tuple(value.shape)} instead of {shape}: it belongs to "
-            "another model or another order of parameters"
+            f"{what()} has shape {tuple(value.shape)} instead of {shape}: it belongs to another model or another "
+            "order of parameters"
         )
-    value = conform(value, param, f"the loaded state {name!r} of {which}")
-    return value.to(param.device, spec.dtype_for(param))
+    return conform(value, param, what).to(param.device, spec.dtype_for(param))

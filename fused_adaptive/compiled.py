@@ -11,7 +11,7 @@ import itertools
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -127,9 +127,7 @@ def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_i
         optimizer.grad_norm.copy_(norm)  # an attribute that is set in a graph is lost
     draw = optimizer._rate_draw
     draw_step = [] if draw is None else [draw.step]
-    torch.ops.fused_adaptive.compiled_step(
-        gathered.key, params, grads, state, applies, tensors, floats, draw_step, grad_scale, found_inf
-    )
+    _OPERATOR(gathered.key, params, grads, state, applies, tensors, floats, draw_step, grad_scale, found_inf)
     count_idle_calls(gathered.idle, found_inf)
 
 
@@ -181,10 +179,20 @@ def _is_where(bound: Bound, params: Sequence[Tensor], state: Sequence[Tensor]) -
     return all(map(_same, params, bound.gathered.params)) and all(map(_same, state, own))
 
 
-torch.library.define(
-    "fused_adaptive::compiled_step",
-    "(int key, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] state, bool[] applies, Tensor[] tensors, "
-    "float[] floats, Tensor(c!)[] draw_step, Tensor? grad_scale, Tensor? found_inf) -> ()",
-)
-torch.library.impl("fused_adaptive::compiled_step", "CompositeExplicitAutograd")(_compiled_step)
-torch.library.register_fake("fused_adaptive::compiled_step")(lambda *_: None)
+def _define() -> Any:
+    """The operator of this import. A process may import the package again (notebooks reload, workers clear modules):
+    each time it needs an operator of its own, since what optimizers have gathered is known to one import alone.
+    """
+    name = next(n for n in (f"compiled_step{i or ''}" for i in itertools.count()) if not hasattr(_OPERATORS, n))
+    torch.library.define(
+        f"fused_adaptive::{name}",
+        "(int key, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] state, bool[] applies, Tensor[] tensors, "
+        "float[] floats, Tensor(c!)[] draw_step, Tensor? grad_scale, Tensor? found_inf) -> ()",
+    )
+    torch.library.impl(f"fused_adaptive::{name}", "CompositeExplicitAutograd")(_compiled_step)
+    torch.library.register_fake(f"fused_adaptive::{name}")(lambda *_: None)
+    return getattr(_OPERATORS, name)
+
+
+_OPERATORS = torch.ops.fused_adaptive
+_OPERATOR = _define()

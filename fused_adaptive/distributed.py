@@ -9,7 +9,7 @@ all-reduce of two float64 a tensor, once an interval.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from operator import is_
 from typing import TYPE_CHECKING, Any, cast
@@ -242,7 +242,7 @@ def split_slots(slots: Sequence[Slot], process_group: ProcessGroup | None) -> tu
     return own, parts
 
 
-def conform(value: Tensor, param: Tensor, what: str) -> Tensor:
+def conform(value: Tensor, param: Tensor, what: Callable[[], str]) -> Tensor:
     """A loaded state tensor of the parameter's shape, spread like the parameter.
 
     Raises:
@@ -251,7 +251,7 @@ def conform(value: Tensor, param: Tensor, what: str) -> Tensor:
     if not is_dtensor(param):
         if is_dtensor(value):
             raise ValueError(
-                f"{what} is a DTensor and the parameter is not: save with full_state_dict=True "
+                f"{what()} is a DTensor and the parameter is not: save with full_state_dict=True "
                 "(torch.distributed.checkpoint.state_dict.StateDictOptions), or load with set_optimizer_state_dict"
             )
         return value
@@ -262,7 +262,7 @@ def conform(value: Tensor, param: Tensor, what: str) -> Tensor:
         # Every rank has the whole and keeps its part.
         return distribute_tensor(value, mesh, placements, src_data_rank=None)
     if value.device_mesh != mesh:  # type: ignore[attr-defined]
-        raise ValueError(f"{what} is spread over another mesh than the parameter: load with set_optimizer_state_dict")
+        raise ValueError(f"{what()} is spread over another mesh than the parameter: load with set_optimizer_state_dict")
     return value if value.placements == placements else value.redistribute(placements=placements)  # type: ignore[attr-defined]
 
 

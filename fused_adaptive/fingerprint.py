@@ -82,7 +82,7 @@ def _seen(dicts: Mapping[Any, Any]) -> _Objects | _Copies:
 class _Objects:
     """A dict of dicts, as the native library compares it: by the objects in it."""
 
-    def __init__(self, dicts: Mapping[Any, Any], same_objects: Callable[[Any, list[list[Any]]], int]) -> None:
+    def __init__(self, dicts: Mapping[Any, Any], same_objects: Callable[[Any, list[Any]], int]) -> None:
         self._objects, self._same_objects = python_calls.objects_of(dicts), same_objects
 
     def are(self, dicts: Mapping[Any, Any]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count, repeat
 from operator import is_
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor
 
 from .backbones import Backbone
-from .checkpoint import specs
-from .checks import check_gradients
-from .distributed import Part, split_slots
+from .checkpoint import conform_value, specs
+from .checks import check_gradients, describe
+from .distributed import Part, any_rank, local_part, split_slots
 from .fingerprint import Fingerprint
 from .policies import Policy, from_plain
+from .reference_rates import is_on_host
 from .slot import Slot
 from .state import State, StateSpec
 from .versions import SharedVersion
@@ -59,6 +61,7 @@ class Gathered:
         idle: the groups that have no state yet although their policies count steps.
         parts: behind the slots of DTensors.
         compiled: what a backend keeps with it; it dies with this object.
+        uses_reference: the backend's kernels cannot step these tensors, and the reference does.
         owner: the optimizer, weakly.
         variants: of every group, by its id, what the backbone made of it.
         key: no other one's in this process.
@@ -72,6 +75,7 @@ class Gathered:
     idle: Groups
     parts: list[Part] = field(default_factory=list)
     compiled: Any = None
+    uses_reference: bool = False
     owner: Any = None
     variants: dict[int, tuple[Any, ...]] = field(default_factory=dict)
     key: int = field(default_factory=count(1).__next__)
@@ -138,6 +142,7 @@ def gather(
         if spec:
             slot.state = states.setdefault(slot.param, slot.state)
         slots.append(slot)
+        _conform(slot, spec)
         if _missing(spec, slot.state):
             late.append((slot, spec))
     if late:
@@ -156,7 +161,11 @@ def gather_complete(
     backbone: Backbone, groups: Groups, states: States, process_group: ProcessGroup | None = None
 ) -> Gathered:
     """The tensors whose state is complete, outside of a step: nothing is created, gradients do not matter."""
-    slots = [s for s, spec in _all(backbone, groups, states) if s.state and not _missing(spec, s.state)]
+    slots = []
+    for slot, spec in _all(backbone, groups, states):
+        if slot.state and not _missing(spec, slot.state):
+            _conform(slot, spec)
+            slots.append(slot)
     return _gathered(backbone, groups, states, slots, process_group)
 
 
@@ -202,6 +211,27 @@ def by_policy(slots: Iterable[Slot]) -> Members:
         for policy in slot.policies:
             members.setdefault(policy, []).append(slot)
     return members
+
+
+def _conform(slot: Slot, spec: dict[str, StateSpec]) -> None:
+    """Brings state that others have put there to its own dtype and device."""
+    for name in spec.keys() & slot.state.keys():
+        value = slot.state[name]
+        if value is None and spec[name].optional:  # torch's SGD before its first step
+            del slot.state[name]
+            continue
+        if not slot.applies and isinstance(value, Tensor) and value.dim() and value.shape != slot.param.shape:
+            continue  # the parameter's memory has been given away
+        try:
+            own = conform_value(spec[name], value, slot.param, slot.group, partial(_call, slot, name))
+        except ValueError as error:
+            raise RuntimeError(str(error)) from error
+        if own is not value:
+            slot.state[name] = own
+
+
+def _call(slot: Slot, name: str) -> str:
+    return f"the state {name!r} of {describe(slot.index, slot.param)}"
 
 
 def _missing(spec: dict[str, StateSpec], state: State) -> list[str]:
@@ -263,6 +293,19 @@ def scale_groups(groups: Groups) -> dict[int, tuple[dict[str, Any], ...]]:
             if "gain" in policy.shared_names():
                 under.setdefault(policy, []).append(group)
     return {id(group): own for own in map(tuple, under.values()) for group in own}
+
+
+def moves_nothing(groups: Groups, process_group: ProcessGroup | None) -> bool:
+    """Whether a step is there to make state alone: the host knows that all lr are 0, and all gradients are.
+
+    So ``torch.distributed.checkpoint`` makes state in order to read a state_dict. The same on all ranks.
+    """
+    lrs = [group["lr"] for group in groups]
+    if any(isinstance(lr, Tensor) and not is_on_host(lr) for lr in lrs) or any(float(lr) != 0 for lr in lrs):
+        return False
+    params = [p for group in groups for p in group["params"]]
+    is_any = any(p.grad is not None and bool((local_part(p.grad) != 0).any()) for p in params)
+    return not any_rank(params, process_group, is_any)
 
 
 # A policy's interval also counts the calls that found no gradient yet, so no state to count in: its groups count those.

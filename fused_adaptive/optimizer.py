@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import torch
 from torch import Tensor
@@ -21,11 +21,11 @@ from .checks import check_gradients, check_hyperparameters, check_parameters
 from .clipping import check_max_grad_norm, clip
 from .distributed import check_not_partitioned, check_split
 from .eager import eager
-from .gather import Gathered, count_idle_calls, forget_idle_calls, gather, gather_complete
+from .gather import Gathered, count_idle_calls, forget_idle_calls, gather, gather_complete, moves_nothing
 from .policies import Plain, Policy, TrainableLR, from_plain, parse
-from .policies.naive import evaluate_trial, needs_trial
+from .policies.naive import Trial, evaluate_trial, needs_trial
 from .rates import learning_rates
-from .resolution import Resolutions
+from .resolution import Resolutions, kinds_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -163,7 +163,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         trial = self._step(closure)
         if trial is not None and closure is not None:
             params = list(chain.from_iterable(group["params"] for group in self.param_groups))
-            evaluate_trial(trial.policy, trial.gathered, params, closure, trial.grad_scale)
+            evaluate_trial(trial, params, closure)
             self._finish(trial)
         return loss
 
@@ -273,15 +273,15 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     def _settle_policies(self) -> None:
         """Takes up policies that were set by hand, before anything else may see them."""
         self._resolutions.settle(self.param_groups)
-        if _kinds_of(self.param_groups) != self._kinds:
+        if kinds_of(self.param_groups) != self._kinds:
             self._backend = self._choose_backend(self.param_groups)
 
     def _choose_backend(self, groups: Sequence[dict[str, Any]]) -> backends.Backend:
-        devices = set().union(*(devices_of(group["params"]) for group in groups))
+        devices = set().union(*(backends.devices_of(group["params"]) for group in groups))
         policies = [policy for group in groups for policy in from_plain(group["policy"])]
         backend = backends.select(self._backend_requested, devices, policies)
         backends.check_masters(backend, groups)
-        self._kinds = _kinds_of(groups)
+        self._kinds = kinds_of(groups)
         return backend
 
     # ---- gathering: of objects by their identity, so torch.compile does not trace it ----
@@ -309,11 +309,12 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         return naive
 
     @eager
-    def _step(self, closure: Callable[[], Any] | None) -> _Trial | None:
+    def _step(self, closure: Callable[[], Any] | None) -> Trial | None:
         """The step; or, where a trial has to come before the update, what it needs."""
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         gathered = self._current()
         is_new = gathered is None or gathered.has_newcomers()
+        only_makes_state = False
         if gathered is None or is_new:
             # Whatever can be refused is refused before state is created. Later steps leave the check to the backend.
             check_gradients(self.param_groups)
@@ -321,6 +322,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             policies = [from_plain(group["policy"]) for group in self.param_groups]
             self._check_naive(policies)
             check_split(self.param_groups, policies, self.process_group)
+            only_makes_state = not self.state and moves_nothing(self.param_groups, self.process_group)
             naive = self._needs_trial(chain.from_iterable(policies), closure)
             gathered = self._gather()
         else:
@@ -336,23 +338,38 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 gathered.check_gradients()  # a sparse one, say: named, with a remedy
                 raise
         if naive is not None:
-            return _Trial(naive, gathered, is_new, found_inf, grad_scale)
-        self._update(gathered, is_new, found_inf, grad_scale)
+            return Trial(naive, gathered, is_new, found_inf, grad_scale)
+        self._update(gathered, is_new, found_inf, grad_scale, only_makes_state)
         return None
 
     @eager
-    def _finish(self, trial: _Trial) -> None:
+    def _finish(self, trial: Trial) -> None:
         self._update(trial.gathered, trial.is_new, trial.found_inf, trial.grad_scale)
 
-    def _update(self, gathered: Gathered, is_new: bool, found_inf: Tensor | None, grad_scale: Tensor | None) -> None:
+    def _update(
+        self,
+        gathered: Gathered,
+        is_new: bool,
+        found_inf: Tensor | None,
+        grad_scale: Tensor | None,
+        only_makes_state: bool = False,
+    ) -> None:
         """The step itself. DTensors lend it what this rank holds of them."""
         gathered.bring_gradients()
-        entries = sum(map(len, self.state.values())) if is_new else 0
-        self._backend.step(gathered, found_inf, grad_scale, self._rate_draw)
+        entries = self._count_entries() if is_new else 0
+        self._backend.step(gathered, found_inf, grad_scale, None if only_makes_state else self._rate_draw)
+        if only_makes_state:  # as torch.distributed.checkpoint does to read a state_dict: no interval has begun
+            for policy, slots in gathered.members.items():
+                policy.restart_interval(slots)
+        else:
+            count_idle_calls(gathered.idle, found_inf)
         gathered.take_back()
-        count_idle_calls(gathered.idle, found_inf)
-        if is_new and entries != sum(map(len, self.state.values())):
+        if is_new and entries != self._count_entries():
             self._gather()  # the update has created state, SGD's buffers: torch.compile traces what is gathered
+
+    def _count_entries(self) -> int:
+        """Of the state of all parameters; others may keep what they like beside it."""
+        return sum(len(self.state.get(p, ())) for group in self.param_groups for p in group["params"])
 
     def _current(self) -> Gathered | None:
         """What the last step gathered, if that is still how things stand."""
@@ -376,24 +393,3 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             self._settle_policies()
             current = gather_complete(self.backbone, self.param_groups, self.state, self.process_group)
         return current
-
-
-class _Trial(NamedTuple):
-    """The policy that evaluates the loss once more before the update, and the step so far."""
-
-    policy: TrainableLR
-    gathered: Gathered
-    is_new: bool
-    found_inf: Tensor | None
-    grad_scale: Tensor | None
-
-
-def _kinds_of(groups: Iterable[dict[str, Any]]) -> set[type[Policy]]:
-    """Which policies drive these groups, whatever their arguments."""
-    return {type(policy) for group in groups for policy in from_plain(group["policy"])}
-
-
-def devices_of(params: Iterable[Any]) -> set[torch.device]:
-    """The devices of parameters, named parameters or a single tensor."""
-    tensors = [params] if isinstance(params, Tensor) else (p[1] if isinstance(p, tuple) else p for p in params)
-    return {p.device for p in tensors if isinstance(p, Tensor)}

@@ -16,17 +16,14 @@ from torch import Tensor
 
 from . import _extension
 
-#: Of a dict, as many as a thread compares at a time.
-ENTRIES = 64
-
 
 @functools.cache
-def gradients_reader() -> Callable[[int, list[Tensor], list[Tensor], Callable[[], None]], int] | None:
+def gradients_reader() -> Callable[[int, list[Tensor], list[Tensor]], int] | None:
     """A function that gives a native plan its gradients, or None where torch.Tensor has no table of DLPack's functions.
 
-    Its arguments are the plan's number, its parameters, a list to which the gradients are appended, and a function that
-    raises the versions of what the step writes: it is called if every parameter has a gradient that can be used. It
-    returns what ``plan_check`` does, plus 4 for each parameter without a gradient.
+    Its arguments are the plan's number, its parameters and their state (``plan_check``'s ``held``), and a list to which
+    the gradients are appended. It returns what ``plan_check`` does, plus 4 for each parameter without a gradient; -2 if
+    one of the tensors is of a kind that only ``plan_check`` can look at.
     """
     capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
     if capsule is None:
@@ -36,42 +33,35 @@ def gradients_reader() -> Callable[[int, list[Tensor], list[Tensor], Callable[[]
     table = prototype(("PyCapsule_GetPointer", ctypes.pythonapi))(capsule, b"dlpack_exchange_api")
     if table is None or ctypes.c_uint32.from_address(table).value != 1:  # the major version that csrc/python.cpp knows
         return None
-    read = _function(0, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, *[ctypes.py_object] * 4)
+    read = _function(0, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, *[ctypes.py_object] * 3)
     return lambda plan, *others: read(plan, table, Tensor.is_neg, *others)
 
 
 @functools.cache
-def same_objects() -> Callable[[dict[Any, Any], list[list[Any]]], int] | None:
+def same_objects() -> Callable[[dict[Any, Any], list[Any]], int] | None:
     """A function that tells whether a dict of dicts holds the very objects of :func:`objects_of`; None without the
     native library, or with one that has no such function.
     """
     if _extension.why_not() or not hasattr(torch.ops.fused_adaptive, "python_calls"):
         return None
-    same = _function(1, ctypes.c_int, ctypes.py_object, ctypes.py_object, ctypes.c_int64)
-    return lambda states, objects: same(states, objects, ENTRIES)
+    return _function(1, ctypes.c_int, ctypes.py_object, ctypes.py_object)
 
 
 @functools.cache
 def same_items() -> Callable[[list[Any], list[Any]], int] | None:
     """A function that tells whether two lists hold the same objects; None as for :func:`same_objects`."""
-    if same_objects() is None or len(torch.ops.fused_adaptive.python_calls()) < 3:
+    if same_objects() is None:
         return None
     return _function(2, ctypes.c_int, ctypes.py_object, ctypes.py_object)
 
 
-def objects_of(states: Mapping[Any, Any]) -> list[list[Any]]:
-    """The objects in a dict of dicts, in order: of each entry its key and value, followed by those of the value.
-
-    Returns:
-        Lists of the objects of :data:`ENTRIES` entries each, for threads to share.
-    """
-    found: list[list[Any]] = []
-    for i, (key, values) in enumerate(states.items()):
-        if i % ENTRIES == 0:
-            found.append([])
-        found[-1] += [key, values]
+def objects_of(states: Mapping[Any, Any]) -> list[Any]:
+    """The objects in a dict of dicts, in order: of each entry its key and value, followed by those of the value."""
+    found: list[Any] = []
+    for key, values in states.items():
+        found += [key, values]
         if isinstance(values, dict):
-            found[-1] += [item for pair in values.items() for item in pair]
+            found += [item for pair in values.items() for item in pair]
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import reference_rates
 from .backbones import Backbone, Group
-from .policies import Plain, Policy, is_plain, parse, resolve
+from .policies import Plain, Policy, from_plain, is_plain, parse, resolve
 
 Groups = Sequence[dict[str, Any]]
 
@@ -59,3 +59,8 @@ class Resolutions:
             self._resolved = {given: plain for given, plain in self._resolved.items() if plain in standing}
         for group in groups:
             reference_rates.meet(group)
+
+
+def kinds_of(groups: Groups) -> set[type[Policy]]:
+    """Which policies drive these groups, whatever their arguments."""
+    return {type(policy) for group in groups for policy in from_plain(group["policy"])}

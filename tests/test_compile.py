@@ -14,7 +14,7 @@ import fused_adaptive as fa
 from fused_adaptive import compiled
 
 from .breaking import broken, fails
-from .cases import BACKENDS, POLICIES, Case, Gradients, all_equal, parameters, state_of
+from .cases import BACKENDS, POLICIES, Case, Gradients, all_equal, parameters, state_of, train
 
 STEPS = 8
 SHAPES = [(7,), (3, 5), (), (0,)]
@@ -304,3 +304,15 @@ def test_the_operator_passes_opcheck():
     numbers = [0.1, 0.01, 0.9, 0.999, 1e-8]
     arguments = (optimizer._gathered.key, *own, [], numbers, [], None, None)
     torch.library.opcheck(torch.ops.fused_adaptive.compiled_step.default, arguments)
+
+
+def test_the_reference_rate_follows_that_of_a_compiled_step():
+    policy = fa.ActiveLR(interval=2, increment=0.01)
+    optimizer = fa.SGD(parameters(), lr=torch.tensor(0.1), policy=policy)
+    train(optimizer, 1)
+    step = torch.compile(optimizer.step, fullgraph=True, backend="eager")
+    for lr, expected in ((0.05, 0.1), (0.4, 0.4), (0.2, 0.4)):
+        optimizer.param_groups[0]["lr"].fill_(lr)
+        step()
+        assert optimizer.param_groups[0]["lr_ref"] == pytest.approx(expected)
+    assert graphs() == 1

@@ -184,15 +184,3 @@ def test_03_what_is_not_chosen_at_run_time_runs_on_every_processor(tmp_path):
     assert sum(map(chosen, found)) > 100
     for_newer_ones = functions_with(AVX, shared_library(tmp_path, LOOP, "-mavx2"))
     assert {name for name in for_newer_ones if not chosen(name)} >= {"shared(float*, float const*, long)"}
-
-
-@built
-@needs_compiler
-@pytest.mark.skipif(not shutil.which("objdump"), reason="no objdump")
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="for x86-64")
-def test_memory_is_fetched_ahead_where_the_source_says_so(tmp_path):
-    """GCC drops calls of functions that do nothing else, since these have no effect that it knows of."""
-    found = functions_with(r"prefetch\w*", LIBRARY)
-    for name in ("TensorPlan::check", "read_gradients", "are_same"):
-        assert sum(times for function, times in found.items() if name in function) > 1, name
-    assert functions_with(r"prefetch\w*", shared_library(tmp_path, LOOP)) == {}

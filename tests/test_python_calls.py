@@ -130,7 +130,7 @@ def test_a_negative_view_of_one_element_is_not_taken_for_its_memory():
 
 
 def is_refused(make: Callable[[list[Tensor]], None], words: str) -> bool:
-    """With nothing changed, versions included: they rise while others still look."""
+    """With nothing changed, versions included."""
     params = parameters(torch.float32, SHAPES)
     optimizer = fa.AdamW(params, lr=0.01, backend="native")
     for p in params:
@@ -168,21 +168,18 @@ def test_gradients_are_refused_as_by_the_operator(name, route):
             assert is_refused(make, words)
 
 
-def test_the_call_is_what_is_used_and_raises_versions():
+def test_the_call_is_what_is_used():
     """Else the tests above would compare the operator with itself."""
-    reader, risen = python_calls.gradients_reader(), []
+    reader, outcomes = python_calls.gradients_reader(), []
     assert reader is not None
 
-    def read(plan: int, params: list[Tensor], *others: Any) -> int:
-        before = [p._version for p in params]
-        outcome = reader(plan, params, *others)
-        risen.append([p._version for p in params] == [version + 1 for version in before])
-        return outcome
+    def read(plan: int, held: list[Tensor], grads: list[Tensor]) -> int:
+        outcomes.append(reader(plan, held, grads))
+        return outcomes[-1]
 
     with broken(python_calls, "gradients_reader", lambda: read):
-        optimizer, _ = steps(_noise)
-    assert risen == [True] * 3
-    assert optimizer._gathered is not None
+        steps(_noise)
+    assert outcomes == [0] * 3
 
 
 def test_a_property_that_raises_is_heard():
@@ -296,14 +293,7 @@ def test_changed_objects_are_noticed(name, by):
             assert notices(CHANGED[name])
 
 
-@pytest.mark.parametrize(("before", "after"), [(60, 0), (61, 0), (62, 1), (0, 60), (0, 500), (250, 250), (500, 0)])
-@pytest.mark.parametrize("name", CHANGED)
-def test_threads_that_share_the_entries_notice_changes_in_every_part(name, before, after):
-    assert python_calls.ENTRIES == 64
-    assert notices(CHANGED[name], before, after)
-
-
-@pytest.mark.parametrize("entries", [1, 63, 64, 65, 128, 1000])
+@pytest.mark.parametrize("entries", [1, 2, 1000])
 def test_an_entry_more_or_less_is_noticed_at_any_size(entries):
     states = {i: {"step": A} for i in range(entries)}
     seen = Fingerprint(fa.AdamW.backbone, [], states)
@@ -334,17 +324,6 @@ def test_without_the_library_python_compares(monkeypatch):
     monkeypatch.undo()
     python_calls.same_objects.cache_clear()
     assert isinstance(fingerprint._seen({}), fingerprint._Objects)
-
-
-def test_a_library_without_the_last_function_is_known(monkeypatch):
-    calls = torch.ops.fused_adaptive.python_calls()
-    python_calls.same_items.cache_clear()
-    assert python_calls.same_items() is not None
-    with broken(torch.ops.fused_adaptive, "python_calls", lambda: calls[:2]):
-        python_calls.same_items.cache_clear()
-        assert python_calls.same_items() is None
-        assert fingerprint._same_items([A, B], [A, B])
-    python_calls.same_items.cache_clear()
 
 
 @pytest.mark.parametrize("by", ["call", "Python"])

@@ -100,20 +100,6 @@ def test_a_change_of_it_plans_nothing_anew():
     assert optimizer._gathered.compiled is compiled
 
 
-def test_it_follows_the_rate_of_a_compiled_step():
-    import torch._dynamo.testing
-
-    optimizer = active_sgd(torch.tensor(0.1))
-    feed(optimizer, [1.0, 1.0])
-    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
-    step = torch.compile(optimizer.step, fullgraph=True, backend=counter)
-    for lr, expected in ((0.05, 0.1), (0.4, 0.4), (0.2, 0.4)):
-        optimizer.param_groups[0]["lr"].fill_(lr)
-        step()
-        assert optimizer.param_groups[0]["lr_ref"] == pytest.approx(expected)
-    assert counter.frame_count == 1
-
-
 # ---- groups ----
 
 

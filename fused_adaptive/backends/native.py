@@ -7,6 +7,7 @@ gathered anew, and lives as long as they do.
 from __future__ import annotations
 
 import ctypes
+import functools
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from ..distributed import RowSums
 from ..slot import Slot
 from ..versions import Written
 from . import reference
-from .plans import POLICIES, GroupNumbers, dense_copies, gather_state, parts, ready
+from .plans import POLICIES, GroupNumbers, dense_copies, gather_state, parked_members, parts, ready
 from .plans import conform as _conform
 from .plans import end_interval as _end_interval
 from .plans import policy_arguments as _policy_arguments
@@ -96,6 +97,19 @@ def _on_device(slot: Slot) -> bool:
     return slot.param.device.type != "cpu" and bool(slot.group.get("capturable") or slot.group.get("fused"))
 
 
+#: What the library numbers.
+ROLES, BACKBONES, POLICY_KINDS = range(3)
+
+
+@functools.cache
+def _numbers(what: int) -> dict[str, int]:
+    return {name: i for i, name in enumerate(torch.ops.fused_adaptive.names(what).split(","))}
+
+
+def _number(what: int, name: str) -> int:
+    return _numbers(what)[name]
+
+
 class Plan:
     """The tensors of one device, with the native plan over them.
 
@@ -112,11 +126,12 @@ class Plan:
         self._groups = self._numbers.groups
         self._backbone = slots[0].backbone
         # A parameter with gaps or overlaps in memory is updated in a dense copy.
-        self._dense = dense_copies(self._params)
-        self._copies = [(p, d) for p, d in zip(self._params, self._dense, strict=True) if p is not d]
+        self._parked = parked_members(slots)
+        self._dense = dense_copies(self._params, self._parked)
+        pairs = enumerate(zip(self._params, self._dense, strict=True))
+        self._copies = [(p, d) for i, (p, d) in pairs if p is not d and i not in self._parked]
         self._grads: list[Tensor] = []
         self._absent: list[int] = []
-        self._versions_are_up = False
         self._build(gathered)
 
     def _build(self, gathered: Gathered) -> None:
@@ -126,26 +141,35 @@ class Plan:
             self._dense,
             [group_numbers[id(slot.group)] for slot in slots],
             [slot.index for slot in slots],
-            [_structure(self._backbone.name, group) for group in self._groups],
+            [_number(BACKBONES, _structure(self._backbone.name, group)) for group in self._groups],
             [not group["decoupled_weight_decay"] for group in self._groups],
             [bool(group["maximize"]) for group in self._groups],
             _on_device(slots[0]),
         )
         weakref.finalize(self, ops.plan_free, number)
         ops.plan_seeds(number, [group.get("rounding_seed", 0) for group in self._groups])
-        bound, first = gather_state(slots, self._dense, self._backbone)
+        bound, first = gather_state(slots, self._dense, self._backbone, self._parked)
         if first:
             ops.plan_first(number, first)
+        if self._parked:
+            ops.plan_parked(number, list(self._parked))
         for role, members in bound.items():
-            ops.plan_bind(number, role, list(members), list(members.values()))
+            ops.plan_bind(number, _number(ROLES, role), list(members), list(members.values()))
         position = {id(slot): i for i, slot in enumerate(slots)}
         for policy, members in gathered.members.items():
             own = [position[id(slot)] for slot in members if id(slot) in position]
             if own and policy.adapts and not policy.naive:
-                ops.plan_policy(number, type(policy).__name__, own, _policy_arguments(policy))
+                ops.plan_policy(number, _number(POLICY_KINDS, type(policy).__name__), own, _policy_arguments(policy))
         self._share(number)
         ops.plan_finish(number)
+        # What the plan has addresses of, and asks for at every step: it owns none of it.
+        own = [(p, *(tensors[i] for tensors in bound.values() if i in tensors)) for i, p in enumerate(self._asked())]
+        self._held = [tensor for tensors in own for tensor in tensors]
         self._written = Written(self._params, bound.values())
+
+    def _asked(self) -> list[Tensor]:
+        """Of each member the tensor that is updated; of one that is parked, the parameter without memory."""
+        return [self._params[i] if i in self._parked else dense for i, dense in enumerate(self._dense)]
 
     def _share(self, number: int) -> None:
         """Where other ranks hold parts of these parameters, the plan calls back for sums of inner products."""
@@ -166,18 +190,19 @@ class Plan:
         torch.ops.fused_adaptive.plan_share(number, table, ctypes.cast(self._sum_up, ctypes.c_void_p).value)
 
     def take_gradients(self, conform: bool = False) -> int:
-        """Collects this step's gradients and checks them; 0 if the step can be taken. Changes nothing but versions.
+        """Collects this step's gradients and checks them; 0 if the step can be taken. Changes nothing.
 
         Args:
             conform: gives those that are laid out otherwise than their parameters a copy that is not.
         """
-        self._grads, self._absent, self._versions_are_up = [], [], False
+        self._grads, self._absent = [], []
         read = None if conform or self._copies else python_calls.gradients_reader()
-        if read is not None:
-            outcome = read(self._number, self._params, self._grads, self._raise_versions)
+        outcome = -1 if read is None else read(self._number, self._held, self._grads)
+        if outcome >= 0:
             if outcome >= 4:
                 self._absent = [i for i, p in enumerate(self._params) if p.grad is None]
             return outcome % 4
+        self._grads = []
         for i, (p, dense) in enumerate(zip(self._params, self._dense, strict=True)):
             if p.grad is None:
                 self._absent.append(i)
@@ -187,17 +212,16 @@ class Plan:
                 self._grads.append(_conform(p.grad, dense, dtype))
             else:
                 self._grads.append(p.grad)
-        return torch.ops.fused_adaptive.plan_check.default(self._number, self._grads, self._absent)
+        return torch.ops.fused_adaptive.plan_check.default(self._number, self._held, self._grads, self._absent)
 
     def holds(self) -> bool:
         """Whether parameters and state are where they were when the plan was built."""
         absent = list(range(len(self._params)))
-        return not torch.ops.fused_adaptive.plan_check(self._number, [], absent)
+        return not torch.ops.fused_adaptive.plan_check(self._number, self._held, [], absent)
 
     def step(self, found_inf: Tensor | None, grad_scale: Tensor | None, draws: Tensor | None) -> None:
         """The step with the gradients that were taken."""
-        if not self._versions_are_up:
-            self._raise_versions()
+        self._written.raise_versions(self._absent)
         for param, dense in self._copies:
             dense.copy_(param)
         numbers, rates = self._numbers.read(self.device)
@@ -223,11 +247,6 @@ class Plan:
         self._written.raise_versions(range(len(self._params)))
         torch.ops.fused_adaptive.plan_end_interval(self._number, self._numbers.read(self.device)[0])
         self._raise_failure()
-
-    def _raise_versions(self) -> None:
-        # Before the step, which fills the caches with other data: the checks have just looked at these tensors.
-        self._written.raise_versions(self._absent)
-        self._versions_are_up = True
 
     def _raise_failure(self) -> None:
         if self._failures:

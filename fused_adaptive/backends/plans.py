@@ -7,7 +7,9 @@ a step are gathered anew, and lives as long as they do.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Container, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
@@ -85,8 +87,9 @@ def ready(gathered: Gathered, plans_of: Callable[[Gathered], list[P] | None], ba
         backend: its name, for the error.
     """
     for _ in range(2):
-        own = plans_of(gathered)
+        own = None if gathered.uses_reference else plans_of(gathered)
         if own is None:
+            gathered.uses_reference = True
             return None
         outcomes = [plan.take_gradients() for plan in own]
         if GRADIENTS in outcomes:
@@ -103,7 +106,7 @@ def ready(gathered: Gathered, plans_of: Callable[[Gathered], list[P] | None], ba
 
 def end_interval(gathered: Gathered, plans_of: Callable[[Gathered], list[P] | None]) -> None:
     """Ends the running interval of every policy, outside of a step."""
-    own = plans_of(gathered)
+    own = None if gathered.uses_reference else plans_of(gathered)
     if own is not None and not all(plan.holds() for plan in own):
         gathered.compiled = None
         own = plans_of(gathered)
@@ -115,7 +118,12 @@ def end_interval(gathered: Gathered, plans_of: Callable[[Gathered], list[P] | No
 
 
 def parts(gathered: Gathered, on_device: Callable[[Slot], bool]) -> list[list[Slot]] | None:
-    """The tensors, by device and place of their counters. None where a gain is shared by tensors of several parts."""
+    """The tensors, by device and place of their counters.
+
+    None where a gain is shared by tensors of several parts, or two parameters share memory: kernels move all at once.
+    """
+    if _share_memory(gathered.slots):
+        return None
     found: dict[Any, list[Slot]] = {}
     for slot in gathered.slots:
         found.setdefault((slot.param.device, on_device(slot)), []).append(slot)
@@ -126,19 +134,58 @@ def parts(gathered: Gathered, on_device: Callable[[Slot], bool]) -> list[list[Sl
     return list(found.values())
 
 
-def dense_copies(params: Sequence[Tensor]) -> list[Tensor]:
+def _share_memory(slots: Sequence[Slot]) -> bool:
+    """Whether two parameters lie in the same memory, as weights do that were tied by ``.data``; then warns."""
+    ranges = sorted((p.data_ptr(), p.numel() * p.element_size(), slot.index) for slot in slots for p in [slot.param])
+    ranges = [r for r in ranges if r[0] and r[1]]
+    for (begin, size, first), (other, _, second) in pairwise(ranges):
+        if begin + size > other and _is_dense(slots, first) and _is_dense(slots, second):
+            warnings.warn(
+                f"parameters {min(first, second)} and {max(first, second)} share memory (tied through .data?): the "
+                "step moves one after the other on the reference backend, which is slower. Tie the modules' attributes "
+                "instead, as in decoder.weight = encoder.weight, and there is one parameter",
+                stacklevel=2,
+            )
+            return True
+    return False
+
+
+def _is_dense(slots: Sequence[Slot], index: int) -> bool:
+    param = next(slot.param for slot in slots if slot.index == index)
+    return param.stride() == torch.empty_like(param, device="meta").stride()
+
+
+def parked_members(slots: Sequence[Slot]) -> dict[int, Tensor]:
+    """The members that have no memory at present (offloaded blocks), nor a gradient that would ask for it.
+
+    What is theirs of counts and gains goes on at interval ends. Of each, the tensor of its state that tells its shape.
+    """
+    parked = {}
+    for i, slot in enumerate(slots):
+        param = slot.param
+        shaped = [t for t in slot.state.values() if isinstance(t, Tensor) and (t.dim() or param.dim() == 0)]
+        freed = param.numel() > 0 and param.data_ptr() == 0
+        emptied = param.numel() == 0 and any(t.numel() > 0 for t in shaped)
+        if not slot.applies and (freed or emptied):
+            parked[i] = shaped[0] if shaped else torch.empty(0, dtype=state_dtype(param), device=param.device)
+    return parked
+
+
+def dense_copies(params: Sequence[Tensor], parked: Mapping[int, Tensor]) -> list[Tensor]:
     """The parameters; one with gaps or overlaps in memory gives way to a dense tensor, in which it is updated."""
+    params = [parked.get(i, p) for i, p in enumerate(params)]
     strides = [torch.empty_like(p, device="meta").stride() for p in params]  # of all at once: not in memory
     dense = [p.stride() == own and not is_lazy(p) for p, own in zip(params, strides, strict=True)]
     return [p if is_dense else torch.empty_like(p) for p, is_dense in zip(params, dense, strict=True)]
 
 
 def gather_state(
-    slots: Sequence[Slot], dense: Sequence[Tensor], backbone: Backbone
+    slots: Sequence[Slot], dense: Sequence[Tensor], backbone: Backbone, parked: Container[int]
 ) -> tuple[dict[str, dict[int, Tensor]], list[int]]:
     """Of every role, its tensors by member, made and laid out as the update needs them.
 
-    Also the members whose momentum buffer has just been made, and holds nothing yet.
+    Also the members whose momentum buffer has just been made, and holds nothing yet. Those that are parked keep what
+    only an update needs to themselves.
 
     Raises:
         RuntimeError: for a parameter or state whose memory has been freed.
@@ -146,15 +193,21 @@ def gather_state(
     bound: dict[str, dict[int, Tensor]] = {}
     first, version = [], SharedVersion()
     for i, (slot, param) in enumerate(zip(slots, dense, strict=True)):
-        _check_memory(slot.param, "data", slot)
+        if i not in parked:
+            _check_memory(slot.param, "data", slot)
         # What the group's backbone and policies name: what else is there belongs to those of before.
         named, order = specs(backbone, slot.group, slot.param.dtype), STATE_NAMES[backbone.name]
         if "momentum_buffer" in named and "momentum_buffer" not in slot.state and slot.applies:
             slot.state["momentum_buffer"] = version.adopt(torch.zeros_like(param, dtype=state_dtype(param)))
             first.append(i)
         for name in named:
-            if name not in slot.state:
+            if name not in slot.state or (i in parked and name in ("master_low", "rounding_step")):
                 continue  # a momentum buffer before the first gradient
+            if i in parked and name == "interval_start":
+                raise RuntimeError(
+                    f"the memory of parameter {slot.index} has been freed, and TrainableLR measures what it has moved "
+                    "by: bring it back before the step, or use source='gradient'"
+                )
             value = slot.state[name]
             _check_memory(value, name, slot)
             role = f"state{order.index(name)}" if name in order else ROLES[name]

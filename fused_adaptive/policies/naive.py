@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,28 +29,38 @@ def needs_trial(param_groups: Sequence[dict[str, Any]], process_group: ProcessGr
     return any_rank(chain.from_iterable(group["params"] for group in param_groups), process_group, moves)
 
 
-def evaluate_trial(
-    policy: TrainableLR,
-    gathered: Gathered,
-    params: Iterable[Tensor],
-    closure: Callable[[], Any],
-    grad_scale: Tensor | None,
-) -> None:
+class Trial(NamedTuple):
+    """A step as far as it has come when the loss has to be evaluated once more.
+
+    Args:
+        policy: of all tensors.
+        gathered: the tensors that have state.
+        is_new: whether they have just been gathered.
+        found_inf, grad_scale: of AMP and clipping.
+    """
+
+    policy: TrainableLR
+    gathered: Gathered
+    is_new: bool
+    found_inf: Tensor | None
+    grad_scale: Tensor | None
+
+
+def evaluate_trial(trial: Trial, params: Iterable[Tensor], closure: Callable[[], Any]) -> None:
     """``γ ← max(0, γ + η·Σ lr·⟨g', g⟩/L²)`` with ``g'`` the gradients at ``p − α g``.
 
     Parameters and gradients are afterwards what they were, bit for bit, also when the closure raises.
 
     Args:
-        policy: of all tensors.
-        gathered: the tensors that have state.
+        trial: the step.
         params: all parameters of the optimizer: the trial may give gradients to some that had none.
         closure: evaluates the loss and its gradients.
-        grad_scale: what gradients are to be divided by (AMP), or None.
     """
+    policy, gathered = trial.policy, trial.gathered
     slots = gathered.members[policy]
     gathered.bring_gradients()
     for slot in slots:
-        slot.grad_scale = grad_scale
+        slot.grad_scale = trial.grad_scale
     moving = applied(slots)
     values, grads = [slot.param.clone() for slot in moving], [slot.grad() for slot in moving]
     kept = [(p, p.grad) for p in params]

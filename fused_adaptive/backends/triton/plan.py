@@ -59,10 +59,12 @@ class Plan:
         self._params = [slot.param for slot in slots]
         self._numbers = plans.GroupNumbers(slots)
         self._groups = self._numbers.groups
-        self._dense = plans.dense_copies(self._params)
-        self._copies = [(p, d) for p, d in zip(self._params, self._dense, strict=True) if p is not d]
+        self._parked = plans.parked_members(slots)
+        self._dense = plans.dense_copies(self._params, self._parked)
+        pairs = enumerate(zip(self._params, self._dense, strict=True))
+        self._copies = [(p, d) for i, (p, d) in pairs if p is not d and i not in self._parked]
         self._of_one = [i for i, p in enumerate(self._params) if p.numel() == 1]
-        self._bound, first = plans.gather_state(slots, self._dense, slots[0].backbone)
+        self._bound, first = plans.gather_state(slots, self._dense, slots[0].backbone, self._parked)
         self._first = set(first)
         self._check_state()
         position = {id(slot): i for i, slot in enumerate(slots)}
@@ -107,7 +109,8 @@ class Plan:
                     )
                 if shaped:
                     ranges.append((t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()))
-        ranges += [(p.data_ptr(), p.data_ptr() + p.numel() * p.element_size()) for p in self._dense]
+        updated = [p for i, p in enumerate(self._dense) if i not in self._parked]
+        ranges += [(p.data_ptr(), p.data_ptr() + p.numel() * p.element_size()) for p in updated]
         ranges = sorted(r for r in ranges if r[0] != r[1])
         if any(a[1] > b[0] for a, b in pairwise(ranges)):
             raise RuntimeError(
