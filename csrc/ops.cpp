@@ -119,8 +119,8 @@ int64_t plan_count() {
 }
 
 // A whole step of one param group without a cached plan: what it changes stands in its schema.
-void step(Tensors params, Tensors grads, Tensors state, Ints roles, int64_t backbone, bool coupled,
-          bool maximize, Doubles hypers, Ints policies, Doubles policy_arguments, std::optional<Tensor> draws,
+void step(Tensors params, Tensors grads, Tensors state, Ints roles, int64_t backbone, bool coupled, bool maximize,
+          Doubles hypers, Ints policies, Doubles policy_arguments, std::optional<Tensor> draws,
           std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, bool on_device) {
   const size_t n = params.size();
   if (n == 0) return;
