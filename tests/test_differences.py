@@ -75,7 +75,7 @@ def test_optimizers_in_backward_count_each_call():
     (p,) = parameters(torch.float32, [(3,)])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, of a private function
-        from torch.distributed.optim import _apply_optimizer_in_backward
+        from torch.distributed.optim.apply_optimizer_in_backward import _apply_optimizer_in_backward
 
         _apply_optimizer_in_backward(fa.AdamW, [p], {"lr": 0.1, "policy": fa.ActiveLR(interval=2)})
     for _ in range(3):
