@@ -19,6 +19,7 @@ from torch import Tensor
 from . import reference_rates
 from .clipping import clip
 from .gather import Gathered, by_policy, count_idle_calls
+from .handles import unwrap
 
 if TYPE_CHECKING:
     from .optimizer import AdaptiveOptimizer
@@ -37,7 +38,7 @@ _gathered: weakref.WeakValueDictionary[int, Gathered] = weakref.WeakValueDiction
 
 def announce(optimizer: AdaptiveOptimizer, gathered: Gathered) -> None:
     """Makes what the optimizer has gathered known to compiled code."""
-    gathered.owner = weakref.ref(optimizer)
+    gathered.owner = weakref.ref(unwrap(optimizer))
     _gathered[gathered.key] = gathered
 
 

@@ -44,6 +44,14 @@ class Resolutions:
         self._resolved[given] = resolved
         return deepcopy(resolved)
 
+    def of_all(self, params: Any, defaults: dict[str, Any]) -> Plain:
+        """Resolves the policies of all groups that are about to be added, and returns that of the defaults."""
+        groups = [{**defaults, **group} for group in params if isinstance(group, dict)]
+        for group in groups:
+            given = parse(group["policy"])
+            self.plain(group["policy"], [g for g in groups if parse(g["policy"]) == given])
+        return self.plain(defaults["policy"], [defaults])
+
     def settle(self, groups: Groups) -> None:
         """Puts the plain form in place of policies that were set by hand, and reference rates where there are none."""
         by_hand: dict[tuple[Policy, ...], list[dict[str, Any]]] = {}
