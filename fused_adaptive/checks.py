@@ -64,7 +64,7 @@ def check_hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
     known |= {name: plain_flag(name, group[name]) for name in FLAGS if name in group}
     for name in ("lr", "weight_decay", "eps", "momentum"):
         if name in known:
-            _check_nonnegative(name, known[name])
+            check_nonnegative(name, known[name])
     if "betas" in group:
         known["betas"] = _pair("betas", group["betas"])
         for i, beta in enumerate(known["betas"]):
@@ -152,7 +152,8 @@ def _problem(param: Tensor, grad: Tensor) -> tuple[str, str] | None:
     return None
 
 
-def _check_nonnegative(name: str, value: Any) -> None:
+def check_nonnegative(name: str, value: Any) -> None:
+    """Raises ValueError for a number, or a tensor of one, that is negative or not finite."""
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"{name} as a tensor must have one element, got shape {tuple(value.shape)}")
     number = float(value)

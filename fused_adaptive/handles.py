@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
+from .clipping import check_max_grad_norm
+
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
@@ -36,6 +38,20 @@ COPIED = (
     "_backend_requested",
     "_resolutions",
     "_step_supports_amp_scaling",
+)
+
+
+#: What torch's constructor sets.
+_TORCHS = (
+    "defaults",
+    "param_groups",
+    "state",
+    "_optimizer_step_pre_hooks",
+    "_optimizer_step_post_hooks",
+    "_optimizer_state_dict_pre_hooks",
+    "_optimizer_state_dict_post_hooks",
+    "_optimizer_load_state_dict_pre_hooks",
+    "_optimizer_load_state_dict_post_hooks",
 )
 
 
@@ -65,7 +81,9 @@ class Shared:
 
 
 class _Attribute:
-    def __init__(self, check: Callable[[Any], Any] | None) -> None:
+    """An attribute of an optimizer that is kept in its :class:`Shared`. ``check`` returns what is set, or raises."""
+
+    def __init__(self, check: Callable[[Any], Any] | None = None) -> None:
         self._check = check
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -81,21 +99,54 @@ class _Attribute:
         delattr(optimizer._shared, self._name)
 
 
-def shared(check: Callable[[Any], Any] | None = None) -> Any:
-    """An attribute of an optimizer that is kept in its :class:`Shared`. ``check`` returns what is set, or raises."""
-    return _Attribute(check)
+class _OfInner:
+    """Stands for what an object lacks whose ``__init__`` was not an optimizer's: it is that of the one inside."""
 
+    def __init__(self, name: str) -> None:
+        self._name = name
 
-class SharedWithInner:
-    """Stands for ``_shared`` in an object that has none of its own: that of the optimizer inside of it."""
-
-    def __get__(self, handle: Any, owner: type) -> Shared:
+    def __get__(self, handle: Any, owner: type) -> Any:
         if handle is None:
-            return self  # type: ignore[return-value]
+            return self
         inner = inside(handle)
         if inner is None:
             raise TypeError(_never_constructed(handle))
-        return unwrap(inner)._shared
+        return getattr(inner, self._name)
+
+
+class Handled(Optimizer):
+    """An optimizer whose attributes are the same through all of its handles."""
+
+    _shared: Shared
+    process_group: ProcessGroup | None = _Attribute()
+    max_grad_norm: float | None = _Attribute(check_max_grad_norm)
+    skip_nonfinite: bool = _Attribute(bool)
+    grad_norm: Tensor | None = _Attribute()
+    _backend_requested: str = _Attribute()
+    _backend: Backend = _Attribute()
+    _resolutions: Resolutions = _Attribute()
+    #: The policies that the backend was chosen for.
+    _kinds: AbstractSet[type[Policy]] = _Attribute()
+    #: Asks GradScaler to hand over grad_scale and found_inf instead of unscaling and skipping itself.
+    _step_supports_amp_scaling: bool = _Attribute()
+    grad_scale: Any = _Attribute()
+    found_inf: Any = _Attribute()
+    _opt_called: bool = _Attribute()
+    # What follows is neither copied nor saved with the optimizer.
+    #: Set by ASLR: what each tensor's rate is multiplied by.
+    _rate_draw: RateDraw | None = _Attribute()
+    #: What the last step gathered.
+    _gathered: Gathered | None = _Attribute()
+    #: Set by release_gradients, which steps in the backward pass.
+    _release: GradientRelease | None = _Attribute()
+    #: The tensors that code compiled by torch.compile has handed to the last step.
+    _bound: Bound | None = _Attribute()
+    #: The controller that owns the learning rates.
+    _lr_owner: Any = _Attribute()
+
+
+for _name in ("_shared", *_TORCHS):
+    setattr(Handled, _name, _OfInner(_name))
 
 
 def unwrap(optimizer: Any) -> AdaptiveOptimizer:
@@ -111,6 +162,8 @@ def unwrap(optimizer: Any) -> AdaptiveOptimizer:
         if isinstance(shared, Shared):
             return _owner(shared, inner)
         inner = inside(inner)
+    if isinstance(optimizer, Optimizer) and "_optimizer_step_post_hooks" not in vars(optimizer):
+        raise TypeError(_never_constructed(optimizer))
     raise TypeError(f"{type(optimizer).__name__} is no optimizer of fused_adaptive, and holds none")
 
 

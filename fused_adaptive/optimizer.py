@@ -7,7 +7,6 @@ tensor's value in a step, but for the naive TrainableLR.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from collections.abc import Set as AbstractSet
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, overload
 
@@ -18,13 +17,13 @@ from . import backends, compiled, reference_rates
 from .backbones import Backbone
 from .checkpoint import restore
 from .checks import check_gradients, check_hyperparameters, check_parameters, devices_of
-from .clipping import check_max_grad_norm, clip
+from .clipping import clip
 from .distributed import check_not_partitioned, check_split
 from .eager import eager
 from .gather import Gathered, count_idle_calls, forget_idle_calls, gather, gather_complete
-from .handles import COPIED, Shared, SharedWithInner, shared, unwrap
+from .handles import COPIED, Handled, Shared, unwrap
 from .plain import make_plain
-from .policies import Policy, TrainableLR, from_plain, kinds_of
+from .policies import TrainableLR, from_plain, kinds_of
 from .policies.naive import check_naive, evaluate_trial, trial_policy
 from .rates import learning_rates
 from .resolution import Resolutions
@@ -32,14 +31,11 @@ from .resolution import Resolutions
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from .controllers.draws import RateDraw
-    from .release import GradientRelease
-
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
-class AdaptiveOptimizer(torch.optim.Optimizer):
+class AdaptiveOptimizer(Handled):
     """A backbone driven by a learning-rate policy: ``p ← p − lr·γ·u``. Use the subclasses.
 
     Args:
@@ -71,32 +67,6 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     backbone: ClassVar[Backbone]
     #: Flags that a checkpoint of ``torch.optim`` does not decide: torch's class has them fixed.
     _own_flags: ClassVar[tuple[str, ...]] = ()
-    _shared: Shared = SharedWithInner()  # type: ignore[assignment]
-    process_group: ProcessGroup | None = shared()
-    max_grad_norm: float | None = shared(check_max_grad_norm)
-    skip_nonfinite: bool = shared(bool)
-    grad_norm: Tensor | None = shared()
-    _backend_requested: str = shared()
-    _backend: backends.Backend = shared()
-    _resolutions: Resolutions = shared()
-    #: The policies that the backend was chosen for.
-    _kinds: AbstractSet[type[Policy]] = shared()
-    #: Asks GradScaler to hand over grad_scale and found_inf instead of unscaling and skipping itself.
-    _step_supports_amp_scaling: bool = shared()
-    grad_scale: Any = shared()
-    found_inf: Any = shared()
-    _opt_called: bool = shared()
-    # What follows is neither copied nor saved with the optimizer.
-    #: Set by ASLR: what each tensor's rate is multiplied by.
-    _rate_draw: RateDraw | None = shared()
-    #: What the last step gathered.
-    _gathered: Gathered | None = shared()
-    #: Set by release_gradients, which steps in the backward pass.
-    _release: GradientRelease | None = shared()
-    #: The tensors that code compiled by torch.compile has handed to the last step.
-    _bound: compiled.Bound | None = shared()
-    #: The controller that owns the learning rates.
-    _lr_owner: Any = shared()
 
     def __init__(
         self,
