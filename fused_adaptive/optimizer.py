@@ -68,6 +68,7 @@ class AdaptiveOptimizer(Handled):
     #: Flags that a checkpoint of ``torch.optim`` does not decide: torch's class has them fixed.
     _own_flags: ClassVar[tuple[str, ...]] = ()
 
+    @eager
     def __init__(
         self,
         params: Params,
