@@ -94,9 +94,10 @@ def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_i
         RuntimeError: where the step would create what later steps do not.
     """
     gathered = optimizer._gathered
-    if gathered is None or any(p.grad is not None for p in gathered._waiting):
+    # Lists, no generators: those that Dynamo has traced are in reference cycles with all that it saw here.
+    if gathered is None or any([p.grad is not None for p in gathered._waiting]):
         raise RuntimeError(NO_STATE)
-    if any(policy.naive for policy in gathered.members):
+    if any([policy.naive for policy in gathered.members]):
         raise RuntimeError("TrainableLR(naive=True) evaluates the loss twice, which torch.compile cannot trace")
     params: list[Tensor] = []
     grads: list[Tensor] = []
@@ -153,6 +154,7 @@ def _compiled_step(
             "param groups, policies or state have changed since this step was compiled: take one step outside of "
             "torch.compile, which gathers them anew"
         )
+    optimizer._opt_called = True  # for torch's schedulers
     bound = optimizer._bound
     if bound is None or bound.of is not own or not _is_where(bound, params, state):
         bound = Bound(own, params, state)

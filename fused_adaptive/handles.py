@@ -40,7 +40,6 @@ COPIED = (
     "_step_supports_amp_scaling",
 )
 
-
 #: What torch's constructor sets.
 _TORCHS = (
     "defaults",
@@ -83,7 +82,7 @@ class Shared:
 class _Attribute:
     """An attribute of an optimizer that is kept in its :class:`Shared`. ``check`` returns what is set, or raises."""
 
-    def __init__(self, check: Callable[[Any], Any] | None = None) -> None:
+    def __init__(self, check: Callable[[Any], Any] | None) -> None:
         self._check = check
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -114,35 +113,39 @@ class _OfInner:
         return getattr(inner, self._name)
 
 
+def _attribute(check: Callable[[Any], Any] | None = None) -> Any:
+    return _Attribute(check)
+
+
 class Handled(Optimizer):
     """An optimizer whose attributes are the same through all of its handles."""
 
     _shared: Shared
-    process_group: ProcessGroup | None = _Attribute()
-    max_grad_norm: float | None = _Attribute(check_max_grad_norm)
-    skip_nonfinite: bool = _Attribute(bool)
-    grad_norm: Tensor | None = _Attribute()
-    _backend_requested: str = _Attribute()
-    _backend: Backend = _Attribute()
-    _resolutions: Resolutions = _Attribute()
+    process_group: ProcessGroup | None = _attribute()
+    max_grad_norm: float | None = _attribute(check_max_grad_norm)
+    skip_nonfinite: bool = _attribute(bool)
+    grad_norm: Tensor | None = _attribute()
+    _backend_requested: str = _attribute()
+    _backend: Backend = _attribute()
+    _resolutions: Resolutions = _attribute()
     #: The policies that the backend was chosen for.
-    _kinds: AbstractSet[type[Policy]] = _Attribute()
+    _kinds: AbstractSet[type[Policy]] = _attribute()
     #: Asks GradScaler to hand over grad_scale and found_inf instead of unscaling and skipping itself.
-    _step_supports_amp_scaling: bool = _Attribute()
-    grad_scale: Any = _Attribute()
-    found_inf: Any = _Attribute()
-    _opt_called: bool = _Attribute()
+    _step_supports_amp_scaling: bool = _attribute()
+    grad_scale: Any = _attribute()
+    found_inf: Any = _attribute()
+    _opt_called: bool = _attribute()
     # What follows is neither copied nor saved with the optimizer.
     #: Set by ASLR: what each tensor's rate is multiplied by.
-    _rate_draw: RateDraw | None = _Attribute()
+    _rate_draw: RateDraw | None = _attribute()
     #: What the last step gathered.
-    _gathered: Gathered | None = _Attribute()
+    _gathered: Gathered | None = _attribute()
     #: Set by release_gradients, which steps in the backward pass.
-    _release: GradientRelease | None = _Attribute()
+    _release: GradientRelease | None = _attribute()
     #: The tensors that code compiled by torch.compile has handed to the last step.
-    _bound: Bound | None = _Attribute()
+    _bound: Bound | None = _attribute()
     #: The controller that owns the learning rates.
-    _lr_owner: Any = _Attribute()
+    _lr_owner: Any = _attribute()
 
 
 for _name in ("_shared", *_TORCHS):

@@ -136,7 +136,8 @@ class AdaptiveOptimizer(Handled):
             RuntimeError: for a gradient that is sparse, not floating-point, or of another shape or device than its
                 parameter. Then no parameter and no state has changed.
         """
-        self._opt_called = True  # for torch's schedulers
+        if not torch.compiler.is_compiling():  # attributes that are set there keep the optimizer alive, in a cycle
+            self._opt_called = True  # for torch's schedulers
         loss = self._step_once(closure) if self._release is None else self._release.step(closure)
         for listener in self._shared.after_step:  # torch's hooks run twice where a subclass calls super().step()
             listener()
