@@ -36,10 +36,10 @@ def is_dtensor(value: Any) -> bool:
     return module is not None and isinstance(value, module.DTensor)
 
 
-def devices_of(params: Iterable[Any]) -> set[torch.device]:
-    """The devices of parameters, named parameters or a single tensor."""
-    tensors = [params] if isinstance(params, Tensor) else (p[1] if isinstance(p, tuple) else p for p in params)
-    return {p.device for p in tensors if isinstance(p, Tensor)}
+def tensors_of(params: Iterable[Any]) -> list[Tensor]:
+    """Those of parameters, named parameters or a single tensor."""
+    tensors = [params] if isinstance(params, Tensor) else [p[1] if isinstance(p, tuple) else p for p in params]
+    return [p for p in tensors if isinstance(p, Tensor)]
 
 
 def describe(index: int, param: Tensor, name: str | None = None) -> str:
@@ -110,6 +110,27 @@ def check_gradients(groups: Sequence[Mapping[str, Any]]) -> None:
     names = chain.from_iterable(g.get("param_names", [None] * len(g["params"])) for g in groups)
     for index, (p, name) in enumerate(zip(params, names, strict=True)):
         check_gradient(index, p, name)
+
+
+def check_in_backward(optimizer: Any, policies: Iterable[Iterable[Any]]) -> None:
+    """Raises ValueError where torch has built one optimizer a parameter, and that would change the results.
+
+    ``torch.distributed.optim._apply_optimizer_in_backward`` leaves a trace on the parameter. ``policies``: of each group.
+    """
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    owners = getattr(params[0], "_in_backward_optimizers", ()) if len(params) == 1 else ()
+    if not any(owner is optimizer for owner in owners):
+        return
+    what = "_apply_optimizer_in_backward builds one optimizer a parameter, each of which sees one gradient"
+    for policy in (policy for of_group in policies for policy in of_group):
+        if policy.naive or "gain" in policy.shared_names():
+            which = "naive=True" if policy.naive else "granularity='global'"
+            raise ValueError(
+                f"{what}: {type(policy).__name__}({which}) needs those of all tensors before any of them moves; use "
+                "granularity='tensor', or ActiveLR"
+            )
+    if optimizer.max_grad_norm is not None or optimizer.skip_nonfinite:
+        raise ValueError(f"{what}: max_grad_norm and skip_nonfinite need those of all tensors; leave them out")
 
 
 def spread_problem(param: Any, grad: Any) -> str | None:

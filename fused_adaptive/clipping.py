@@ -60,7 +60,8 @@ def total_norm(grads: Sequence[Tensor]) -> Tensor:
 
 
 def _norm_of(norms: Sequence[Tensor]) -> Tensor:
-    dtype = torch.float64 if any([n.dtype == torch.float64 for n in norms]) else None
+    # A generator that Dynamo has traced is in a reference cycle with the optimizer.
+    dtype = torch.float64 if any([n.dtype == torch.float64 for n in norms]) else None  # noqa: C419
     return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device, dtype or n.dtype) for n in norms]), 2)
 
 

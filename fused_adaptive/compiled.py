@@ -95,9 +95,9 @@ def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_i
     """
     gathered = optimizer._gathered
     # Lists, no generators: those that Dynamo has traced are in reference cycles with all that it saw here.
-    if gathered is None or any([p.grad is not None for p in gathered._waiting]):
+    if gathered is None or any([p.grad is not None for p in gathered._waiting]):  # noqa: C419
         raise RuntimeError(NO_STATE)
-    if any([policy.naive for policy in gathered.members]):
+    if any([policy.naive for policy in gathered.members]):  # noqa: C419
         raise RuntimeError("TrainableLR(naive=True) evaluates the loss twice, which torch.compile cannot trace")
     params: list[Tensor] = []
     grads: list[Tensor] = []

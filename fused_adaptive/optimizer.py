@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor
 
-from . import backends, compiled, reference_rates
+from . import backends, compiled, reference_rates, shapes
 from .backbones import Backbone
 from .checkpoint import restore
-from .checks import check_gradients, check_hyperparameters, check_parameters, devices_of
+from .checks import check_gradients, check_hyperparameters, check_in_backward, check_parameters, tensors_of
 from .clipping import clip
 from .distributed import check_not_partitioned, check_split
 from .eager import eager
@@ -276,9 +276,11 @@ class AdaptiveOptimizer(Handled):
             self._backend = self._choose_backend(self.param_groups)
 
     def _choose_backend(self, groups: Sequence[dict[str, Any]]) -> backends.Backend:
-        devices = set().union(*(devices_of(group["params"]) for group in groups))
+        tensors = [p for group in groups for p in tensors_of(group["params"])]
         policies = [policy for group in groups for policy in from_plain(group["policy"])]
-        backend = backends.select(self._backend_requested, devices, policies)
+        backend = backends.select(self._backend_requested, {p.device for p in tensors}, policies)
+        if any(map(shapes.is_fake, tensors)):
+            backend = cast(backends.Backend, shapes)
         backends.check_masters(backend, groups)
         self._kinds = kinds_of(groups)
         return backend
@@ -298,6 +300,7 @@ class AdaptiveOptimizer(Handled):
             policies = [from_plain(group["policy"]) for group in self.param_groups]
             check_naive(policies)
             check_split(self.param_groups, policies, self.process_group)
+            check_in_backward(unwrap(self), policies)
             naive = trial_policy(chain.from_iterable(policies), self.param_groups, closure, self.process_group)
             gathered = self._gather()
         else:
