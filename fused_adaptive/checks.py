@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import chain
 from typing import Any
 
@@ -12,7 +12,21 @@ import torch
 from torch import Tensor
 
 from . import masters
+from .plain import plain, plain_flag, plain_number
 
+#: Hyperparameters that are numbers or, some of them, tensors; and those that are flags.
+NUMBERS = ("lr", "weight_decay", "eps", "momentum", "dampening")
+FLAGS = (
+    "nesterov",
+    "maximize",
+    "foreach",
+    "fused",
+    "capturable",
+    "differentiable",
+    "decoupled_weight_decay",
+    "amsgrad",
+    "rectify",
+)
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -22,39 +36,53 @@ def is_dtensor(value: Any) -> bool:
     return module is not None and isinstance(value, module.DTensor)
 
 
+def tensors_of(params: Iterable[Any]) -> list[Tensor]:
+    """Those of parameters, named parameters or a single tensor."""
+    tensors = [params] if isinstance(params, Tensor) else [p[1] if isinstance(p, tuple) else p for p in params]
+    return [p for p in tensors if isinstance(p, Tensor)]
+
+
 def describe(index: int, param: Tensor, name: str | None = None) -> str:
     """How messages call a parameter: its position over all groups, its name where there is one, its shape."""
     return f"parameter {index}{f' ({name})' if name else ''} of shape {tuple(param.shape)}"
 
 
-def check_hyperparameters(group: Mapping[str, Any]) -> None:
-    """Raises ValueError for a value outside of its range, NaN included; TypeError for what is no number.
+def check_hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters of a group, checked, as plain numbers.
 
-    Checks those of lr, betas, eps, weight_decay, momentum, dampening, nesterov, master that the group has.
+    Args:
+        group: any of lr, betas, eps, weight_decay, momentum, dampening, nesterov, master and flags.
+
+    Returns:
+        What stands in the group as something else than it should: numbers of numpy and others as ints and floats,
+        pairs as tuples. Tensors stay, but for betas of one element, which torch makes numbers too.
+
+    Raises:
+        ValueError: for a value outside of its range, NaN included. TypeError: for what is no number, strings included.
     """
-    _check_nonnegative("lr", group["lr"])
-    _check_nonnegative("weight_decay", group["weight_decay"])
-    if "eps" in group:
-        _check_nonnegative("eps", group["eps"])
+    known = {name: plain_number(name, group[name]) for name in NUMBERS if name in group}
+    known |= {name: plain_flag(name, group[name]) for name in FLAGS if name in group}
+    for name in ("lr", "weight_decay", "eps", "momentum"):
+        if name in known:
+            check_nonnegative(name, known[name])
     if "betas" in group:
-        betas = group["betas"]
-        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise ValueError(f"betas must be a pair of numbers, got {betas!r}")
-        for i, beta in enumerate(betas):
-            if not 0.0 <= _number(f"betas[{i}]", beta) < 1.0:
+        known["betas"] = _pair("betas", group["betas"])
+        for i, beta in enumerate(known["betas"]):
+            if not 0.0 <= float(beta) < 1.0:
                 raise ValueError(f"betas[{i}] must be in [0, 1), got {beta}")
-    if "momentum" in group:
-        _check_nonnegative("momentum", group["momentum"])
-        if not math.isfinite(_number("dampening", group["dampening"])):
-            raise ValueError(f"dampening must be finite, got {group['dampening']}")
-        if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
+    if "momentum" in known:
+        if not math.isfinite(known["dampening"]):
+            raise ValueError(f"dampening must be finite, got {known['dampening']}")
+        if known["nesterov"] and (known["momentum"] <= 0 or known["dampening"] != 0):
             raise ValueError(
                 "nesterov=True needs momentum > 0 and dampening = 0, got "
-                f"momentum={group['momentum']}, dampening={group['dampening']}"
+                f"momentum={known['momentum']}, dampening={known['dampening']}"
             )
-    masters.check(group)
-    if group.get("differentiable"):
+    known |= {name: plain(group[name]) for name in ("master", "rounding_seed") if name in group}
+    masters.check({**group, **known})
+    if known.get("differentiable"):
         raise ValueError("differentiable=True is not supported: updates run in place without autograd; leave it False")
+    return {name: value for name, value in known.items() if value is not group[name]}
 
 
 def check_parameters(params: Sequence[Any], start: int) -> None:
@@ -82,6 +110,27 @@ def check_gradients(groups: Sequence[Mapping[str, Any]]) -> None:
     names = chain.from_iterable(g.get("param_names", [None] * len(g["params"])) for g in groups)
     for index, (p, name) in enumerate(zip(params, names, strict=True)):
         check_gradient(index, p, name)
+
+
+def check_in_backward(optimizer: Any, policies: Iterable[Iterable[Any]]) -> None:
+    """Raises ValueError where torch has built one optimizer a parameter, and that would change the results.
+
+    ``torch.distributed.optim._apply_optimizer_in_backward`` leaves a trace on the parameter. ``policies``: of each group.
+    """
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    owners = getattr(params[0], "_in_backward_optimizers", ()) if len(params) == 1 else ()
+    if not any(owner is optimizer for owner in owners):
+        return
+    what = "_apply_optimizer_in_backward builds one optimizer a parameter, each of which sees one gradient"
+    for policy in (policy for of_group in policies for policy in of_group):
+        if policy.naive or "gain" in policy.shared_names():
+            which = "naive=True" if policy.naive else "granularity='global'"
+            raise ValueError(
+                f"{what}: {type(policy).__name__}({which}) needs those of all tensors before any of them moves; use "
+                "granularity='tensor', or ActiveLR"
+            )
+    if optimizer.max_grad_norm is not None or optimizer.skip_nonfinite:
+        raise ValueError(f"{what}: max_grad_norm and skip_nonfinite need those of all tensors; leave them out")
 
 
 def spread_problem(param: Any, grad: Any) -> str | None:
@@ -124,16 +173,29 @@ def _problem(param: Tensor, grad: Tensor) -> tuple[str, str] | None:
     return None
 
 
-def _check_nonnegative(name: str, value: Any) -> None:
+def check_nonnegative(name: str, value: Any) -> None:
+    """Raises ValueError for a number, or a tensor of one, that is negative or not finite."""
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"{name} as a tensor must have one element, got shape {tuple(value.shape)}")
-    number = _number(name, value)
+    number = float(value)
     if not (number >= 0 and math.isfinite(number)):
         raise ValueError(f"{name} must be finite and >= 0, got {value}")
 
 
-def _number(name: str, value: Any) -> float:
+def _pair(name: str, value: Any) -> tuple[Any, Any]:
+    """Any sequence of two numbers: lists, arrays, tensors and what configuration libraries have for lists."""
     try:
-        return float(value)
+        if isinstance(value, (str, bytes, Mapping, Set)):
+            raise TypeError
+        first, second = value
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
+        raise ValueError(f"{name} must be a pair of numbers, got {value!r}") from None
+    return _beta(f"{name}[0]", first), _beta(f"{name}[1]", second)
+
+
+def _beta(name: str, value: Any) -> Any:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise TypeError(f"{name} must be a number, got a tensor of shape {tuple(value.shape)}")
+        value = value.item()
+    return plain_number(name, value)

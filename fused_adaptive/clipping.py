@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .plain import plain
+
 #: As in ``torch.nn.utils.clip_grad_norm_``.
 EPSILON = 1e-6
 
@@ -25,8 +27,10 @@ def check_max_grad_norm(value: Any) -> float | None:
     """
     if value is None:
         return None
+    value = plain(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"max_grad_norm must be a number or None, got {value!r}")
+        remedy = ". YAML reads 1e-3 as a string: write 1.0e-3 there" if isinstance(value, str) else ""
+        raise TypeError(f"max_grad_norm must be a number or None, got {value!r}{remedy}")
     if math.isnan(value) or value <= 0:
         raise ValueError(f"max_grad_norm must be > 0, or None for no clipping, got {value!r}")
     return float(value)
@@ -56,7 +60,8 @@ def total_norm(grads: Sequence[Tensor]) -> Tensor:
 
 
 def _norm_of(norms: Sequence[Tensor]) -> Tensor:
-    dtype = torch.float64 if any(n.dtype == torch.float64 for n in norms) else None
+    # A generator that Dynamo has traced is in a reference cycle with the optimizer.
+    dtype = torch.float64 if any([n.dtype == torch.float64 for n in norms]) else None  # noqa: C419
     return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device, dtype or n.dtype) for n in norms]), 2)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from . import reference_rates
 from .clipping import clip
 from .gather import Gathered, by_policy, count_idle_calls
+from .handles import unwrap
 
 if TYPE_CHECKING:
     from .optimizer import AdaptiveOptimizer
@@ -37,7 +38,7 @@ _gathered: weakref.WeakValueDictionary[int, Gathered] = weakref.WeakValueDiction
 
 def announce(optimizer: AdaptiveOptimizer, gathered: Gathered) -> None:
     """Makes what the optimizer has gathered known to compiled code."""
-    gathered.owner = weakref.ref(optimizer)
+    gathered.owner = weakref.ref(unwrap(optimizer))
     _gathered[gathered.key] = gathered
 
 
@@ -93,9 +94,10 @@ def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_i
         RuntimeError: where the step would create what later steps do not.
     """
     gathered = optimizer._gathered
-    if gathered is None or any(p.grad is not None for p in gathered._waiting):
+    # Lists, no generators: those that Dynamo has traced are in reference cycles with all that it saw here.
+    if gathered is None or any([p.grad is not None for p in gathered._waiting]):  # noqa: C419
         raise RuntimeError(NO_STATE)
-    if any(policy.naive for policy in gathered.members):
+    if any([policy.naive for policy in gathered.members]):  # noqa: C419
         raise RuntimeError("TrainableLR(naive=True) evaluates the loss twice, which torch.compile cannot trace")
     params: list[Tensor] = []
     grads: list[Tensor] = []
@@ -150,6 +152,7 @@ def _compiled_step(
             "param groups, policies or state have changed since this step was compiled: take one step outside of "
             "torch.compile, which gathers them anew"
         )
+    optimizer._opt_called = True  # for torch's schedulers
     bound = optimizer._bound
     if bound is None or bound.of is not own or not _is_where(bound, params, state):
         bound = Bound(own, params, state)

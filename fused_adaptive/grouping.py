@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .checks import check_nonnegative
+from .plain import plain_number
 
 KINDS = ("bias", "norm", "embedding")
+
+#: All of torch's normalizations that have parameters: BatchNorm, SyncBatchNorm and InstanceNorm are the first.
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+#: bias, bias_ih_l0, in_proj_bias, bias_k, biases, bias2; pruning makes it bias_orig.
+_BIAS = re.compile(r"(^|_)bias(es)?\d*(_|$)")
+#: LlamaRMSNorm, LayerNorm2d, BatchNormAct2d, LayerNormalization; no NormalizedLinear, no WeightNormConv.
+_NORM = re.compile(r"(?<!Weight)(?<!Spectral)(Norm|norm)(alization)?(?![a-z])")
+_ENDS_IN_NORM = re.compile(r"(Norm|norm)(alization)?_?([\dN]?[dD])?$")
 
 
 def param_groups(
@@ -23,8 +35,10 @@ def param_groups(
     Args:
         model: its frozen parameters are left out, shared ones stand in the groups once.
         weight_decay: of those that decay, finite and >= 0.
-        no_decay: which kinds do not. ``"bias"``: whatever is named ``bias`` or ``…_bias``. ``"norm"``: the parameters
-            of normalizations (BatchNorm, LayerNorm, GroupNorm, RMSNorm, …, and classes whose names end in ``Norm``).
+        no_decay: which kinds do not. ``"bias"``: whatever has ``bias`` as a word of its name, such as ``bias_ih_l0`` or
+            ``in_proj_bias``, also where it is parametrized or pruned. ``"norm"``: the parameters of normalizations:
+            torch's and their subclasses, classes whose names end in ``Norm``, and the vectors of those that have it as
+            a word of their names (``BatchNormAct2d``; but the matrix of a ``LayerNormLinear`` decays).
             ``"embedding"``: the weights of ``nn.Embedding`` and ``nn.EmbeddingBag``. A parameter may be of several
             kinds; a shared one is of the kinds of all its places (a tied output layer is an embedding). Default
             ``("bias", "norm")``; ``()`` lets all decay.
@@ -40,12 +54,11 @@ def param_groups(
     for kind in excluded:
         if kind not in KINDS:
             raise ValueError(f"param_groups: unknown kind {kind!r} in no_decay; choose from {', '.join(KINDS)}")
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ValueError(f"param_groups: weight_decay must be finite and >= 0, got {weight_decay}")
+    weight_decay = plain_number("param_groups: weight_decay", weight_decay)
+    check_nonnegative("param_groups: weight_decay", weight_decay)
     kinds: dict[Tensor, set[str]] = {}
-    for module in model.modules():
-        for name, p in module.named_parameters(recurse=False):
-            kinds.setdefault(p, set()).update(_kinds(module, name))
+    for module, name, p in _places(model):
+        kinds.setdefault(p, set()).update(_kinds(module, name, p))
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not named:
         raise ValueError(f"param_groups: {type(model).__name__} has no trainable parameters")
@@ -55,13 +68,32 @@ def param_groups(
     return [group for group in groups if group["params"]]
 
 
-def _kinds(module: nn.Module, name: str) -> set[str]:
+def _places(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """Every parameter, with each module that it is of and the name that it has there."""
+    for module in model.modules():
+        for name, p in module.named_parameters(recurse=False):
+            yield module, name, p
+        for name, child in module.named_children():
+            if isinstance(child, (nn.ParameterList, nn.ParameterDict)):
+                yield from ((module, name, p) for p in child.parameters())
+        if parametrize.is_parametrized(module):
+            for name, originals in module.parametrizations.items():  # type: ignore[union-attr, operator]
+                yield from ((module, name, p) for p in originals.parameters(recurse=False))
+
+
+def _kinds(module: nn.Module, name: str, param: Tensor) -> set[str]:
     kinds = set()
-    if name == "bias" or name.endswith("_bias"):
+    if _BIAS.search(name):
         kinds.add("bias")
-    # Every model library has a LayerNorm or RMSNorm of its own, which inherits from none of torch's.
-    if isinstance(module, nn.modules.batchnorm._NormBase) or type(module).__name__.endswith("Norm"):
+    if isinstance(module, NORMS) or _is_named_norm(module, param):
         kinds.add("norm")
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         kinds.add("embedding")
     return kinds
+
+
+def _is_named_norm(module: nn.Module, param: Tensor) -> bool:
+    """Every model library has a LayerNorm or RMSNorm of its own, which inherits from none of torch's."""
+    names = [base.__name__ for base in type(module).__mro__ if _NORM.search(base.__name__)]
+    is_vector = param.numel() == max(param.shape, default=1)
+    return bool(names) and (is_vector or any(map(_ENDS_IN_NORM.search, names)))

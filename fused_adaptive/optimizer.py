@@ -7,36 +7,35 @@ tensor's value in a step, but for the naive TrainableLR.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from collections.abc import Set as AbstractSet
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, cast, overload
 
 import torch
 from torch import Tensor
 
-from . import backends, compiled, reference_rates
+from . import backends, compiled, reference_rates, shapes
 from .backbones import Backbone
 from .checkpoint import restore
-from .checks import check_gradients, check_hyperparameters, check_parameters
-from .clipping import check_max_grad_norm, clip
+from .checks import check_gradients, check_hyperparameters, check_in_backward, check_parameters, tensors_of
+from .clipping import clip
 from .distributed import check_not_partitioned, check_split
 from .eager import eager
 from .gather import Gathered, count_idle_calls, forget_idle_calls, gather, gather_complete, moves_nothing
-from .policies import Plain, Policy, TrainableLR, from_plain, parse
-from .policies.naive import Trial, evaluate_trial, needs_trial
+from .handles import COPIED, Handled, Shared, unwrap
+from .plain import make_plain
+from .policies import from_plain, kinds_of
+from .policies.naive import Trial, check_naive, evaluate_trial, trial_policy
 from .rates import learning_rates
-from .resolution import Resolutions, kinds_of
+from .resolution import Resolutions
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from .controllers.draws import RateDraw
-    from .release import GradientRelease
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
-class AdaptiveOptimizer(torch.optim.Optimizer):
+class AdaptiveOptimizer(Handled):
     """A backbone driven by a learning-rate policy: ``p ← p − lr·γ·u``. Use the subclasses.
 
     Args:
@@ -68,21 +67,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     backbone: ClassVar[Backbone]
     #: Flags that a checkpoint of ``torch.optim`` does not decide: torch's class has them fixed.
     _own_flags: ClassVar[tuple[str, ...]] = ()
-    #: Set by ASLR: what each tensor's rate is multiplied by. Not copied or saved with the optimizer.
-    _rate_draw: RateDraw | None = None
-    #: What the last step gathered. Not copied or saved with the optimizer either.
-    _gathered: Gathered | None = None
-    #: Set by release_gradients, which steps in the backward pass; likewise.
-    _release: GradientRelease | None = None
-    process_group: ProcessGroup | None = None
-    #: The tensors that code compiled by torch.compile has handed to the last step. Nor this.
-    _bound: compiled.Bound | None = None
-    max_grad_norm: float | None = None
-    skip_nonfinite: bool = False
-    grad_norm: Tensor | None = None
-    #: The policies that the backend was chosen for.
-    _kinds: AbstractSet[type[Policy]] = frozenset()
 
+    @eager
     def __init__(
         self,
         params: Params,
@@ -93,15 +79,15 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         skip_nonfinite: bool = False,
         process_group: ProcessGroup | None = None,
     ) -> None:
-        check_hyperparameters(defaults)
+        defaults = {**defaults, **check_hyperparameters(defaults)}
+        self._shared = Shared(self)
         self.process_group = process_group
-        self.max_grad_norm, self.skip_nonfinite = check_max_grad_norm(max_grad_norm), bool(skip_nonfinite)
+        self.max_grad_norm, self.skip_nonfinite = max_grad_norm, skip_nonfinite
         self._backend_requested = backend
         self._backend = backends.select(backend, ())
         self._resolutions = Resolutions(self.backbone)
         given: Any = params if isinstance(params, Tensor) else list(params)  # torch has its own words for a tensor
-        super().__init__(given, {**defaults, "policy": self._resolve_all(given, {**defaults, "policy": policy})})
-        # Asks GradScaler to hand over grad_scale and found_inf instead of unscaling and skipping itself.
+        super().__init__(given, {**defaults, "policy": self._resolutions.of_all(given, {**defaults, "policy": policy})})
         self._step_supports_amp_scaling = bool(defaults.get("fused"))
 
     @eager
@@ -117,13 +103,13 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             param_group["params"] = list(param_group["params"])
             check_parameters(param_group["params"], sum(len(group["params"]) for group in self.param_groups))
         group = {**self.defaults, **param_group}
-        check_hyperparameters(group)
+        numbers = check_hyperparameters(group)
         self._settle_policies()
         policy = self._resolutions.plain(group["policy"], [group])
-        self._check_naive([*(from_plain(g["policy"]) for g in self.param_groups), from_plain(policy)])
+        check_naive([*(from_plain(g["policy"]) for g in self.param_groups), from_plain(policy)])
         check_not_partitioned(from_plain(policy))
         backend = self._choose_backend([*self.param_groups, {**group, "policy": policy}])
-        param_group["policy"] = policy
+        param_group.update(numbers, policy=policy)
         super().add_param_group(param_group)
         reference_rates.meet(param_group)
         self._gathered = self._bound = None
@@ -150,15 +136,23 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             RuntimeError: for a gradient that is sparse, not floating-point, or of another shape or device than its
                 parameter. Then no parameter and no state has changed.
         """
-        self._opt_called = True  # for torch's schedulers
-        if self._release is not None:
-            return self._release.step(closure)
+        if not torch.compiler.is_compiling():  # attributes that are set there keep the optimizer alive, in a cycle
+            self._opt_called = True  # for torch's schedulers
+        loss = self._step_once(closure) if self._release is None else self._release.step(closure)
+        for listener in self._shared.after_step:  # torch's hooks run twice where a subclass calls super().step()
+            listener()
+        return loss
+
+    # Else schedulers of torch put a wrapper around it that torch.compile refuses to trace.
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+
+    def _step_once(self, closure: Callable[[], Any] | None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         if torch.compiler.is_compiling():
-            compiled.traced_step(self, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+            compiled.traced_step(self, *self._amp())
             return loss
         trial = self._step(closure)
         if trial is not None and closure is not None:
@@ -166,9 +160,6 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             evaluate_trial(trial, params, closure)
             self._finish(trial)
         return loss
-
-    # Else schedulers of torch put a wrapper around it that torch.compile refuses to trace.
-    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients, as ``torch.optim.Optimizer.zero_grad``, which torch.compile refuses to trace."""
@@ -194,6 +185,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self._backend.end_interval(complete)
         complete.take_back()
         forget_idle_calls(self.param_groups)
+        for listener in self._shared.after_end_interval:
+            listener()
 
     @torch.no_grad()
     def restart_interval(self) -> None:
@@ -221,6 +214,13 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         return learning_rates(self.param_groups, self.state, self._complete().members, per_tensor)
 
     @eager
+    def state_dict(self) -> dict[str, Any]:
+        """As ``torch.optim.Optimizer.state_dict``. Numbers of numpy in the groups become plain: it loads anywhere."""
+        for group in self.param_groups:
+            make_plain(group)
+        return super().state_dict()
+
+    @eager
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a checkpoint of this class, or of its ``torch.optim`` namesake (policy state starts fresh).
 
@@ -231,13 +231,22 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: if groups do not match, or state is missing or of the wrong shape. Then nothing has changed.
         """
+        owner = unwrap(self)
+        if owner is not self:  # a handle's hooks are the owner's
+            owner.load_state_dict(state_dict)
+            return
         state_dict = state_dict.copy()
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             replaced = pre_hook(self, state_dict)
             state_dict = state_dict if replaced is None else replaced
         state, param_groups = restore(self.backbone, self.param_groups, state_dict, self._own_flags)
-        self._check_naive([from_plain(group["policy"]) for group in param_groups])
-        self.__setstate__({"state": state, "param_groups": param_groups})
+        check_naive([from_plain(group["policy"]) for group in param_groups])
+        self._choose_backend(param_groups)
+        # In place, since handles have copies of these two attributes.
+        self.param_groups[:] = param_groups
+        self.state.clear()
+        self.state.update(state)
+        self.__setstate__({"state": self.state, "param_groups": self.param_groups})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
@@ -247,28 +256,18 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 "an optimizer with process_group= cannot be copied or pickled, since the group cannot: build another "
                 "and load this one's state_dict() into it"
             )
-        return {
-            **super().__getstate__(),
-            "_backend_requested": self._backend_requested,
-            "_resolutions": self._resolutions,
-            "_step_supports_amp_scaling": self._step_supports_amp_scaling,
-            "max_grad_norm": self.max_grad_norm,
-            "skip_nonfinite": self.skip_nonfinite,
-        }
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in COPIED}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__({name: value for name, value in state.items() if name not in COPIED})
+        if "_shared" not in vars(self):  # a copy
+            self._shared = Shared(self)
+        for name in COPIED:
+            if name in state:
+                setattr(self, name, state[name])
         self._gathered = self._bound = None
         self._resolutions.settle(self.param_groups)
         self._backend = self._choose_backend(self.param_groups)
-
-    def _resolve_all(self, params: Any, defaults: dict[str, Any]) -> Plain:
-        """Resolves the policies of all groups that are about to be added, and returns that of the defaults."""
-        groups = [{**defaults, **group} for group in params if isinstance(group, dict)]
-        for group in groups:
-            given = parse(group["policy"])
-            self._resolutions.plain(group["policy"], [g for g in groups if parse(g["policy"]) == given])
-        return self._resolutions.plain(defaults["policy"], [defaults])
 
     def _settle_policies(self) -> None:
         """Takes up policies that were set by hand, before anything else may see them."""
@@ -277,41 +276,21 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             self._backend = self._choose_backend(self.param_groups)
 
     def _choose_backend(self, groups: Sequence[dict[str, Any]]) -> backends.Backend:
-        devices = set().union(*(backends.devices_of(group["params"]) for group in groups))
+        tensors = [p for group in groups for p in tensors_of(group["params"])]
         policies = [policy for group in groups for policy in from_plain(group["policy"])]
-        backend = backends.select(self._backend_requested, devices, policies)
+        backend = backends.select(self._backend_requested, {p.device for p in tensors}, policies)
+        if any(map(shapes.is_fake, tensors)):
+            backend = cast(backends.Backend, shapes)
         backends.check_masters(backend, groups)
         self._kinds = kinds_of(groups)
         return backend
 
     # ---- gathering: of objects by their identity, so torch.compile does not trace it ----
 
-    def _check_naive(self, policies: list[tuple[Policy, ...]]) -> None:
-        if any(p.naive for group in policies for p in group) and len(set(policies)) > 1:
-            raise ValueError(
-                "TrainableLR(naive=True) evaluates the loss of the whole model at a trial point: all param groups must "
-                "have that same policy"
-            )
-
-    def _needs_trial(self, policies: Iterable[Policy], closure: Callable[[], Any] | None) -> TrainableLR | None:
-        """The policy whose trial this step needs, if one does. Where nothing can move, the step only creates state."""
-        naive = next((p for p in policies if isinstance(p, TrainableLR) and p.naive), None)
-        if naive is None:
-            return None
-        check_gradients(self.param_groups)  # their values are about to be read
-        if not needs_trial(self.param_groups, self.process_group):
-            return None
-        if closure is None:
-            raise RuntimeError(
-                "TrainableLR(naive=True) evaluates the loss twice: pass step(closure) a function that clears the "
-                "gradients, evaluates the loss, calls backward() and returns the loss"
-            )
-        return naive
-
     @eager
     def _step(self, closure: Callable[[], Any] | None) -> Trial | None:
         """The step; or, where a trial has to come before the update, what it needs."""
-        found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        grad_scale, found_inf = self._amp()
         gathered = self._current()
         is_new = gathered is None or gathered.has_newcomers()
         only_makes_state = False
@@ -320,13 +299,14 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             check_gradients(self.param_groups)
             self._settle_policies()
             policies = [from_plain(group["policy"]) for group in self.param_groups]
-            self._check_naive(policies)
+            check_naive(policies)
             check_split(self.param_groups, policies, self.process_group)
+            check_in_backward(unwrap(self), policies)
             only_makes_state = not self.state and moves_nothing(self.param_groups, self.process_group)
-            naive = self._needs_trial(chain.from_iterable(policies), closure)
+            naive = trial_policy(chain.from_iterable(policies), self.param_groups, closure, self.process_group)
             gathered = self._gather()
         else:
-            naive = self._needs_trial(gathered.members, closure)
+            naive = trial_policy(gathered.members, self.param_groups, closure, self.process_group)
         reference_rates.follow(self.param_groups)
         if self.max_grad_norm is not None or self.skip_nonfinite:
             grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
@@ -341,6 +321,10 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             return Trial(naive, gathered, is_new, found_inf, grad_scale)
         self._update(gathered, is_new, found_inf, grad_scale, only_makes_state)
         return None
+
+    def _amp(self) -> tuple[Tensor | None, Tensor | None]:
+        """``grad_scale`` and ``found_inf``, where GradScaler has set them."""
+        return getattr(self._shared, "grad_scale", None), getattr(self._shared, "found_inf", None)
 
     @eager
     def _finish(self, trial: Trial) -> None:

@@ -122,7 +122,7 @@ class Adam(AdaptiveOptimizer):
     ) -> None:
         defaults = {
             "lr": lr,
-            "betas": _floats(betas),
+            "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
@@ -222,7 +222,7 @@ class RAdam(AdaptiveOptimizer):
     ) -> None:
         defaults = {
             "lr": lr,
-            "betas": _floats(betas),
+            "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
             "maximize": maximize,
@@ -276,7 +276,7 @@ class AdaBelief(AdaptiveOptimizer):
     ) -> None:
         defaults = {
             "lr": lr,
-            "betas": _floats(betas),
+            "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
@@ -298,8 +298,12 @@ class _Active(AdaptiveOptimizer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        first, *others = (base for base in cls.__mro__ if "__init__" in vars(base))
+        if first is not _Active:
+            cls.__signature__ = None  # type: ignore[attr-defined]  # a subclass with arguments of its own
+            return
         # What inspect, editors and trainers see: the arguments of the plain optimizer with ActiveLR's for its policy.
-        plain = inspect.signature(cls.__mro__[2].__init__).parameters
+        plain = inspect.signature(others[0].__init__).parameters
         added = inspect.signature(ActiveLR).parameters
         arguments = [p for name, p in plain.items() if name not in ("self", "policy")]
         arguments += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in added.values()]
@@ -318,12 +322,17 @@ class _Active(AdaptiveOptimizer):
         **kwargs: Any,
     ) -> None:
         if "policy" in kwargs:
-            name = type(self).__name__
-            raise TypeError(f"{name} brings its own policy: use {name.removeprefix('Active')}(policy=…) for another")
-        policy = ActiveLR(
-            interval=interval, increment=increment, high=high, low=low, on_zero=on_zero, gain_bounds=gain_bounds
-        )
-        super().__init__(params, *args, policy=policy, **kwargs)
+            bases = [c for c in type(self).__mro__ if issubclass(c, AdaptiveOptimizer) and not issubclass(c, _Active)]
+            name, plain = type(self).__name__, bases[0].__name__
+            raise TypeError(f"{name} brings its own policy: use {plain}(policy=…) for another")
+        given: Any = params if isinstance(params, Tensor) else list(params)
+        if interval is REQUIRED and increment is None and high is None and _have_policies(given):
+            policy = given[0]["policy"]  # Horovod builds an optimizer of another's param groups, and no more
+        else:
+            policy = ActiveLR(
+                interval=interval, increment=increment, high=high, low=low, on_zero=on_zero, gain_bounds=gain_bounds
+            )
+        super().__init__(given, *args, policy=policy, **kwargs)
 
 
 class ActiveSGD(_Active, SGD):
@@ -349,8 +358,5 @@ class ActiveAdaBelief(_Active, AdaBelief):
 ActiveBelief = ActiveAdaBelief
 
 
-def _floats(betas: Any) -> Any:
-    """A plain tuple, as torch keeps it, unless there is something in it that the checks will complain of."""
-    if not isinstance(betas, (tuple, list)):
-        return betas
-    return tuple(beta.item() if isinstance(beta, Tensor) and beta.numel() == 1 else beta for beta in betas)
+def _have_policies(params: Any) -> bool:
+    return isinstance(params, list) and bool(params) and all(isinstance(g, dict) and "policy" in g for g in params)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from .eager import eager
+from .handles import unwrap
 from .optimizer import AdaptiveOptimizer
 from .policies import Policy, from_plain
 from .rates import to_host
@@ -35,7 +36,7 @@ def log_learning_rates(
     once more.)
 
     Args:
-        optimizer: one of this package's.
+        optimizer: one of this package's, or a trainer's handle of one.
         writer: has ``add_scalar(tag, value, step)``.
         tag: what the tags begin with.
         every: writes after so many steps instead; needed where no policy has intervals (FixedLR, Hypergradient).
@@ -46,7 +47,7 @@ def log_learning_rates(
 
     Raises:
         ValueError: if no policy has intervals and ``every`` is not given, or it is below 1.
-        TypeError: if ``every`` is no int.
+        TypeError: if ``every`` is no int, the writer has no ``add_scalar``, or the optimizer is not of this package.
     """
     return RateLogger(optimizer, writer, tag, every, start)
 
@@ -55,35 +56,30 @@ class RateLogger:
     """The handle of :func:`log_learning_rates`, which see."""
 
     def __init__(self, optimizer: AdaptiveOptimizer, writer: Writer, tag: str, every: int | None, start: int) -> None:
+        optimizer = unwrap(optimizer)
+        if not callable(getattr(writer, "add_scalar", None)):
+            raise TypeError(
+                "log_learning_rates: writer must have add_scalar(tag, value, step), as TensorBoard's SummaryWriter, "
+                f"got {type(writer).__name__}: wrap it in an object with that method"
+            )
         if every is not None and operator.index(every) < 1:
             raise ValueError(f"log_learning_rates: every must be at least 1, got {every}")
         if every is None and not any(policy.counter for policy in _policies(optimizer)):
             raise ValueError(
                 "log_learning_rates: no policy of this optimizer has intervals; pass every=, a number of steps"
             )
-        self.steps = start
+        self.steps = operator.index(start)
         self._optimizer, self._writer, self._tag, self._every = optimizer, writer, tag, every
         self._counts: dict[Policy, int] = {}  # of each policy, the count of its running interval when it was last read
         self._unread: dict[Policy, int] = {}  # steps since then
-        self._handle = optimizer.register_step_post_hook(self._after_step)
-        end_interval = optimizer.end_interval
-
-        @functools.wraps(end_interval)
-        def end_interval_and_write() -> None:
-            end_interval()
-            self._counts.clear()
-            self._unread.clear()
-            if self._every is None:
-                self.write()
-
-        self._wrapped = end_interval_and_write
-        optimizer.end_interval = end_interval_and_write
+        optimizer._shared.after_step.append(self._after_step)
+        optimizer._shared.after_end_interval.append(self._after_end)
 
     def remove(self) -> None:
         """Writes no more."""
-        self._handle.remove()
-        if vars(self._optimizer).get("end_interval") is self._wrapped:
-            del self._optimizer.end_interval
+        shared = self._optimizer._shared
+        shared.after_step = [own for own in shared.after_step if own != self._after_step]
+        shared.after_end_interval = [own for own in shared.after_end_interval if own != self._after_end]
 
     def write(self) -> None:
         """Writes the rates as they are now."""
@@ -91,7 +87,14 @@ class RateLogger:
             for name, value in rates.items():
                 self._writer.add_scalar(f"{self._tag}/{i}/{name}", value, self.steps)
 
-    def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def _after_end(self) -> None:
+        self._counts.clear()
+        self._unread.clear()
+        if self._every is None:
+            self.write()
+
+    @eager
+    def _after_step(self) -> None:
         self.steps += 1
         if self._every is not None:
             ended = [self.steps % self._every == 0]

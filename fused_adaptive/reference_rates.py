@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .plain import plain
 from .policies import from_plain
 
 #: What schedulers leave in a group besides ``lr``: the rate that they start from or climb to.
@@ -48,4 +49,6 @@ def _number(rate: Any) -> float:
     """0 for what only a device knows, or is no rate."""
     if isinstance(rate, Tensor):
         rate = rate.item() if is_on_host(rate) else 0.0
+    elif not isinstance(rate, (int, float)):
+        rate = plain(rate)  # a schedule by hand may leave numpy's
     return float(rate) if isinstance(rate, (int, float)) and math.isfinite(rate) else 0.0

@@ -22,6 +22,7 @@ from .checks import check_gradient, check_gradients, describe
 from .eager import eager
 from .fingerprint import Fingerprint
 from .gather import Gathered, _idle_calls, _missing, by_policy, count_idle_calls
+from .handles import unwrap
 from .optimizer import AdaptiveOptimizer
 from .policies import Policy, from_plain
 from .slot import Slot
@@ -45,8 +46,8 @@ def release_gradients(model: nn.Module, optimizer: AdaptiveOptimizer) -> Gradien
 
     Args:
         model: the module whose parameters the optimizer holds, all of them.
-        optimizer: one of this package's. Policies whose gain is one for all tensors need all gradients before any
-            tensor moves, and are refused: ActiveLR and ``granularity="tensor"`` work.
+        optimizer: one of this package's, or a trainer's handle of one. Policies whose gain is one for all tensors need
+            all gradients before any tensor moves, and are refused: ActiveLR and ``granularity="tensor"`` work.
 
     Returns:
         A handle: ``remove()`` ends it, ``with accumulate():`` adds gradients of several backward passes up.
@@ -66,11 +67,13 @@ class GradientRelease:
     """The handle of :func:`release_gradients`, which see."""
 
     def __init__(self, model: nn.Module, optimizer: AdaptiveOptimizer) -> None:
-        if not isinstance(optimizer, AdaptiveOptimizer):
+        try:
+            optimizer = unwrap(optimizer)
+        except TypeError:
             raise TypeError(
                 f"release_gradients takes an optimizer of fused_adaptive, got {type(optimizer).__name__}: for others "
                 "use Tensor.register_post_accumulate_grad_hook"
-            )
+            ) from None
         if optimizer._release is not None:
             raise ValueError("this optimizer already releases its gradients: remove() the earlier handle first")
         _check_model(model, optimizer)
@@ -151,8 +154,9 @@ class GradientRelease:
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if vars(optimizer).pop("found_inf", None) is not None or "grad_scale" in vars(optimizer):
-            vars(optimizer).pop("grad_scale", None)
+        if hasattr(optimizer, "found_inf") or hasattr(optimizer, "grad_scale"):
+            for name in ("found_inf", "grad_scale"):
+                vars(optimizer._shared).pop(name, None)
             raise RuntimeError(
                 "release_gradients has moved parameters by scaled gradients: they are stepped in the backward, before "
                 "GradScaler knows whether all of them are finite. Train in bfloat16 without a GradScaler, or without "
@@ -199,7 +203,7 @@ class GradientRelease:
     def _prepare(self) -> None:
         """Takes in param groups and state as they are now, and refuses what cannot work."""
         optimizer = self._optimizer
-        if getattr(optimizer, "max_grad_norm", None) is not None or getattr(optimizer, "skip_nonfinite", False):
+        if optimizer.max_grad_norm is not None or optimizer.skip_nonfinite:
             raise ValueError(
                 "release_gradients: max_grad_norm and skip_nonfinite need the gradients of all tensors before any of "
                 "them moves; leave them out"

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import reference_rates
 from .backbones import Backbone, Group
-from .policies import Plain, Policy, from_plain, is_plain, parse, resolve
+from .policies import Plain, Policy, is_plain, parse, resolve
 
 Groups = Sequence[dict[str, Any]]
 
@@ -44,6 +44,14 @@ class Resolutions:
         self._resolved[given] = resolved
         return deepcopy(resolved)
 
+    def of_all(self, params: Any, defaults: dict[str, Any]) -> Plain:
+        """Resolves the policies of all groups that are about to be added, and returns that of the defaults."""
+        groups = [{**defaults, **group} for group in params if isinstance(group, dict)]
+        for group in groups:
+            given = parse(group["policy"])
+            self.plain(group["policy"], [g for g in groups if parse(g["policy"]) == given])
+        return self.plain(defaults["policy"], [defaults])
+
     def settle(self, groups: Groups) -> None:
         """Puts the plain form in place of policies that were set by hand, and reference rates where there are none."""
         by_hand: dict[tuple[Policy, ...], list[dict[str, Any]]] = {}
@@ -59,8 +67,3 @@ class Resolutions:
             self._resolved = {given: plain for given, plain in self._resolved.items() if plain in standing}
         for group in groups:
             reference_rates.meet(group)
-
-
-def kinds_of(groups: Groups) -> set[type[Policy]]:
-    """Which policies drive these groups, whatever their arguments."""
-    return {type(policy) for group in groups for policy in from_plain(group["policy"])}

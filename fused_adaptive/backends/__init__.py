@@ -115,12 +115,6 @@ def check_masters(backend: Backend, groups: Iterable[Mapping[str, Any]]) -> None
         )
 
 
-def devices_of(params: Iterable[Any]) -> set[torch.device]:
-    """The devices of parameters, named parameters or a single tensor."""
-    tensors = [params] if isinstance(params, Tensor) else (p[1] if isinstance(p, tuple) else p for p in params)
-    return {p.device for p in tensors if isinstance(p, Tensor)}
-
-
 def _load(name: str) -> Backend:
     return cast(Backend, import_module(f".{name}", __name__))
 

@@ -11,8 +11,9 @@ from typing import Any
 from torch.nn import Module
 from torch.optim import Adagrad, Optimizer
 
+from ..handles import driven
 from . import snapshots
-from .base import Controller, check_optimizer
+from .base import Controller
 
 #: Halvings below the first rate after which AALR gives up: nothing can learn there, in any precision.
 _HALVINGS = 40
@@ -133,7 +134,7 @@ class AALR(Controller):
         snapshot: str | os.PathLike[str] = "device",
         process_group: Any = None,
     ) -> None:
-        check_optimizer(optimizer)
+        optimizer = driven(optimizer)
         _check(lr, patience, check_offset)
         _check_model(model, optimizer)
         super().__init__(optimizer, process_group)

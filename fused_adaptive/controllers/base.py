@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..handles import driven
 from .lr import read_lrs, write_lrs
 
 _MISSING: Any = object()
@@ -20,7 +21,8 @@ class Controller:
     """A learning-rate scheduler driven by a metric: ``step(metric)`` once an epoch.
 
     Args:
-        optimizer: any ``torch.optim`` optimizer. Its groups keep the ratios of their rates to the first group's.
+        optimizer: any ``torch.optim`` optimizer, or a trainer's handle of one, which is looked into. Its groups keep
+            the ratios of their rates to the first group's.
         process_group: whose ranks decide together, on the mean of their metrics; None: the default group, where
             ``torch.distributed`` is initialised. For ranks that train apart, pass a group of the one rank.
         takes_over: another scheduler had this optimizer before, and will not be stepped again.
@@ -32,8 +34,7 @@ class Controller:
     """
 
     def __init__(self, optimizer: Optimizer, process_group: Any = None, takes_over: bool = False) -> None:
-        check_optimizer(optimizer)
-        self.optimizer = optimizer
+        optimizer = self.optimizer = driven(optimizer)
         self.last_epoch = 0
         self._process_group = process_group
         self._takes_over = takes_over
@@ -100,7 +101,7 @@ class Controller:
 
     def remove(self) -> None:
         """Lets the optimizer go: its rates stay as they are, and another scheduler may have it."""
-        self.optimizer.__dict__.pop("_lr_owner", None)
+        self.optimizer._lr_owner = None  # type: ignore[attr-defined]
 
     # ---- what a subclass defines ----
 
@@ -187,7 +188,7 @@ class Controller:
 
     def _claim(self) -> None:
         """Last in the constructors: what fails before holds no claim."""
-        self.optimizer.__dict__["_lr_owner"] = weakref.ref(self)
+        self.optimizer._lr_owner = weakref.ref(self)  # type: ignore[attr-defined]
 
     def _check_scheduler(self) -> None:
         if not self._takes_over and is_scheduled(self.optimizer):
@@ -211,14 +212,9 @@ class Controller:
                 )
 
 
-def check_optimizer(optimizer: Any) -> None:
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-
-
 def owner_of(optimizer: Optimizer) -> Controller | None:
     """The controller that drives the optimizer."""
-    reference = getattr(optimizer, "_lr_owner", None)
+    reference = getattr(driven(optimizer), "_lr_owner", None)
     return None if reference is None else reference()
 
 

@@ -83,5 +83,7 @@ class GroupDraws:
         self._centers = centers
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._centers is None:  # torch calls hooks once more where step() has called super().step(), which drew
+            return
         self.restore(optimizer.param_groups)
         self.draw.count(getattr(optimizer, "found_inf", None))

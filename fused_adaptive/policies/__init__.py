@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..backbones import Backbone, Group
@@ -20,6 +20,7 @@ __all__ = [
     "TrainableLR",
     "from_plain",
     "is_plain",
+    "kinds_of",
     "parse",
     "register",
     "resolve",
@@ -94,6 +95,11 @@ def from_plain(plain: Plain) -> tuple[Policy, ...]:
             del _BUILT[next(iter(_BUILT))]
         _BUILT[key] = tuple(_as_policy(d) for d in dicts)
     return _BUILT[key]
+
+
+def kinds_of(groups: Iterable[Mapping[str, Any]]) -> set[type[Policy]]:
+    """Which policies drive these groups, whatever their arguments."""
+    return {type(policy) for group in groups for policy in from_plain(group["policy"])}
 
 
 def _as_policy(policy: Any) -> Policy:

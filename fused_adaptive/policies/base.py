@@ -6,10 +6,12 @@ import math
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Real
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from ..backbones import Backbone, Direction, Group
+from ..plain import plain, plain_number
 from ..slot import Slot
 from ..state import State, StateSpec
 
@@ -174,6 +176,7 @@ def check_interval(policy: str, interval: Any) -> int | None:
         raise TypeError(f"{policy} needs interval=: {remedy}")
     if interval is None:
         return None
+    interval = plain(interval)
     try:
         steps = operator.index(interval)
     except TypeError:
@@ -188,9 +191,9 @@ def check_bounds(policy: str, bounds: Any) -> tuple[float, float] | None:
     if bounds is None:
         return None
     try:
-        lo, hi = map(float, bounds)
+        lo, hi = (float(plain_number("gain_bounds", bound)) for bound in bounds)
     except (TypeError, ValueError):
-        raise TypeError(f"{policy}: gain_bounds must be a pair (lo, hi) or None, got {bounds!r}") from None
+        raise TypeError(f"{policy}: gain_bounds must be a pair of numbers (lo, hi) or None, got {bounds!r}") from None
     if not 0 <= lo <= 1 <= hi:
         raise ValueError(f"{policy}: gain_bounds must be (lo, hi) with 0 <= lo <= 1 <= hi, got {(lo, hi)}")
     return lo, hi
@@ -203,9 +206,9 @@ def check_granularity(policy: str, granularity: Any) -> None:
 
 def check_number(policy: str, name: str, value: Any, valid: Callable[[float], bool], condition: str) -> float:
     """The value as a plain float, which goes on disk. Raises TypeError or ValueError that says what it must be."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(plain(value), (bool, Tensor)):
         raise TypeError(f"{policy}: {name} must be a number, got {value!r}")
-    number = float(value)
+    number = float(plain_number(f"{policy}: {name}", value))
     if not math.isfinite(number) or not valid(number):
         raise ValueError(f"{policy}: {name} must be {condition}, got {value!r}")
     return number

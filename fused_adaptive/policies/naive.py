@@ -9,14 +9,46 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import check_gradients
 from ..distributed import any_rank, local_part, whole_products
 from ..slot import applied, inner_product
+from .base import Policy
 from .trainable import TrainableLR
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from ..gather import Gathered
+
+
+def check_naive(policies: Sequence[tuple[Policy, ...]]) -> None:
+    """Raises ValueError where a naive policy drives some param groups only. ``policies``: of each group."""
+    if any(p.naive for group in policies for p in group) and len(set(policies)) > 1:
+        raise ValueError(
+            "TrainableLR(naive=True) evaluates the loss of the whole model at a trial point: all param groups must "
+            "have that same policy"
+        )
+
+
+def trial_policy(
+    policies: Iterable[Policy],
+    param_groups: Sequence[dict[str, Any]],
+    closure: Callable[[], Any] | None,
+    process_group: ProcessGroup | None,
+) -> TrainableLR | None:
+    """The policy whose trial this step needs, if one does. Where nothing can move, the step only creates state."""
+    naive = next((p for p in policies if isinstance(p, TrainableLR) and p.naive), None)
+    if naive is None:
+        return None
+    check_gradients(param_groups)  # their values are about to be read
+    if not needs_trial(param_groups, process_group):
+        return None
+    if closure is None:
+        raise RuntimeError(
+            "TrainableLR(naive=True) evaluates the loss twice: pass step(closure) a function that clears the "
+            "gradients, evaluates the loss, calls backward() and returns the loss"
+        )
+    return naive
 
 
 def needs_trial(param_groups: Sequence[dict[str, Any]], process_group: ProcessGroup | None = None) -> bool:

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from ..backbones import Backbone, Group
 from ..distributed import whole_products
+from ..plain import plain_flag
 from ..slot import Slot, applied, inner_product
 from ..state import COUNTER, ELEMENTS, GAIN, SUM, StateSpec
 from .base import (
@@ -78,6 +79,7 @@ class TrainableLR(ScalarPolicy):
     naive: bool = False
 
     def __post_init__(self) -> None:
+        set_field(self, "naive", bool(plain_flag("TrainableLR: naive", self.naive)))
         if self.naive:
             self._check_naive()
             set_field(self, "interval", None)
