@@ -11,7 +11,7 @@ import itertools
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ NO_STATE = (
     "gradient for every parameter"
 )
 
+NAIVE = "TrainableLR(naive=True) evaluates the loss twice, which torch.compile cannot trace: leave step() out of it"
+
 #: What optimizers have gathered last, by the keys that compiled code has.
 _gathered: weakref.WeakValueDictionary[int, Gathered] = weakref.WeakValueDictionary()
 
@@ -39,6 +41,17 @@ def announce(optimizer: AdaptiveOptimizer, gathered: Gathered) -> None:
     """Makes what the optimizer has gathered known to compiled code."""
     gathered.owner = weakref.ref(optimizer)
     _gathered[gathered.key] = gathered
+    optimizer._traced = [Attributes(group) for group in gathered.groups]
+
+
+class Attributes:
+    """A param group whose entries are attributes. Of an object Dynamo guards the attributes that are read; of a dict
+    every entry, and from Python 3.12 on it ends the process where an entry that was a dict, as policies are in groups,
+    has become something else.
+    """
+
+    def __init__(self, group: dict[str, Any]) -> None:
+        self.__dict__ = group
 
 
 class Bound:
@@ -86,17 +99,23 @@ class Bound:
                 own["lr_ref"] = group["lr_ref"] = max(own["lr_ref"], group["lr_ref"])
 
 
-def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
     """What Dynamo traces of a step: the tensors, the numbers, the norm if gradients are clipped, and one operator.
 
-    Raises:
-        RuntimeError: where the step would create what later steps do not.
+    Returns:
+        Whether that is the step. If not, tracing ends here with a sentence; or, where graph breaks are allowed, an
+        ordinary step has to follow.
     """
-    gathered = optimizer._gathered
+    gathered, clips = optimizer._gathered, optimizer.max_grad_norm is not None or optimizer.skip_nonfinite
     if gathered is None or any(p.grad is not None for p in gathered._waiting):
-        raise RuntimeError(NO_STATE)
+        torch.ops.fused_adaptive.break_graph(NO_STATE)
+        return False
+    if clips and optimizer.grad_norm is None:
+        torch.ops.fused_adaptive.break_graph(NO_STATE)
+        return False
     if any(policy.naive for policy in gathered.members):
-        raise RuntimeError("TrainableLR(naive=True) evaluates the loss twice, which torch.compile cannot trace")
+        torch.ops.fused_adaptive.break_graph(NAIVE)
+        return False
     params: list[Tensor] = []
     grads: list[Tensor] = []
     state: list[Tensor] = []
@@ -110,27 +129,26 @@ def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_i
         applies.append(grad is not None)
         if grad is not None:
             grads.append(grad)
-    for group in gathered.groups:
+    for group in optimizer._traced:
         for name in NUMBERS:
-            if name in group:
-                for value in group[name] if name == "betas" else (group[name],):
-                    if isinstance(value, Tensor):
-                        tensors.append(value)
+            if hasattr(group, name):
+                value = getattr(group, name)
+                for number in value if name == "betas" else (value,):
+                    if isinstance(number, Tensor):
+                        tensors.append(number)
                     else:
-                        floats.append(float(value))
-    if optimizer.max_grad_norm is not None or optimizer.skip_nonfinite:
+                        floats.append(float(number))
+    if clips:
         norm, grad_scale, found_inf = clip(
             grads, optimizer.max_grad_norm, optimizer.skip_nonfinite, grad_scale, found_inf
         )
-        if optimizer.grad_norm is None:
-            raise RuntimeError(NO_STATE)
         optimizer.grad_norm.copy_(norm)  # an attribute that is set in a graph is lost
     draw = optimizer._rate_draw
     draw_step = [] if draw is None else [draw.step]
     torch.ops.fused_adaptive.compiled_step(
         gathered.key, params, grads, state, applies, tensors, floats, draw_step, grad_scale, found_inf
     )
-    count_idle_calls(gathered.idle, found_inf)
+    return True
 
 
 def _compiled_step(
@@ -152,6 +170,7 @@ def _compiled_step(
             "param groups, policies or state have changed since this step was compiled: take one step outside of "
             "torch.compile, which gathers them anew"
         )
+    optimizer._opt_called = True  # for torch's schedulers
     bound = optimizer._bound
     if bound is None or bound.of is not own or not _is_where(bound, params, state):
         bound = Bound(own, params, state)
@@ -167,6 +186,7 @@ def _compiled_step(
             optimizer._backend.step(bound.gathered, found_inf, grad_scale, draw)
             if draw is not None:
                 draw_step[0].copy_(draw.step)
+            count_idle_calls(own.idle, found_inf)
     finally:
         bound.set_gradients([], [False] * len(params))  # they must not live longer than the parameters' own
 
@@ -188,3 +208,15 @@ torch.library.define(
 )
 torch.library.impl("fused_adaptive::compiled_step", "CompositeExplicitAutograd")(_compiled_step)
 torch.library.register_fake("fused_adaptive::compiled_step")(lambda *_: None)
+
+
+def _no_graph(why: str) -> None:
+    """Ends tracing as what Dynamo itself cannot trace does, but with a first line that says what to do."""
+    from torch._dynamo.exc import Unsupported
+
+    raise Unsupported(why)
+
+
+torch.library.define("fused_adaptive::break_graph", "(str why) -> ()")
+torch.library.impl("fused_adaptive::break_graph", "CompositeExplicitAutograd")(lambda why: None)
+torch.library.register_fake("fused_adaptive::break_graph")(_no_graph)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from .distributed import check_not_partitioned, check_split
 from .eager import eager
 from .gather import Gathered, count_idle_calls, forget_idle_calls, gather, gather_complete
 from .policies import Plain, Policy, TrainableLR, from_plain, parse
-from .policies.naive import evaluate_trial, needs_trial
+from .policies.naive import Trial, evaluate_trial, needs_trial
 from .rates import learning_rates
 from .resolution import Resolutions
 
@@ -80,6 +80,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     max_grad_norm: float | None = None
     skip_nonfinite: bool = False
     grad_norm: Tensor | None = None
+    #: The param groups as torch.compile sees them. Nor this.
+    _traced: Sequence[compiled.Attributes] = ()
     #: The policies that the backend was chosen for.
     _kinds: AbstractSet[type[Policy]] = frozenset()
 
@@ -150,21 +152,21 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             RuntimeError: for a gradient that is sparse, not floating-point, or of another shape or device than its
                 parameter. Then no parameter and no state has changed.
         """
-        self._opt_called = True  # for torch's schedulers
+        is_compiling = torch.compiler.is_compiling()
+        if not is_compiling:  # what runs in a compiled step says it itself: some versions of torch cannot trace it
+            self._opt_called = True  # for torch's schedulers
         if self._release is not None:
             return self._release.step(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if torch.compiler.is_compiling():
-            compiled.traced_step(self, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if is_compiling and compiled.traced_step(self, scale, found_inf):
             return loss
         trial = self._step(closure)
         if trial is not None and closure is not None:
-            params = list(chain.from_iterable(group["params"] for group in self.param_groups))
-            evaluate_trial(trial.policy, trial.gathered, params, closure, trial.grad_scale)
-            self._finish(trial)
+            self._finish(trial, closure)
         return loss
 
     # Else schedulers of torch put a wrapper around it that torch.compile refuses to trace.
@@ -309,8 +311,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         return naive
 
     @eager
-    def _step(self, closure: Callable[[], Any] | None) -> _Trial | None:
+    def _step(self, closure: Callable[[], Any] | None) -> Trial | None:
         """The step; or, where a trial has to come before the update, what it needs."""
+        self._opt_called = True
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         gathered = self._current()
         is_new = gathered is None or gathered.has_newcomers()
@@ -336,12 +339,14 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 gathered.check_gradients()  # a sparse one, say: named, with a remedy
                 raise
         if naive is not None:
-            return _Trial(naive, gathered, is_new, found_inf, grad_scale)
+            return Trial(naive, gathered, is_new, found_inf, grad_scale)
         self._update(gathered, is_new, found_inf, grad_scale)
         return None
 
     @eager
-    def _finish(self, trial: _Trial) -> None:
+    def _finish(self, trial: Trial, closure: Callable[[], Any]) -> None:
+        params = list(chain.from_iterable(group["params"] for group in self.param_groups))
+        evaluate_trial(trial.policy, trial.gathered, params, closure, trial.grad_scale)
         self._update(trial.gathered, trial.is_new, trial.found_inf, trial.grad_scale)
 
     def _update(self, gathered: Gathered, is_new: bool, found_inf: Tensor | None, grad_scale: Tensor | None) -> None:
@@ -376,16 +381,6 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             self._settle_policies()
             current = gather_complete(self.backbone, self.param_groups, self.state, self.process_group)
         return current
-
-
-class _Trial(NamedTuple):
-    """The policy that evaluates the loss once more before the update, and the step so far."""
-
-    policy: TrainableLR
-    gathered: Gathered
-    is_new: bool
-    found_inf: Tensor | None
-    grad_scale: Tensor | None
 
 
 def _kinds_of(groups: Iterable[dict[str, Any]]) -> set[type[Policy]]:

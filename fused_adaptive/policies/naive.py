@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from ..gather import Gathered
+
+
+class Trial(NamedTuple):
+    """The policy that evaluates the loss once more before the update, and the step so far."""
+
+    policy: TrainableLR
+    gathered: Gathered
+    is_new: bool
+    found_inf: Tensor | None
+    grad_scale: Tensor | None
 
 
 def needs_trial(param_groups: Sequence[dict[str, Any]], process_group: ProcessGroup | None = None) -> bool:
