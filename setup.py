@@ -4,7 +4,8 @@ CPU kernels are built where a C++ compiler is, CUDA kernels where nvcc is. What 
 last lines, ``_build.json`` and ``python -m fused_adaptive`` say what and why. Besides CXX, CUDA_HOME and the like:
 
 FUSED_ADAPTIVE_BUILD        auto (default), cpu or none: what to try
-FUSED_ADAPTIVE_REQUIRE_EXT  1: it is an error if any of that cannot be built; cpu: only if the CPU kernels cannot
+FUSED_ADAPTIVE_REQUIRE_EXT  1: it is an error if any of that cannot be built; cpu: only if the CPU kernels cannot.
+                            pip asks nobody where it has built the same archive before: give it --no-cache-dir
 """
 
 import atexit
@@ -17,8 +18,15 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, setup
-from setuptools.command.build_ext import build_ext
+WANTED = "building fused_adaptive needs setuptools 77 or later: pip install 'setuptools>=77', then try again"
+try:
+    import setuptools
+    from setuptools import Extension, setup
+    from setuptools.command.build_ext import build_ext
+except ImportError:
+    sys.exit(WANTED)
+if int(setuptools.__version__.partition(".")[0]) < 77:
+    sys.exit(f"{WANTED}; this is {setuptools.__version__}")
 
 NAME = "fused_adaptive._C"
 ARCHITECTURES = ("8.0", "9.0", "10.0")  # those that nvcc knows, the last as PTX too
@@ -27,6 +35,9 @@ CXX = "-std=c++17 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -fvis
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000ULL"  # torch 2.10, the floor in pyproject.toml
 NVCC = "-std=c++17 -O3 --fmad=false -lineinfo -Xcompiler -ffp-contract=off,-fvisibility=hidden,-Wall "
 NVCC += "-Xfatbin -compress-all"  # a tenth of the size, and every driver can read it
+# Free-threaded Python has no stable ABI: there the library is for one version of it.
+STABLE_PYTHON = not sysconfig.get_config_var("Py_GIL_DISABLED")
+LIBRARY = f"_C{'.abi3.so' if STABLE_PYTHON else sysconfig.get_config_var('EXT_SUFFIX')}"
 LINK = "-Wl,--as-needed -Wl,--exclude-libs,ALL -Wl,-z,defs" if sys.platform == "linux" else ""
 
 
@@ -44,10 +55,13 @@ def sources(*patterns: str) -> list[str]:
 
 
 def find_compiler_and_torch():
+    if sys.platform == "win32":
+        raise Missing("the kernels are written for GCC and Clang, and Windows builds with cl; install under WSL")
     candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     compiler = next((c for c in candidates if shutil.which(c.split()[0])), None)
     if compiler is None:
-        raise Missing(f"no C++ compiler was found ({', '.join(candidates)}); install g++ or set CXX")
+        remedy = "run xcode-select --install" if sys.platform == "darwin" else "install g++"
+        raise Missing(f"no C++ compiler was found ({', '.join(candidates)}); {remedy} or set CXX")
     try:
         import torch
         from torch.utils import cpp_extension
@@ -98,6 +112,8 @@ class Build(build_ext):
                 left_out[part] = str(error) if isinstance(error, Missing) else failed
                 errors += f"\n{part}: {left_out[part]}" if required in ("1", part) else ""
         self.write_down("cpu" not in left_out, cuda, left_out)
+        if "cpu" in left_out and asked != "none":
+            self.keep_out_of_pips_cache()
         if errors:
             sys.exit(f"FUSED_ADAPTIVE_REQUIRE_EXT={required} forbids to leave this out:{errors}")
 
@@ -118,7 +134,10 @@ class Build(build_ext):
             folders, libraries = [str(folder), *folders], [*libraries, "cudart_static", "dl", "rt", "pthread"]
         extension = Extension(NAME, files, include, library_dirs=folders, libraries=libraries, language="c++")
         extension.extra_link_args, extension.extra_compile_args = LINK.split(), {"cxx": flags, "nvcc": NVCC.split()}
-        extension.depends, extension.py_limited_api = sources("**/*.h", "**/*.cuh", "**/*.inl"), True
+        extension.depends, extension.py_limited_api = sources("**/*.h", "**/*.cuh", "**/*.inl"), STABLE_PYTHON
+        by_nvcc = [Path(file).name for file in files if file.endswith(".cu")]
+        slow = f", with nvcc {' '.join(by_nvcc)} for {architectures}, which takes minutes" if by_nvcc else ""
+        print(f"fused_adaptive: compiling {len(files)} files{slow}", flush=True)
         self.distribution.ext_modules = [extension]
         command = cpp_extension.BuildExtension(self.distribution)
         for option in ("build_lib", "build_temp", "inplace", "editable_mode"):
@@ -134,16 +153,24 @@ class Build(build_ext):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "_build.json").write_text(json.dumps(record | {"platform": sysconfig.get_platform()}, indent=2))
         if not cpu:  # a pure Python package, and no library of an earlier build in it
-            (folder / "_C.abi3.so").unlink(missing_ok=True)
+            (folder / LIBRARY).unlink(missing_ok=True)
             self.extensions = self.distribution.ext_modules = []
             self.get_finalized_command("bdist_wheel").root_is_pure = True
         lines = [f"CPU kernels{f', CUDA kernels for {cuda}' if cuda else ''}" if cpu else "pure Python, no kernels"]
         lines += [f"left out {part}: {why}" for part, why in left_out.items()]
         atexit.register(print, *(f"fused_adaptive: {line}" for line in lines), sep="\n", flush=True)  # the last word
 
+    def keep_out_of_pips_cache(self) -> None:
+        """pip keeps wheels that it builds, and would serve one without kernels to those who ask for them later on. It
+        installs what it has just built whatever the tag, and serves none whose tag no machine supports.
+        """
+        if "PIP_BUILD_TRACKER" in os.environ and not self.editable_mode:
+            wheel = self.get_finalized_command("bdist_wheel")
+            wheel.plat_name, wheel.plat_name_supplied = "without_kernels", True
+
 
 setup(
-    ext_modules=[Extension(NAME, [], py_limited_api=True)],
+    ext_modules=[Extension(NAME, [], py_limited_api=STABLE_PYTHON)],
     cmdclass={"build_ext": Build},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if STABLE_PYTHON else {},
 )

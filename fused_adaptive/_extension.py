@@ -17,9 +17,14 @@ import torch
 #: Where the library and the record of its build are.
 FOLDER = Path(__file__).parent
 
+#: Python without the interpreter's lock, and without the stable ABI that one library for all versions needs.
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+
+LIBRARY = f"_C{sysconfig.get_config_var('EXT_SUFFIX') if FREE_THREADED else '.abi3.so'}"
+
 REBUILD = (
     "rebuild it where the sources are, with `make build` or "
-    "`pip install --no-build-isolation --force-reinstall --no-deps .`"
+    "`pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps .`"
 )
 
 _reason: str | None = None  # None: not tried yet
@@ -64,7 +69,7 @@ def built() -> dict[str, Any]:
 def _try_to_load() -> str:
     from . import __version__
 
-    library, record = FOLDER / "_C.abi3.so", built()
+    library, record = FOLDER / LIBRARY, built()
     if not library.exists():
         why = record.get("left_out", {}).get("cpu", "no build has run")
         return f"the native library was not built: {why}; then {REBUILD}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ NO_STATE = (
     "gradient for every parameter"
 )
 
+NAIVE = "TrainableLR(naive=True) evaluates the loss twice, which torch.compile cannot trace: leave step() out of it"
+
 #: What optimizers have gathered last, by the keys that compiled code has.
 _gathered: weakref.WeakValueDictionary[int, Gathered] = weakref.WeakValueDictionary()
 
@@ -40,6 +42,17 @@ def announce(optimizer: AdaptiveOptimizer, gathered: Gathered) -> None:
     """Makes what the optimizer has gathered known to compiled code."""
     gathered.owner = weakref.ref(unwrap(optimizer))
     _gathered[gathered.key] = gathered
+    optimizer._traced = [Attributes(group) for group in gathered.groups]
+
+
+class Attributes:
+    """A param group whose entries are attributes. Of an object Dynamo guards the attributes that are read; of a dict
+    every entry, and from Python 3.12 on it ends the process where an entry that was a dict, as policies are in groups,
+    has become something else.
+    """
+
+    def __init__(self, group: dict[str, Any]) -> None:
+        self.__dict__ = group
 
 
 class Bound:
@@ -87,18 +100,24 @@ class Bound:
                 own["lr_ref"] = group["lr_ref"] = max(own["lr_ref"], group["lr_ref"])
 
 
-def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
     """What Dynamo traces of a step: the tensors, the numbers, the norm if gradients are clipped, and one operator.
 
-    Raises:
-        RuntimeError: where the step would create what later steps do not.
+    Returns:
+        Whether that is the step. If not, tracing ends here with a sentence; or, where graph breaks are allowed, an
+        ordinary step has to follow.
     """
-    gathered = optimizer._gathered
+    gathered, clips = optimizer._gathered, optimizer.max_grad_norm is not None or optimizer.skip_nonfinite
     # Lists, no generators: those that Dynamo has traced are in reference cycles with all that it saw here.
     if gathered is None or any([p.grad is not None for p in gathered._waiting]):  # noqa: C419
-        raise RuntimeError(NO_STATE)
+        _BREAK_GRAPH(NO_STATE)
+        return False
+    if clips and optimizer.grad_norm is None:
+        _BREAK_GRAPH(NO_STATE)
+        return False
     if any([policy.naive for policy in gathered.members]):  # noqa: C419
-        raise RuntimeError("TrainableLR(naive=True) evaluates the loss twice, which torch.compile cannot trace")
+        _BREAK_GRAPH(NAIVE)
+        return False
     params: list[Tensor] = []
     grads: list[Tensor] = []
     state: list[Tensor] = []
@@ -112,25 +131,24 @@ def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_i
         applies.append(grad is not None)
         if grad is not None:
             grads.append(grad)
-    for group in gathered.groups:
+    for group in optimizer._traced:
         for name in NUMBERS:
-            if name in group:
-                for value in group[name] if name == "betas" else (group[name],):
-                    if isinstance(value, Tensor):
-                        tensors.append(value)
+            if hasattr(group, name):
+                value = getattr(group, name)
+                for number in value if name == "betas" else (value,):
+                    if isinstance(number, Tensor):
+                        tensors.append(number)
                     else:
-                        floats.append(float(value))
-    if optimizer.max_grad_norm is not None or optimizer.skip_nonfinite:
+                        floats.append(float(number))
+    if clips:
         norm, grad_scale, found_inf = clip(
             grads, optimizer.max_grad_norm, optimizer.skip_nonfinite, grad_scale, found_inf
         )
-        if optimizer.grad_norm is None:
-            raise RuntimeError(NO_STATE)
-        optimizer.grad_norm.copy_(norm)  # an attribute that is set in a graph is lost
+        optimizer.grad_norm.copy_(norm)  # type: ignore[union-attr]  # an attribute that is set in a graph is lost
     draw = optimizer._rate_draw
     draw_step = [] if draw is None else [draw.step]
-    _OPERATOR(gathered.key, params, grads, state, applies, tensors, floats, draw_step, grad_scale, found_inf)
-    count_idle_calls(gathered.idle, found_inf)
+    _COMPILED_STEP(gathered.key, params, grads, state, applies, tensors, floats, draw_step, grad_scale, found_inf)
+    return True
 
 
 def _compiled_step(
@@ -168,6 +186,7 @@ def _compiled_step(
             optimizer._backend.step(bound.gathered, found_inf, grad_scale, draw)
             if draw is not None:
                 draw_step[0].copy_(draw.step)
+            count_idle_calls(own.idle, found_inf)
     finally:
         bound.set_gradients([], [False] * len(params))  # they must not live longer than the parameters' own
 
@@ -182,20 +201,30 @@ def _is_where(bound: Bound, params: Sequence[Tensor], state: Sequence[Tensor]) -
     return all(map(_same, params, bound.gathered.params)) and all(map(_same, state, own))
 
 
-def _define() -> Any:
-    """The operator of this import. A process may import the package again (notebooks reload, workers clear modules):
-    each time it needs an operator of its own, since what optimizers have gathered is known to one import alone.
+def _no_graph(why: str) -> None:
+    """Ends tracing as what Dynamo itself cannot trace does, but with a first line that says what to do."""
+    from torch._dynamo.exc import Unsupported
+
+    raise Unsupported(why)
+
+
+def _define(name: str, schema: str, run: Callable[..., None], fake: Callable[..., None]) -> Any:
+    """An operator of this import. A process may import the package again (notebooks reload, workers clear modules):
+    each time it needs operators of its own, since what optimizers have gathered is known to one import alone.
     """
-    name = next(n for n in (f"compiled_step{i or ''}" for i in itertools.count()) if not hasattr(_OPERATORS, n))
-    torch.library.define(
-        f"fused_adaptive::{name}",
-        "(int key, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] state, bool[] applies, Tensor[] tensors, "
-        "float[] floats, Tensor(c!)[] draw_step, Tensor? grad_scale, Tensor? found_inf) -> ()",
-    )
-    torch.library.impl(f"fused_adaptive::{name}", "CompositeExplicitAutograd")(_compiled_step)
-    torch.library.register_fake(f"fused_adaptive::{name}")(lambda *_: None)
-    return getattr(_OPERATORS, name)
+    operators = torch.ops.fused_adaptive
+    name = next(n for n in (f"{name}{i or ''}" for i in itertools.count()) if not hasattr(operators, n))
+    torch.library.define(f"fused_adaptive::{name}", schema)
+    torch.library.impl(f"fused_adaptive::{name}", "CompositeExplicitAutograd")(run)
+    torch.library.register_fake(f"fused_adaptive::{name}")(fake)
+    return getattr(operators, name)
 
 
-_OPERATORS = torch.ops.fused_adaptive
-_OPERATOR = _define()
+_BREAK_GRAPH = _define("break_graph", "(str why) -> ()", lambda why: None, _no_graph)
+_COMPILED_STEP = _define(
+    "compiled_step",
+    "(int key, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] state, bool[] applies, Tensor[] tensors, "
+    "float[] floats, Tensor(c!)[] draw_step, Tensor? grad_scale, Tensor? found_inf) -> ()",
+    _compiled_step,
+    lambda *_: None,
+)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import reference_rates
 from .backbones import Backbone
 from .checkpoint import conform_value, specs
 from .checks import check_gradients, describe
 from .distributed import Part, any_rank, local_part, split_slots
 from .fingerprint import Fingerprint
 from .policies import Policy, from_plain
-from .reference_rates import is_on_host
 from .slot import Slot
 from .state import State, StateSpec
 from .versions import SharedVersion
@@ -301,7 +301,9 @@ def moves_nothing(groups: Groups, process_group: ProcessGroup | None) -> bool:
     So ``torch.distributed.checkpoint`` makes state in order to read a state_dict. The same on all ranks.
     """
     lrs = [group["lr"] for group in groups]
-    if any(isinstance(lr, Tensor) and not is_on_host(lr) for lr in lrs) or any(float(lr) != 0 for lr in lrs):
+    if any(isinstance(lr, Tensor) and not reference_rates.is_on_host(lr) for lr in lrs) or any(
+        float(lr) != 0 for lr in lrs
+    ):
         return False
     params = [p for group in groups for p in group["params"]]
     is_any = any(p.grad is not None and bool((local_part(p.grad) != 0).any()) for p in params)

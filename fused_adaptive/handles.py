@@ -15,13 +15,14 @@ from torch.optim import Optimizer
 from .clipping import check_max_grad_norm
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from collections.abc import Set as AbstractSet
 
     from torch import Tensor
     from torch.distributed import ProcessGroup
 
     from .backends import Backend
-    from .compiled import Bound
+    from .compiled import Attributes, Bound
     from .controllers.base import Controller
     from .controllers.draws import RateDraw
     from .gather import Gathered
@@ -70,6 +71,7 @@ class Shared:
     _rate_draw: RateDraw | None = None
     _gathered: Gathered | None = None
     _bound: Bound | None = None
+    _traced: Sequence[Attributes] = ()
     _release: GradientRelease | None = None
     _lr_owner: weakref.ref[Controller] | None = None
 
@@ -144,6 +146,8 @@ class Handled(Optimizer):
     _release: GradientRelease | None = _attribute()
     #: The tensors that code compiled by torch.compile has handed to the last step.
     _bound: Bound | None = _attribute()
+    #: The param groups as torch.compile sees them.
+    _traced: Sequence[Attributes] = _attribute()
     #: The controller that owns the learning rates.
     _lr_owner: Any = _attribute()
 

@@ -1,7 +1,7 @@
 """What the native library does with Python's objects where Python itself would take several times as long.
 
 Such calls are no operators of torch: ``ctypes`` calls the functions of ``csrc/python.cpp``, with the interpreter's lock
-held.
+held. Free-threaded Python has no such lock, and does it itself.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from . import _extension
 
 @functools.cache
 def gradients_reader() -> Callable[[int, list[Tensor], list[Tensor]], int] | None:
-    """A function that gives a native plan its gradients, or None where torch.Tensor has no table of DLPack's functions.
+    """A function that gives a native plan its gradients, or None where torch.Tensor has no table of DLPack's functions,
+    and on free-threaded Python.
 
     Its arguments are the plan's number, its parameters and their state (``plan_check``'s ``held``), and a list to which
     the gradients are appended. It returns what ``plan_check`` does, plus 4 for each parameter without a gradient; -2 if
     one of the tensors is of a kind that only ``plan_check`` can look at.
     """
     capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-    if capsule is None:
+    if capsule is None or _extension.FREE_THREADED:
         return None
     # A prototype of its own: the attributes of ctypes.pythonapi belong to all packages of the process.
     prototype = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
@@ -40,9 +41,9 @@ def gradients_reader() -> Callable[[int, list[Tensor], list[Tensor]], int] | Non
 @functools.cache
 def same_objects() -> Callable[[dict[Any, Any], list[Any]], int] | None:
     """A function that tells whether a dict of dicts holds the very objects of :func:`objects_of`; None without the
-    native library, or with one that has no such function.
+    native library, or with one that has no such function, and on free-threaded Python.
     """
-    if _extension.why_not() or not hasattr(torch.ops.fused_adaptive, "python_calls"):
+    if _extension.FREE_THREADED or _extension.why_not() or not hasattr(torch.ops.fused_adaptive, "python_calls"):
         return None
     return _function(1, ctypes.c_int, ctypes.py_object, ctypes.py_object)
 

@@ -281,7 +281,7 @@ def test_a_wrong_library_is_a_sentence_with_a_remedy_and_no_error(tmp_path):
     tree = copy_tree(tmp_path / "tree")
     (tmp_path / "elsewhere").mkdir()
     build(tree, FUSED_ADAPTIVE_BUILD="cpu")
-    output = run(sys.executable, "-c", WRONG, tmp_path / "elsewhere", cwd=tree)
+    output = run(sys.executable, "-W", "ignore::UserWarning", "-c", WRONG, tmp_path / "elsewhere", cwd=tree)
     none, eaten, garbage, old, other = output.splitlines()
     library, here = tmp_path / "elsewhere" / "_C.abi3.so", tree / "fused_adaptive" / "_C.abi3.so"
     assert none.startswith("the native library was not built: no build has run; then rebuild it")

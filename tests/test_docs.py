@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ import torch
 import fused_adaptive as fa
 from bench import report, results
 from bench.demo_report import markdown_table
+
+from . import environments
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")] + sorted(
@@ -53,6 +57,30 @@ def test_readme_timings_are_those_of_the_committed_results():
     record = results.load(ROOT / "bench" / "results" / "run_cpu.json")
     block = README.split("<!-- run:begin -->")[1].split("<!-- run:end -->")[0]
     assert block.strip() == report.readme(record, "run_cpu").strip()
+
+
+def test_readme_environments_are_those_of_the_committed_results():
+    tried = json.loads((ROOT / "docs" / "environments.json").read_text())
+    block = README.split(environments.BEGIN)[1].split(environments.END)[0]
+    assert block.strip() == environments.table(tried).strip()
+    floor = re.search(r"torch>=([\d.]+)", (ROOT / "pyproject.toml").read_text())[1]
+    assert any(result["torch"].startswith(floor) for result in tried)
+
+
+def test_environments_count_what_pytest_reports(tmp_path):
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\ndef test_a(): pass\ndef test_b(): assert 0\ndef test_c(): pytest.skip()\n"
+        "@pytest.fixture\ndef broken(): assert 0\ndef test_d(broken): pass\n"
+    )
+    report = tmp_path / "report.xml"
+    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", "test_it.py"]
+    subprocess.run(pytest_, cwd=tmp_path, capture_output=True)
+    result = environments.outcomes(report)
+    assert result == {"passed": 1, "failed": 2, "skipped": 1, "failures": ["test_it::test_b", "test_it::test_d"]}
+    tried = {"python": "3.10.1", "torch": "2.10.0", "date": "2026-01-01", "wheel": {"torch": "2.13.0", "loads": False}}
+    assert "| 3.10.1 | 2.10.0 | 1 | **2** | 1 | torch 2.13.0: **does not load** |" in environments.table(
+        [tried | result]
+    )
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)

@@ -135,7 +135,7 @@ def test_the_functional_step_is_the_plans_step():
         (lambda a: a[2].pop(), "one tensor a parameter"),
         (lambda a: (a[3].pop(), a[2].pop(), a[2].pop()), "parameter 0 lacks the state step"),
         (lambda a: a[7].pop(), "hyperparameters a group"),
-        (lambda a: a[3].__setitem__(0, "velocity"), "unknown state 'velocity'"),
+        (lambda a: a[3].__setitem__(0, 99), "there is no role 99"),
         (lambda a: a[2].__setitem__(4, torch.zeros(2)), "one element"),
     ],
 )

@@ -78,13 +78,14 @@ def test_what_no_step_does_is_an_error():
 
 def is_right_emulated(path: Path, streams: tuple[int, int, int], dtype: torch.dtype) -> bool:
     library = ctypes.CDLL(str(path))
+    library.emulation_null.restype = ctypes.c_bool
     library.emulation_configure(0, 2, 2)
     right = True
     for numel in (3, 8192 * 5 + 13):
         param, groups = arrays(numel, dtype, streams)
         wanted, written = expected(param, groups)
         lists = [((ctypes.c_void_p * max(1, len(g)))(*(t.data_ptr() for t in g)), len(g)) for g in groups]
-        library.emulation_null(
+        right &= library.emulation_null(
             ctypes.c_void_p(param.data_ptr()),
             *(argument for pair in lists for argument in pair),
             param.element_size(),
@@ -104,6 +105,27 @@ compiles = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler"
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_cuda_kernel_does_too(streams, dtype):
     assert is_right_emulated(build.library(small=True), streams, dtype)
+
+
+WITHOUT_A_DRIVER = """
+import ctypes, sys, torch
+from tests.cuda_emulation import build
+from tests.test_null_step import is_right_emulated
+
+ctypes.CDLL(sys.argv[1])
+assert is_right_emulated(build.library(small=True), (2, 1, 0), torch.float32)
+"""
+
+
+@compiles
+def test_a_torch_for_cuda_that_finds_no_driver_is_not_asked_for_its_stream(tmp_path):
+    source, library = tmp_path / "torch_cuda.cpp", tmp_path / "libtorch_cuda.so"
+    source.write_text('extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }\n')
+    name = f"-Wl,-soname,{library.name}"
+    subprocess.run([str(build.compiler()), "-shared", "-fPIC", name, str(source), "-o", str(library)], check=True)
+    command = [sys.executable, "-c", WITHOUT_A_DRIVER, str(library)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=build.ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 @compiles

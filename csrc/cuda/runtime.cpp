@@ -37,7 +37,8 @@ cudaStream_t current_stream(int device) {
   }();
   void* stream = nullptr;
   if (function != nullptr && function(device, &stream) != 0) {
-    throw std::runtime_error("fused_adaptive: torch does not tell its current CUDA stream");
+    throw std::runtime_error(
+        "fused_adaptive: torch does not tell its current CUDA stream; check the driver with nvidia-smi");
   }
   return static_cast<cudaStream_t>(stream);
 }

@@ -9,6 +9,7 @@ before it modifies anything. ``supports_masters = True`` says that it knows ``ma
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from importlib import import_module
@@ -65,7 +66,8 @@ def select(requested: str, devices: Iterable[torch.device], policies: Iterable[P
     Args:
         requested: a backend's name, or "auto": the first that can run, or what the environment variable
             ``FUSED_ADAPTIVE_BACKEND`` names. Where "auto" passes a backend over because it has no kernels for a
-            policy, a warning says so, once a process.
+            policy, or takes the reference because kernels for the CPU or a GPU are missing, a warning says so, once a
+            process.
 
     Raises:
         ValueError: for an unknown name.
@@ -87,6 +89,8 @@ def select(requested: str, devices: Iterable[torch.device], policies: Iterable[P
             continue
         reasons[name] = _why_not_policies(backend, kinds)
         if not reasons[name]:
+            if requested == "auto" and name == "reference":
+                passed_over = passed_over or _missing(devices, reasons)
             _tell_once(passed_over, name)
             return backend
         passed_over = passed_over or f"backend {name!r} cannot run: {reasons[name]}"
@@ -100,10 +104,29 @@ def _why_not_policies(backend: Backend, kinds: Iterable[type[Policy]]) -> str:
     return f"it has no kernels for {', '.join(unknown)}: use backend='reference'" if unknown else ""
 
 
+def _missing(devices: Iterable[torch.device], reasons: Mapping[str, str]) -> str:
+    """That there are no kernels, with the reasons; "" where there are none to be had."""
+    kinds = sorted({device.type for device in devices if device.type in ("cpu", "cuda")})
+    why = "; ".join(f"backend {name!r} cannot run: {reason}" for name, reason in reasons.items() if reason)
+    without = f"the kernels for {' and '.join(kinds)} are missing, and steps take many times as long without"
+    return f"{without}: {why}" if kinds and why else ""
+
+
 def _tell_once(passed_over: str, taken: str) -> None:
     if passed_over and passed_over not in _TOLD:
         _TOLD.add(passed_over)
-        warnings.warn(f"{passed_over}. The optimizer takes {taken!r}, which is slower", stacklevel=5)
+        message = (
+            f"{passed_over}. The optimizer takes {taken!r}, which is slower; pass backend={taken!r} if that is meant"
+        )
+        warnings.warn(message, stacklevel=_depth())
+
+
+def _depth() -> int:
+    """The ``stacklevel`` of the line that called this package, or torch, which called it."""
+    depth, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("fused_adaptive", "torch"):
+        depth, frame = depth + 1, frame.f_back
+    return depth
 
 
 def check_masters(backend: Backend, groups: Iterable[Mapping[str, Any]]) -> None:

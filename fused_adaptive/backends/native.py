@@ -44,7 +44,7 @@ def why_not(devices: Iterable[torch.device]) -> str:
     for device in devices:
         if device.type == "cuda" and not _extension.has_cuda():
             left_out = _extension.built().get("left_out", {}).get("cuda", "it was built for the CPU only")
-            return f"the native library has no CUDA kernels: {left_out}"
+            return f"the native library has no CUDA kernels: {left_out}; then {_extension.REBUILD}"
         if device.type not in ("cpu", "cuda") or (device.type == "cuda" and torch.version.hip):
             return f"there are native kernels for the CPU and for NVIDIA GPUs, not for {device.type}"
     return ""

@@ -17,7 +17,11 @@ from fused_adaptive.backends import native, plans
 from . import build
 
 #: On the CPU too, the executor is that of CUDA.
-PATCH = ("plan_.executor = make_cpu_executor(plan_);", "plan_.executor = make_cuda_executor(plan_, 0, on_device_);")
+PATCH = (
+    "tensors.cpp",
+    "plan_.executor = make_cpu_executor(plan_);",
+    "plan_.executor = make_cuda_executor(plan_, 0, on_device_);",
+)
 
 
 def library() -> Path:
@@ -26,8 +30,7 @@ def library() -> Path:
     includes.append(f"-I{sysconfig.get_paths()['include']}")
     files = [p for pattern in ("*.h", "*.cpp", "cpu/*", "cuda/*") for p in sorted(csrc.glob(pattern))]
     texts = {p.relative_to(csrc).as_posix(): p.read_text() for p in files}
-    assert texts["tensors.cpp"].count(PATCH[0]) == 1
-    texts["tensors.cpp"] = texts["tensors.cpp"].replace(*PATCH)
+    build.patch(texts, PATCH, build.STREAM)
     texts |= {f"emulation/{p.name}": p.read_text() for p in build.HERE.iterdir() if p.suffix in (".h", ".cpp")}
     for name in ("emulation/stubs.cpp", "emulation/entry.cpp", "cpu/kernels_v3.cpp", "cpu/kernels_v4.cpp"):
         del texts[name]

@@ -1,8 +1,11 @@
 // The null step from addresses, for ctypes.
 #include "null.h"
 
+#include <exception>
+
+// Whether it was taken.
 #pragma GCC visibility push(default)
-extern "C" void emulation_null(void* param, void* const* written, int n_written, const void* const* grads, int n_grads,
+extern "C" bool emulation_null(void* param, void* const* written, int n_written, const void* const* grads, int n_grads,
                                const void* const* read, int n_read, int param_bytes, int64_t n, uint32_t mask) {
   fused_adaptive::NullStep step = {};
   step.param = param;
@@ -15,5 +18,10 @@ extern "C" void emulation_null(void* param, void* const* written, int n_written,
   step.param_bytes = param_bytes;
   step.n = n;
   step.mask = mask;
-  fused_adaptive::null_step_cuda(step, 0);
+  try {
+    fused_adaptive::null_step_cuda(step, 0);
+    return true;
+  } catch (const std::exception&) {  // it cannot pass through ctypes
+    return false;
+  }
 }

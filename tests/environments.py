@@ -1,0 +1,160 @@
+"""README's table of environments: the tests under other versions of Python and torch, one environment at a time.
+
+::
+
+    python -m tests.environments                       # those of ENVIRONMENTS: gigabytes and a quarter of an hour each
+    python -m tests.environments python3.12=2.11.0     # this one; the others' results stay
+    python -m tests.environments python3.13=newest -- tests/test_compile.py    # tries these tests, records nothing
+    python -m tests.environments --table               # the table alone, from the results that are there
+
+Each is made in ``build/environments`` from the working tree's files, and deleted before the next. A wheel that is built
+with one torch has to step with every other, since the library asks for torch's stable interface only: the first
+environment builds it, the others load it. Results are in ``docs/environments.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "build" / "environments"
+RESULTS, README = ROOT / "docs" / "environments.json", ROOT / "README.md"
+BEGIN, END = "<!-- environments:begin -->", "<!-- environments:end -->"
+
+#: Interpreter and torch. The newest first: its wheel is what the oldest has to load.
+ENVIRONMENTS = ("python3.13=newest", "python3.10=2.10.0", "python3.13=2.12.0")
+
+STEP = """
+import json, platform, sys, torch, fused_adaptive as fa
+p = torch.zeros(5, requires_grad=True)
+p.grad = torch.arange(5.0)
+fa.ActiveAdamW([p], lr=0.5, interval=1, backend="native").step()
+assert p[0] == 0 and torch.allclose(p[1:], torch.tensor(-0.5)), p
+"""
+VERSIONS = "import json, platform, torch; print(json.dumps([platform.python_version(), torch.__version__]))"
+
+
+def copy_of_the_tree(to: Path) -> Path:
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, files.split("\0")):
+        if (ROOT / name).exists():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, to / name)
+    return to
+
+
+def requirements(torch: str) -> list[str]:
+    """What an environment for the tests needs, without this package."""
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    pinned = "torch" if torch == "newest" else f"torch=={torch}"
+    return [pinned, "numpy", "setuptools>=77", "wheel", "ninja", *extras["test"]]
+
+
+def try_one(interpreter: str, torch: str, files: list[str]) -> dict[str, Any]:
+    """Makes an environment, builds the library there, loads the wheel of another, and runs the tests."""
+    tree, wheels, site = copy_of_the_tree(FOLDER / "tree"), FOLDER / "wheels", FOLDER / "site"
+    python = FOLDER / "venv" / "bin" / "python"
+
+    def run(*command: str | Path, cwd: Path = tree, **variables: str) -> str:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("FUSED_ADAPTIVE") and k != "PYTHONPATH"}
+        return subprocess.run(
+            [*map(str, command)], cwd=cwd, env=environment | variables, check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
+
+    run(interpreter, "-m", "venv", FOLDER / "venv", cwd=FOLDER)
+    run(python, "-m", "pip", "install", "-q", *requirements(torch))
+    asked = {"FUSED_ADAPTIVE_BUILD": "cpu", "FUSED_ADAPTIVE_REQUIRE_EXT": "cpu"}
+    result: dict[str, Any] = dict(zip(("python", "torch"), json.loads(run(python, "-c", VERSIONS)), strict=True))
+    result["date"] = datetime.date.today().isoformat()
+    if not wheels.exists():
+        pip = [python, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", wheels, "."]
+        run(*pip, **asked)
+        (wheels / "torch").write_text(result["torch"])
+    (wheel,) = wheels.glob("*.whl")
+    run(python, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel)
+    try:
+        run(python, "-c", STEP, cwd=site)
+        loads = True
+    except subprocess.CalledProcessError:
+        loads = False
+    result["wheel"] = {"torch": (wheels / "torch").read_text(), "loads": loads}
+    run(python, "setup.py", "build_ext", "--inplace", **asked)
+    report = FOLDER / "report.xml"
+    command = [python, "-m", "pytest", "-q", "-n", "auto", "-m", "not heavy", f"--junitxml={report}", *files]
+    subprocess.run([*map(str, command)], cwd=tree)
+    return result | outcomes(report)
+
+
+def outcomes(report: Path) -> dict[str, Any]:
+    """How many tests passed, failed and were skipped, and which failed, from pytest's report."""
+    cases = list(ElementTree.parse(report).getroot().iter("testcase"))
+    failed = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
+    skipped = [c for c in cases if c.find("skipped") is not None]
+    names = sorted({f"{c.get('classname', '')}::{c.get('name', '')}".replace("tests.", "", 1) for c in failed})
+    passed = len(cases) - len(failed) - len(skipped)
+    return {"passed": passed, "failed": len(failed), "skipped": len(skipped), "failures": names}
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "| Python | torch | passed | failed | skipped | a wheel built with | date |",
+        "|---|---|---:|---:|---:|---|---|",
+    ]
+    for r in results:
+        wheel = f"torch {r['wheel']['torch']}: {'steps' if r['wheel']['loads'] else '**does not load**'}"
+        failed = f"**{r['failed']}**" if r["failed"] else "0"
+        numbers = [str(r["passed"]), failed, str(r["skipped"])]
+        lines.append(f"| {r['python']} | {r['torch']} | {' | '.join(numbers)} | {wheel} | {r['date']} |")
+    return "\n".join(lines)
+
+
+def sort_key(result: dict[str, Any]) -> list[int]:
+    return [int(number) for key in ("torch", "python") for number in re.findall(r"\d+", result[key])[:3]]
+
+
+def write_table(results: list[dict[str, Any]]) -> None:
+    text = README.read_text(encoding="utf-8")
+    head, rest = text.split(BEGIN)
+    README.write_text(f"{head}{BEGIN}\n{table(results)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("environments", nargs="*", metavar="PYTHON=TORCH", default=ENVIRONMENTS)
+    parser.add_argument("--table", action="store_true")
+    own, _, files = " ".join(sys.argv[1:]).partition(" -- ")
+    arguments = parser.parse_args(own.split())
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    for environment in [] if arguments.table else arguments.environments:
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        interpreter, _, torch = environment.rpartition("=")
+        result = try_one(interpreter, torch, files.split())
+        for name in ("venv", "tree", "site"):
+            shutil.rmtree(FOLDER / name, ignore_errors=True)
+        print(json.dumps(result, indent=1))
+        if files:
+            continue
+        results = [r for r in results if (r["python"], r["torch"]) != (result["python"], result["torch"])] + [result]
+        results.sort(key=sort_key)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_table(results)
+    if arguments.table:
+        write_table(results)
+
+
+if __name__ == "__main__":
+    main()
