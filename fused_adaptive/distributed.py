@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .checks import describe, is_dtensor, spread_problem
 from .slot import Slot
-from .state import State
+from .state import State, state_dtype
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -264,6 +264,27 @@ def conform(value: Tensor, param: Tensor, what: Callable[[], str]) -> Tensor:
     if value.device_mesh != mesh:  # type: ignore[attr-defined]
         raise ValueError(f"{what()} is spread over another mesh than the parameter: load with set_optimizer_state_dict")
     return value if value.placements == placements else value.redistribute(placements=placements)  # type: ignore[attr-defined]
+
+
+def floats_of_flat(state_dict: dict[str, Any], groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A state_dict whose signs and remainders are floats where FullyShardedDataParallel has flattened the parameter.
+
+    It flattens state of one floating-point dtype alone. Both are exact in float32, and loading brings them back.
+    """
+    params = [p for group in groups for p in group["params"]]
+    flat = {i: state_dtype(p) for i, p in enumerate(params) if getattr(p, "_fsdp_flattened", False)}
+    if not flat:
+        return state_dict
+
+    def as_float(key: Any, value: Any) -> Any:
+        is_integer = isinstance(value, Tensor) and value.dim() > 0 and not value.is_floating_point()
+        return value.to(flat[key]) if is_integer and key in flat else value
+
+    state = {
+        key: {name: as_float(key, value) for name, value in values.items()} if key in flat else values
+        for key, values in state_dict["state"].items()
+    }
+    return {**state_dict, "state": state}
 
 
 # ---- what cannot be right ----

@@ -18,7 +18,7 @@ from .backbones import Backbone
 from .checkpoint import restore
 from .checks import check_gradients, check_hyperparameters, check_in_backward, check_parameters, tensors_of
 from .clipping import clip
-from .distributed import check_not_partitioned, check_split
+from .distributed import check_not_partitioned, check_split, floats_of_flat
 from .eager import eager
 from .gather import Gathered, count_idle_calls, forget_idle_calls, gather, gather_complete, moves_nothing
 from .handles import COPIED, Handled, Shared, unwrap
@@ -212,10 +212,13 @@ class AdaptiveOptimizer(Handled):
 
     @eager
     def state_dict(self) -> dict[str, Any]:
-        """As ``torch.optim.Optimizer.state_dict``. Numbers of numpy in the groups become plain: it loads anywhere."""
+        """As ``torch.optim.Optimizer.state_dict``. Numbers of numpy in the groups become plain: it loads anywhere.
+
+        State of FullyShardedDataParallel's flat parameters is floating-point, since it can flatten no other.
+        """
         for group in self.param_groups:
             make_plain(group)
-        return super().state_dict()
+        return floats_of_flat(super().state_dict(), self.param_groups)
 
     @eager
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
