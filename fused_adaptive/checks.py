@@ -115,7 +115,8 @@ def check_gradients(groups: Sequence[Mapping[str, Any]]) -> None:
 def check_in_backward(optimizer: Any, policies: Iterable[Iterable[Any]]) -> None:
     """Raises ValueError where torch has built one optimizer a parameter, and that would change the results.
 
-    ``torch.distributed.optim._apply_optimizer_in_backward`` leaves a trace on the parameter. ``policies``: of each group.
+    ``_apply_optimizer_in_backward`` of ``torch.distributed.optim`` leaves a trace on the parameter. ``policies``: of
+    each group.
     """
     params = [p for group in optimizer.param_groups for p in group["params"]]
     owners = getattr(params[0], "_in_backward_optimizers", ()) if len(params) == 1 else ()
