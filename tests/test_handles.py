@@ -38,7 +38,7 @@ def copied(optimizer: Any) -> Any:
 class _Forwards:
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
-        self.__class__ = type("Forwarding", (type(self), type(optimizer)), {})
+        self.__class__ = type("Forwarding", (type(self), type(optimizer)), {})  # pyright: ignore
 
     def step(self, closure: Any = None) -> Any:
         return self._optimizer.step(closure)

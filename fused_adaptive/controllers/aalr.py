@@ -12,7 +12,7 @@ from torch.nn import Module
 from torch.optim import Adagrad, Optimizer
 
 from ..handles import driven
-from ..plain import plain_flag, plain_int, plain_number
+from ..plain import plain, plain_flag, plain_number
 from . import snapshots
 from .base import Controller
 
@@ -137,7 +137,7 @@ class AALR(Controller):
     ) -> None:
         optimizer = driven(optimizer)
         lr = float(plain_number("AALR: lr", lr))
-        patience, check_offset = plain_int("AALR: patience", patience), plain_int("AALR: check_offset", check_offset)
+        patience, check_offset = plain(patience), plain(check_offset)
         eager_nonfinite = plain_flag("AALR: eager_nonfinite", eager_nonfinite)
         _check(lr, patience, check_offset)
         _check_model(model, optimizer)
@@ -233,7 +233,7 @@ def reset(optimizer: Optimizer) -> None:
 def _check(lr: float, patience: int, check_offset: int) -> None:
     if not (lr > 0 and math.isfinite(lr)):
         raise ValueError(f"AALR: lr must be finite and > 0, got {lr}")
-    if patience < 1:
+    if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
         raise ValueError(f"AALR: patience must be an int of at least 1, got {patience!r}")
     if check_offset not in (0, 1):
         raise ValueError(
