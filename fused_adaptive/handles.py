@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch.optim import Optimizer
 
 from .clipping import check_max_grad_norm
+from .plain import plain_flag
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,7 +126,7 @@ class Handled(Optimizer):
     _shared: Shared
     process_group: ProcessGroup | None = _attribute()
     max_grad_norm: float | None = _attribute(check_max_grad_norm)
-    skip_nonfinite: bool = _attribute(bool)
+    skip_nonfinite: bool = _attribute(lambda value: bool(plain_flag("skip_nonfinite", value)))
     grad_norm: Tensor | None = _attribute()
     _backend_requested: str = _attribute()
     _backend: Backend = _attribute()

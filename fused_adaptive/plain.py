@@ -37,6 +37,17 @@ def plain_number(what: str, value: Any) -> Any:
         raise TypeError(f"{what} must be a number, got {value!r}") from None
 
 
+def plain_int(what: str, value: Any) -> int:
+    """Raises TypeError for what is no int, and for a bool."""
+    value = plain(value)
+    if not isinstance(value, bool):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise TypeError(f"{what} must be an int, got {value!r}")
+
+
 def plain_flag(what: str, value: Any) -> Any:
     """A bool, or None; numpy's as Python's. Raises TypeError for a string, which would count as True."""
     if isinstance(value, (str, bytes)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch import Tensor
 from .eager import eager
 from .handles import unwrap
 from .optimizer import AdaptiveOptimizer
+from .plain import plain_int
 from .policies import Policy, from_plain
 from .rates import to_host
 
@@ -47,7 +47,8 @@ def log_learning_rates(
 
     Raises:
         ValueError: if no policy has intervals and ``every`` is not given, or it is below 1.
-        TypeError: if ``every`` is no int, the writer has no ``add_scalar``, or the optimizer is not of this package.
+        TypeError: if ``every`` or ``start`` is no int, the writer has no ``add_scalar``, or the optimizer is another
+            package's.
     """
     return RateLogger(optimizer, writer, tag, every, start)
 
@@ -62,13 +63,14 @@ class RateLogger:
                 "log_learning_rates: writer must have add_scalar(tag, value, step), as TensorBoard's SummaryWriter, "
                 f"got {type(writer).__name__}: wrap it in an object with that method"
             )
-        if every is not None and operator.index(every) < 1:
+        every = None if every is None else plain_int("log_learning_rates: every", every)
+        if every is not None and every < 1:
             raise ValueError(f"log_learning_rates: every must be at least 1, got {every}")
         if every is None and not any(policy.counter for policy in _policies(optimizer)):
             raise ValueError(
                 "log_learning_rates: no policy of this optimizer has intervals; pass every=, a number of steps"
             )
-        self.steps = operator.index(start)
+        self.steps = plain_int("log_learning_rates: start", start)
         self._optimizer, self._writer, self._tag, self._every = optimizer, writer, tag, every
         self._counts: dict[Policy, int] = {}  # of each policy, the count of its running interval when it was last read
         self._unread: dict[Policy, int] = {}  # steps since then

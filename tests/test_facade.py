@@ -302,6 +302,18 @@ def test_a_copy_goes_on_by_itself(copier, policy):
     assert twin._step_supports_amp_scaling
 
 
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o)), stream])
+def test_a_copy_has_every_public_attribute(copier):
+    optimizer = fa.AdamW(parameters(), max_grad_norm=0.5, skip_nonfinite=True)
+    train(optimizer, 1)
+    twin = copier(optimizer)
+    public = {name for name in dir(optimizer) if not name.startswith("_") and hasattr(optimizer, name)}
+    assert public <= {name for name in dir(twin) if hasattr(twin, name)}
+    assert (twin.max_grad_norm, twin.skip_nonfinite, twin.process_group) == (0.5, True, None)
+    assert torch.equal(twin.grad_norm, optimizer.grad_norm)
+    assert twin.grad_norm is not optimizer.grad_norm
+
+
 def test_repr_shows_policy_and_hyperparameters():
     text = repr(fa.AdamW(parameters(), policy=fa.ActiveLR(interval=7)))
     assert "ActiveLR" in text

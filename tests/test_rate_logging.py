@@ -193,3 +193,11 @@ def test_rates_of_tensors_and_groups_need_one_transfer(transfers):
         gain = optimizer.state[group["params"][0]]["gain"].item()
         if group["params"][0].numel():
             assert rate["tensors"][0]["mean"] == float(group["lr"]) * gain
+
+
+@pytest.mark.parametrize("writer", [print, None, type("Wandb", (), {"log": print})()])
+def test_a_writer_without_add_scalar_is_refused_at_once(writer):
+    optimizer = adamw(fa.ActiveLR(interval=3))
+    with pytest.raises(TypeError, match=r"writer must have add_scalar\(tag, value, step\).*wrap it in an object"):
+        fa.log_learning_rates(optimizer, writer)
+    assert not optimizer._shared.after_step

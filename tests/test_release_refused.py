@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.distributed.optim.apply_optimizer_in_backward import _apply_optimizer_in_backward
 
 import fused_adaptive as fa
 
@@ -101,3 +102,29 @@ def test_a_gradient_that_cannot_be_used_is_named_and_moves_nothing(backend):
     with pytest.raises(RuntimeError, match=r"\(weight\) of shape \(5, 3\) is sparse"):
         embedding(torch.tensor([1, 2])).sum().backward()
     assert torch.equal(before, embedding.weight)
+
+
+IN_BACKWARD = [
+    ({"policy": fa.Hypergradient(1e-3)}, "use granularity='tensor'"),
+    ({"policy": fa.TrainableLR(interval=2)}, "use granularity='tensor'"),
+    ({"policy": fa.TrainableLR(naive=True, eta=0.1)}, "naive=True"),
+    ({"max_grad_norm": 1.0}, "max_grad_norm and skip_nonfinite"),
+    ({"skip_nonfinite": True}, "max_grad_norm and skip_nonfinite"),
+    ({"policy": fa.Hypergradient(1e-3, granularity="tensor")}, ""),
+    ({"policy": fa.ActiveLR(interval=2, high=0.1)}, ""),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), IN_BACKWARD)
+def test_torchs_optimizers_in_the_backward_take_what_release_takes(arguments, message):
+    """Else a gain for all tensors would silently be one a tensor."""
+    model = nn.Linear(3, 2)
+    before = model.weight.detach().clone()
+    _apply_optimizer_in_backward(fa.SGD, model.parameters(), {"lr": 0.1, **arguments})
+    if not message:
+        model(torch.ones(1, 3)).sum().backward()
+        assert not torch.equal(model.weight, before)
+        return
+    with pytest.raises(ValueError, match=f"_apply_optimizer_in_backward builds one optimizer.*{message}"):
+        model(torch.ones(1, 3)).sum().backward()
+    assert torch.equal(model.weight, before)

@@ -12,6 +12,7 @@ from torch.nn import Module
 from torch.optim import Adagrad, Optimizer
 
 from ..handles import driven
+from ..plain import plain, plain_flag, plain_number
 from . import snapshots
 from .base import Controller
 
@@ -135,6 +136,9 @@ class AALR(Controller):
         process_group: Any = None,
     ) -> None:
         optimizer = driven(optimizer)
+        lr = float(plain_number("AALR: lr", lr))
+        patience, check_offset = plain(patience), plain(check_offset)
+        eager_nonfinite = plain_flag("AALR: eager_nonfinite", eager_nonfinite)
         _check(lr, patience, check_offset)
         _check_model(model, optimizer)
         super().__init__(optimizer, process_group)

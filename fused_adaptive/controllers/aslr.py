@@ -11,6 +11,7 @@ import torch
 from torch.optim import Optimizer
 
 from ..optimizer import AdaptiveOptimizer
+from ..plain import plain_flag, plain_int, plain_number
 from .base import Controller
 from .draws import GroupDraws, RateDraw
 
@@ -63,8 +64,7 @@ class ASLR(Controller):
         process_group: Any = None,
         takes_over: bool = False,
     ) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"ASLR: seed must be an int, got {seed!r}")
+        seed, jitter = plain_int("ASLR: seed", seed), plain_flag("ASLR: jitter", jitter)
         self._bounds = _bounds(min_lr, max_lr)
         super().__init__(optimizer, process_group, takes_over)
         first = _one_digit(self._last_lr[0], ROUND_HALF_UP)
@@ -192,8 +192,12 @@ def _one_digit(value: float, rounding: str) -> Decimal:
 
 
 def _bounds(min_lr: float | None, max_lr: float | None) -> tuple[Decimal | None, Decimal | None]:
+    min_lr, max_lr = (
+        bound if bound is None else float(plain_number(f"ASLR: {name}", bound))
+        for name, bound in (("min_lr", min_lr), ("max_lr", max_lr))
+    )
     for name, bound in (("min_lr", min_lr), ("max_lr", max_lr)):
-        if bound is not None and not (float(bound) > 0 and math.isfinite(bound)):
+        if bound is not None and not (bound > 0 and math.isfinite(bound)):
             raise ValueError(f"ASLR: {name} must be finite and > 0, or None, got {bound}")
     low = None if min_lr is None else _one_digit(min_lr, ROUND_CEILING)
     high = None if max_lr is None else _one_digit(max_lr, ROUND_FLOOR)

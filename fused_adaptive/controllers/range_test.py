@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from ..plain import plain_int, plain_number
 from . import snapshots
 from .aalr import reset
 from .base import owner_of
@@ -113,6 +114,8 @@ def lr_range_test(
         ValueError: for bad arguments or an empty loader.
         RuntimeError: if a controller drives the optimizer: run the test first.
     """
+    min_lr = float(plain_number("lr_range_test: min_lr", min_lr))
+    max_lr, steps = float(plain_number("lr_range_test: max_lr", max_lr)), plain_int("lr_range_test: steps", steps)
     if not (0 < min_lr < max_lr and math.isfinite(max_lr)) or steps < 2 or scale not in ("linear", "exponential"):
         raise ValueError(
             "lr_range_test needs 0 < min_lr < max_lr, steps >= 2 and scale 'linear' or 'exponential', got "
