@@ -99,23 +99,20 @@ class Bound:
                 own["lr_ref"] = group["lr_ref"] = max(own["lr_ref"], group["lr_ref"])
 
 
-def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
+def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
     """What Dynamo traces of a step: the tensors, the numbers, the norm if gradients are clipped, and one operator.
 
-    Returns:
-        Whether that is the step. If not, tracing ends here with a sentence; or, where graph breaks are allowed, an
-        ordinary step has to follow.
+    Raises:
+        RuntimeError: where the step would create what later steps do not. With fullgraph=True it is the user's error;
+            else Dynamo leaves the step to Python.
     """
-    gathered, clips = optimizer._gathered, optimizer.max_grad_norm is not None or optimizer.skip_nonfinite
+    gathered = optimizer._gathered
     if gathered is None or any(p.grad is not None for p in gathered._waiting):
-        torch.ops.fused_adaptive.break_graph(NO_STATE)
-        return False
-    if clips and optimizer.grad_norm is None:
-        torch.ops.fused_adaptive.break_graph(NO_STATE)
-        return False
+        torch.ops.fused_adaptive.no_graph(NO_STATE)
+        raise RuntimeError(NO_STATE)
     if any(policy.naive for policy in gathered.members):
-        torch.ops.fused_adaptive.break_graph(NAIVE)
-        return False
+        torch.ops.fused_adaptive.no_graph(NAIVE)
+        raise RuntimeError(NAIVE)
     params: list[Tensor] = []
     grads: list[Tensor] = []
     state: list[Tensor] = []
@@ -138,17 +135,19 @@ def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_i
                         tensors.append(number)
                     else:
                         floats.append(float(number))
-    if clips:
+    if optimizer.max_grad_norm is not None or optimizer.skip_nonfinite:
         norm, grad_scale, found_inf = clip(
             grads, optimizer.max_grad_norm, optimizer.skip_nonfinite, grad_scale, found_inf
         )
+        if optimizer.grad_norm is None:
+            torch.ops.fused_adaptive.no_graph(NO_STATE)
+            raise RuntimeError(NO_STATE)
         optimizer.grad_norm.copy_(norm)  # an attribute that is set in a graph is lost
     draw = optimizer._rate_draw
     draw_step = [] if draw is None else [draw.step]
     torch.ops.fused_adaptive.compiled_step(
         gathered.key, params, grads, state, applies, tensors, floats, draw_step, grad_scale, found_inf
     )
-    return True
 
 
 def _compiled_step(
@@ -211,12 +210,17 @@ torch.library.register_fake("fused_adaptive::compiled_step")(lambda *_: None)
 
 
 def _no_graph(why: str) -> None:
-    """Ends tracing as what Dynamo itself cannot trace does, but with a first line that says what to do."""
-    from torch._dynamo.exc import Unsupported
+    """While tracing, where there must be one graph: the error that Dynamo raises, with a first line that says why.
 
-    raise Unsupported(why)
+    An exception that is raised in traced code is reported far below what Dynamo has to say of exceptions.
+    """
+    from torch._dynamo import exc, symbolic_convert
+
+    tracer = symbolic_convert.InstructionTranslator.current_tx()
+    if getattr(tracer, "one_graph", False) or getattr(tracer, "error_on_graph_break", False):
+        raise exc.Unsupported(why)
 
 
-torch.library.define("fused_adaptive::break_graph", "(str why) -> ()")
-torch.library.impl("fused_adaptive::break_graph", "CompositeExplicitAutograd")(lambda why: None)
-torch.library.register_fake("fused_adaptive::break_graph")(_no_graph)
+torch.library.define("fused_adaptive::no_graph", "(str why) -> ()")
+torch.library.impl("fused_adaptive::no_graph", "CompositeExplicitAutograd")(lambda why: None)
+torch.library.register_fake("fused_adaptive::no_graph")(_no_graph)

@@ -153,7 +153,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 parameter. Then no parameter and no state has changed.
         """
         is_compiling = torch.compiler.is_compiling()
-        if not is_compiling:  # what runs in a compiled step says it itself: some versions of torch cannot trace it
+        if not is_compiling:  # some versions of torch cannot trace it: a compiled step says it itself
             self._opt_called = True  # for torch's schedulers
         if self._release is not None:
             return self._release.step(closure)
@@ -161,12 +161,14 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        if is_compiling and compiled.traced_step(self, scale, found_inf):
+        if is_compiling:
+            compiled.traced_step(self, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
             return loss
         trial = self._step(closure)
         if trial is not None and closure is not None:
-            self._finish(trial, closure)
+            params = list(chain.from_iterable(group["params"] for group in self.param_groups))
+            evaluate_trial(trial.policy, trial.gathered, params, closure, trial.grad_scale)
+            self._finish(trial)
         return loss
 
     # Else schedulers of torch put a wrapper around it that torch.compile refuses to trace.
@@ -313,7 +315,6 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     @eager
     def _step(self, closure: Callable[[], Any] | None) -> Trial | None:
         """The step; or, where a trial has to come before the update, what it needs."""
-        self._opt_called = True
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         gathered = self._current()
         is_new = gathered is None or gathered.has_newcomers()
@@ -344,9 +345,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         return None
 
     @eager
-    def _finish(self, trial: Trial, closure: Callable[[], Any]) -> None:
-        params = list(chain.from_iterable(group["params"] for group in self.param_groups))
-        evaluate_trial(trial.policy, trial.gathered, params, closure, trial.grad_scale)
+    def _finish(self, trial: Trial) -> None:
         self._update(trial.gathered, trial.is_new, trial.found_inf, trial.grad_scale)
 
     def _update(self, gathered: Gathered, is_new: bool, found_inf: Tensor | None, grad_scale: Tensor | None) -> None:
