@@ -100,24 +100,21 @@ class Bound:
                 own["lr_ref"] = group["lr_ref"] = max(own["lr_ref"], group["lr_ref"])
 
 
-def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
+def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
     """What Dynamo traces of a step: the tensors, the numbers, the norm if gradients are clipped, and one operator.
 
-    Returns:
-        Whether that is the step. If not, tracing ends here with a sentence; or, where graph breaks are allowed, an
-        ordinary step has to follow.
+    Raises:
+        RuntimeError: where the step would create what later steps do not. With fullgraph=True it is the user's error;
+            else Dynamo leaves the step to Python.
     """
-    gathered, clips = optimizer._gathered, optimizer.max_grad_norm is not None or optimizer.skip_nonfinite
+    gathered = optimizer._gathered
     # Lists, no generators: those that Dynamo has traced are in reference cycles with all that it saw here.
     if gathered is None or any([p.grad is not None for p in gathered._waiting]):  # noqa: C419
-        _BREAK_GRAPH(NO_STATE)
-        return False
-    if clips and optimizer.grad_norm is None:
-        _BREAK_GRAPH(NO_STATE)
-        return False
+        _NO_GRAPH(NO_STATE)
+        raise RuntimeError(NO_STATE)
     if any([policy.naive for policy in gathered.members]):  # noqa: C419
-        _BREAK_GRAPH(NAIVE)
-        return False
+        _NO_GRAPH(NAIVE)
+        raise RuntimeError(NAIVE)
     params: list[Tensor] = []
     grads: list[Tensor] = []
     state: list[Tensor] = []
@@ -140,15 +137,17 @@ def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_i
                         tensors.append(number)
                     else:
                         floats.append(float(number))
-    if clips:
+    if optimizer.max_grad_norm is not None or optimizer.skip_nonfinite:
         norm, grad_scale, found_inf = clip(
             grads, optimizer.max_grad_norm, optimizer.skip_nonfinite, grad_scale, found_inf
         )
-        optimizer.grad_norm.copy_(norm)  # type: ignore[union-attr]  # an attribute that is set in a graph is lost
+        if optimizer.grad_norm is None:
+            _NO_GRAPH(NO_STATE)
+            raise RuntimeError(NO_STATE)
+        optimizer.grad_norm.copy_(norm)  # an attribute that is set in a graph is lost
     draw = optimizer._rate_draw
     draw_step = [] if draw is None else [draw.step]
     _COMPILED_STEP(gathered.key, params, grads, state, applies, tensors, floats, draw_step, grad_scale, found_inf)
-    return True
 
 
 def _compiled_step(
@@ -202,10 +201,15 @@ def _is_where(bound: Bound, params: Sequence[Tensor], state: Sequence[Tensor]) -
 
 
 def _no_graph(why: str) -> None:
-    """Ends tracing as what Dynamo itself cannot trace does, but with a first line that says what to do."""
-    from torch._dynamo.exc import Unsupported
+    """While tracing, where there must be one graph: the error that Dynamo raises, with a first line that says why.
 
-    raise Unsupported(why)
+    An exception that is raised in traced code is reported far below what Dynamo has to say of exceptions.
+    """
+    from torch._dynamo import exc, symbolic_convert
+
+    tracer = symbolic_convert.InstructionTranslator.current_tx()
+    if getattr(tracer, "one_graph", False) or getattr(tracer, "error_on_graph_break", False):
+        raise exc.Unsupported(why)
 
 
 def _define(name: str, schema: str, run: Callable[..., None], fake: Callable[..., None]) -> Any:
@@ -220,7 +224,7 @@ def _define(name: str, schema: str, run: Callable[..., None], fake: Callable[...
     return getattr(operators, name)
 
 
-_BREAK_GRAPH = _define("break_graph", "(str why) -> ()", lambda why: None, _no_graph)
+_NO_GRAPH = _define("no_graph", "(str why) -> ()", lambda why: None, _no_graph)
 _COMPILED_STEP = _define(
     "compiled_step",
     "(int key, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] state, bool[] applies, Tensor[] tensors, "

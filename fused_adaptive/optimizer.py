@@ -136,7 +136,7 @@ class AdaptiveOptimizer(Handled):
             RuntimeError: for a gradient that is sparse, not floating-point, or of another shape or device than its
                 parameter. Then no parameter and no state has changed.
         """
-        if not torch.compiler.is_compiling():  # else what runs in the compiled step says it: not all torch trace it
+        if not torch.compiler.is_compiling():  # some versions of torch cannot trace it: a compiled step says it itself
             self._opt_called = True  # for torch's schedulers
         loss = self._step_once(closure) if self._release is None else self._release.step(closure)
         for listener in self._shared.after_step:  # torch's hooks run twice where a subclass calls super().step()
@@ -151,7 +151,8 @@ class AdaptiveOptimizer(Handled):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if torch.compiler.is_compiling() and compiled.traced_step(self, *self._amp()):
+        if torch.compiler.is_compiling():
+            compiled.traced_step(self, *self._amp())
             return loss
         trial = self._step(closure)
         if trial is not None and closure is not None:
@@ -290,7 +291,6 @@ class AdaptiveOptimizer(Handled):
     @eager
     def _step(self, closure: Callable[[], Any] | None) -> Trial | None:
         """The step; or, where a trial has to come before the update, what it needs."""
-        self._opt_called = True
         grad_scale, found_inf = self._amp()
         gathered = self._current()
         is_new = gathered is None or gathered.has_newcomers()

@@ -7,9 +7,9 @@
     python -m tests.environments python3.13=newest -- tests/test_compile.py    # tries these tests, records nothing
     python -m tests.environments --table               # the table alone, from the results that are there
 
-Each is made in ``build/environments`` from the working tree's files, and deleted before the next. A wheel that is built
-with one torch has to step with every other, since the library asks for torch's stable interface only: the first
-environment builds it, the others load it. Results are in ``docs/environments.json``.
+Each is made in ``build/environments`` from the working tree's files, and deleted before the next. A wheel that the
+torch of the running environment has built must step in all of them, since the library asks for torch's stable interface
+only. Results are in ``docs/environments.json``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -31,17 +32,21 @@ FOLDER = ROOT / "build" / "environments"
 RESULTS, README = ROOT / "docs" / "environments.json", ROOT / "README.md"
 BEGIN, END = "<!-- environments:begin -->", "<!-- environments:end -->"
 
-#: Interpreter and torch. The newest first: its wheel is what the oldest has to load.
-ENVIRONMENTS = ("python3.13=newest", "python3.10=2.10.0", "python3.13=2.12.0")
+#: Interpreter and torch: the oldest, one between, the newest that is to be had.
+ENVIRONMENTS = ("python3.10=2.10.0", "python3.13=2.12.0", "python3.13=newest")
+CPU = {"FUSED_ADAPTIVE_BUILD": "cpu", "FUSED_ADAPTIVE_REQUIRE_EXT": "cpu"}
 
 STEP = """
-import json, platform, sys, torch, fused_adaptive as fa
+import torch, fused_adaptive as fa
 p = torch.zeros(5, requires_grad=True)
 p.grad = torch.arange(5.0)
 fa.ActiveAdamW([p], lr=0.5, interval=1, backend="native").step()
 assert p[0] == 0 and torch.allclose(p[1:], torch.tensor(-0.5)), p
 """
-VERSIONS = "import json, platform, torch; print(json.dumps([platform.python_version(), torch.__version__]))"
+VERSIONS = """
+import json, platform, torch
+print(json.dumps({"python": platform.python_version(), "torch": torch.__version__}))
+"""
 
 
 def copy_of_the_tree(to: Path) -> Path:
@@ -62,36 +67,41 @@ def requirements(torch: str) -> list[str]:
     return [pinned, "numpy", "setuptools>=77", "wheel", "ninja", *extras["test"]]
 
 
-def try_one(interpreter: str, torch: str, files: list[str]) -> dict[str, Any]:
-    """Makes an environment, builds the library there, loads the wheel of another, and runs the tests."""
-    tree, wheels, site = copy_of_the_tree(FOLDER / "tree"), FOLDER / "wheels", FOLDER / "site"
+def run(*command: str | Path, cwd: Path, **variables: str) -> str:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("FUSED_ADAPTIVE") and k != "PYTHONPATH"}
+    environment |= variables
+    command = tuple(map(str, command))
+    return subprocess.run(command, cwd=cwd, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def build_wheel() -> Path:
+    """With the torch of this environment, which the tests are developed with."""
+    tree = copy_of_the_tree(FOLDER / "tree")
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", FOLDER, "."]
+    run(*pip, cwd=tree, **CPU)
+    shutil.rmtree(tree)
+    (wheel,) = FOLDER.glob("*.whl")
+    return wheel
+
+
+def try_one(interpreter: str, torch: str, files: list[str], wheel: Path) -> dict[str, Any]:
+    """Makes an environment, steps with the wheel, builds the library there, and runs the tests."""
+    tree, site = copy_of_the_tree(FOLDER / "tree"), FOLDER / "site"
     python = FOLDER / "venv" / "bin" / "python"
-
-    def run(*command: str | Path, cwd: Path = tree, **variables: str) -> str:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("FUSED_ADAPTIVE") and k != "PYTHONPATH"}
-        return subprocess.run(
-            [*map(str, command)], cwd=cwd, env=environment | variables, check=True, stdout=subprocess.PIPE, text=True
-        ).stdout
-
     run(interpreter, "-m", "venv", FOLDER / "venv", cwd=FOLDER)
-    run(python, "-m", "pip", "install", "-q", *requirements(torch))
-    asked = {"FUSED_ADAPTIVE_BUILD": "cpu", "FUSED_ADAPTIVE_REQUIRE_EXT": "cpu"}
-    result: dict[str, Any] = dict(zip(("python", "torch"), json.loads(run(python, "-c", VERSIONS)), strict=True))
+    run(python, "-m", "pip", "install", "-q", *requirements(torch), cwd=tree)
+    result: dict[str, Any] = json.loads(run(python, "-c", VERSIONS, cwd=tree))
     result["date"] = datetime.date.today().isoformat()
-    if not wheels.exists():
-        pip = [python, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", wheels, "."]
-        run(*pip, **asked)
-        (wheels / "torch").write_text(result["torch"])
-    (wheel,) = wheels.glob("*.whl")
-    run(python, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel)
+    run(python, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel, cwd=tree)
     try:
         run(python, "-c", STEP, cwd=site)
         loads = True
     except subprocess.CalledProcessError:
         loads = False
-    result["wheel"] = {"torch": (wheels / "torch").read_text(), "loads": loads}
-    run(python, "setup.py", "build_ext", "--inplace", **asked)
+    result["wheel"] = {"torch": version("torch"), "loads": loads}
+    run(python, "setup.py", "build_ext", "--inplace", cwd=tree, **CPU)
     report = FOLDER / "report.xml"
+    report.unlink(missing_ok=True)
     command = [python, "-m", "pytest", "-q", "-n", "auto", "-m", "not heavy", f"--junitxml={report}", *files]
     subprocess.run([*map(str, command)], cwd=tree)
     return result | outcomes(report)
@@ -139,10 +149,11 @@ def main() -> None:
     arguments = parser.parse_args(own.split())
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
     shutil.rmtree(FOLDER, ignore_errors=True)
-    for environment in [] if arguments.table else arguments.environments:
-        FOLDER.mkdir(parents=True, exist_ok=True)
+    FOLDER.mkdir(parents=True)
+    wheel = None if arguments.table else build_wheel()
+    for environment in [] if wheel is None else arguments.environments:
         interpreter, _, torch = environment.rpartition("=")
-        result = try_one(interpreter, torch, files.split())
+        result = try_one(interpreter, torch, files.split(), wheel)
         for name in ("venv", "tree", "site"):
             shutil.rmtree(FOLDER / name, ignore_errors=True)
         print(json.dumps(result, indent=1))
