@@ -80,8 +80,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     max_grad_norm: float | None = None
     skip_nonfinite: bool = False
     grad_norm: Tensor | None = None
-    #: The param groups as torch.compile sees them. Nor this.
+    #: The param groups as torch.compile sees them, and those that have no state yet. Nor these.
     _traced: Sequence[compiled.Attributes] = ()
+    _traced_idle: Any = ()
     #: The policies that the backend was chosen for.
     _kinds: AbstractSet[type[Policy]] = frozenset()
 
