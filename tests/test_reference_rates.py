@@ -103,6 +103,7 @@ def test_a_change_of_it_plans_nothing_anew():
 def test_it_follows_the_rate_of_a_compiled_step():
     import torch._dynamo.testing
 
+    torch._dynamo.reset()  # what another test has compiled with graph breaks may have been given up for good
     optimizer = active_sgd(torch.tensor(0.1))
     feed(optimizer, [1.0, 1.0])
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
