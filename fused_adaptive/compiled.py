@@ -43,6 +43,7 @@ def announce(optimizer: AdaptiveOptimizer, gathered: Gathered) -> None:
     gathered.owner = weakref.ref(unwrap(optimizer))
     _gathered[gathered.key] = gathered
     optimizer._traced = [Attributes(group) for group in gathered.groups]
+    optimizer._traced_idle = [Attributes(group) for group in gathered.idle]
 
 
 class Attributes:
@@ -53,6 +54,12 @@ class Attributes:
 
     def __init__(self, group: dict[str, Any]) -> None:
         self.__dict__ = group
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return getattr(self, name, default)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        setattr(self, name, value)
 
 
 class Bound:
@@ -130,8 +137,8 @@ def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_i
             grads.append(grad)
     for group in optimizer._traced:
         for name in NUMBERS:
-            if hasattr(group, name):
-                value = getattr(group, name)
+            value = group.get(name)
+            if value is not None:
                 for number in value if name == "betas" else (value,):
                     if isinstance(number, Tensor):
                         tensors.append(number)
@@ -148,6 +155,7 @@ def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_i
     draw = optimizer._rate_draw
     draw_step = [] if draw is None else [draw.step]
     _COMPILED_STEP(gathered.key, params, grads, state, applies, tensors, floats, draw_step, grad_scale, found_inf)
+    count_idle_calls(optimizer._traced_idle, found_inf)
 
 
 def _compiled_step(
@@ -185,7 +193,6 @@ def _compiled_step(
             optimizer._backend.step(bound.gathered, found_inf, grad_scale, draw)
             if draw is not None:
                 draw_step[0].copy_(draw.step)
-            count_idle_calls(own.idle, found_inf)
     finally:
         bound.set_gradients([], [False] * len(params))  # they must not live longer than the parameters' own
 

@@ -73,6 +73,7 @@ class Shared:
     _gathered: Gathered | None = None
     _bound: Bound | None = None
     _traced: Sequence[Attributes] = ()
+    _traced_idle: Any = ()
     _release: GradientRelease | None = None
     _lr_owner: weakref.ref[Controller] | None = None
 
@@ -147,8 +148,9 @@ class Handled(Optimizer):
     _release: GradientRelease | None = _attribute()
     #: The tensors that code compiled by torch.compile has handed to the last step.
     _bound: Bound | None = _attribute()
-    #: The param groups as torch.compile sees them.
+    #: The param groups as torch.compile sees them, and those that have no state yet.
     _traced: Sequence[Attributes] = _attribute()
+    _traced_idle: Any = _attribute()
     #: The controller that owns the learning rates.
     _lr_owner: Any = _attribute()
 

@@ -307,6 +307,10 @@ def test_idle_calls_are_counted():
             Gradients().set(params, i)
             params[2].grad = params[3].grad = None
             (step if i else optimizer.step)()
+        optimizer.param_groups[1]["policy"] = fa.ActiveLR(interval=5)
+        if compiler is not None:
+            with torch.enable_grad(), pytest.raises(RuntimeError, match="have changed since"):
+                step()
         Gradients().set(params, 3)
         optimizer.step()
         assert optimizer.state[params[2]]["active_step"] == 4

@@ -86,7 +86,7 @@ class Pair:
         reference, before = self.twin.optimizer, [q.detach().clone() for q in self.twin.params]
         state_before = [{name: v.clone() for name, v in self.optimizer.state.get(p, {}).items()} for p in self.params]
         reference._rate_draw = draw
-        vars(reference).update(found_inf=found_inf, grad_scale=grad_scale)  # as GradScaler does
+        reference.found_inf, reference.grad_scale = found_inf, grad_scale  # as GradScaler does
         draws = None if draw is None else draw.factors(torch.arange(len(self.params)))
         skips = found_inf is not None and bool(found_inf)
         self.emulated.step(found_inf, grad_scale, draws, skips)
