@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -351,50 +349,3 @@ def test_the_reference_rate_follows_that_of_a_compiled_step():
         step()
         assert optimizer.param_groups[0]["lr_ref"] == pytest.approx(expected)
     assert graphs() == 1
-
-
-@pytest.mark.parametrize("cls", [fa.AdamW, fa.ActiveSGD])
-def test_an_optimizer_may_be_built_in_compiled_code(cls):
-    arguments = {"interval": 2} if cls is fa.ActiveSGD else {}
-
-    def build_and_step(p: Tensor) -> Any:
-        optimizer = cls([p], lr=0.1, **arguments)
-        optimizer.step()
-        return optimizer
-
-    made, expected = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
-    made.grad, expected.grad = torch.ones(3), torch.ones(3)
-    optimizer = torch.compile(build_and_step, backend="eager")(made)
-    assert type(optimizer) is cls
-    build_and_step(expected)
-    assert torch.equal(made, expected)
-
-
-@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0, "skip_nonfinite": True}])
-@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
-def test_a_compiled_step_leaves_no_reference_cycle(compiler, options):
-    gc.collect()
-    gc.disable()
-    try:
-        p = torch.nn.Parameter(torch.ones(3))
-        optimizer = fa.ActiveAdamW([p], interval=2, backend="reference", **options)
-        p.grad = torch.ones(3)
-        optimizer.step()
-        step = torch.compile(optimizer.step, backend=compiler)
-        step()
-        step()
-        dead = [weakref.ref(thing) for thing in (p, optimizer, optimizer.state[p]["exp_avg"])]
-        del p, optimizer, step
-        assert [ref() is None for ref in dead] == [True, True, True]
-    finally:
-        gc.enable()
-
-
-def test_schedulers_know_of_a_compiled_step():
-    p = torch.nn.Parameter(torch.ones(3))
-    optimizer = fa.SGD([p], lr=0.1, backend="reference")
-    p.grad = torch.ones(3)
-    optimizer.step()
-    optimizer._opt_called = False
-    torch.compile(optimizer.step, backend="eager")()
-    assert optimizer._opt_called
