@@ -1,4 +1,4 @@
-"""``torch.compile`` and the optimizer as an object: built in compiled code, known to schedulers, freed with its graphs."""
+"""``torch.compile`` and the optimizer as an object: built in compiled code, known to schedulers, freed with graphs."""
 
 from __future__ import annotations
 
