@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,25 +27,68 @@ SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/policies.md"])
-def test_snippets_run_one_after_the_other(document, tmp_path, capsys):
+def given() -> dict[str, Any]:
+    """What a reader has: a model, data and a loss."""
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     data = torch.utils.data.TensorDataset(torch.randn(40, 4), torch.randint(3, (40,)))
-    names = {
-        "torch": torch,
-        "fa": fa,
-        "model": model,
-        "loader": torch.utils.data.DataLoader(data, batch_size=8),
-        "loss_fn": torch.nn.functional.cross_entropy,
-        "path": tmp_path / "checkpoint.pt",
-    }
+    loader, loss_fn = torch.utils.data.DataLoader(data, batch_size=8), torch.nn.functional.cross_entropy
+    return {"model": model, "loader": loader, "loss_fn": loss_fn, "k": 5}
+
+
+def run_snippets(document: str, names: dict[str, Any]) -> None:
     snippets = SNIPPET.findall((ROOT / document).read_text(encoding="utf-8"))
-    assert len(snippets) >= 5
+    assert snippets
     for snippet in snippets:
         exec(compile(snippet, document, "exec"), names)
-    if document == "README.md":
-        assert "'mean'" in capsys.readouterr().out
-        assert names["path"].exists()
+
+
+def test_readme_snippets_run_one_after_the_other(tmp_path, capsys):
+    names = given() | {"path": tmp_path / "checkpoint.pt"}
+    run_snippets("README.md", names)
+    assert "'mean'" in capsys.readouterr().out
+    assert names["path"].exists()
+
+
+def test_snippets_on_policies_run_one_after_the_other():
+    run_snippets("docs/policies.md", given())
+
+
+@pytest.mark.filterwarnings("ignore")  # the trainers' own
+def test_snippets_on_controllers_and_trainers_run_one_after_the_other(tmp_path, capsys):
+    pytest.importorskip("lightning")
+    transformers = pytest.importorskip("transformers")
+    names = given()
+    evaluate = lambda model: sum(names["loss_fn"](model(x), y).item() for x, y in names["loader"])  # noqa: E731
+
+    def train_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> float:
+        for x, y in names["loader"]:
+            optimizer.zero_grad()
+            names["loss_fn"](model(x), y).backward()
+            optimizer.step()
+        return evaluate(model)
+
+    arguments = transformers.TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
+    names |= {"evaluate": evaluate, "train_epoch": train_epoch, "epochs": 3, "arguments": arguments}
+    with pytest.MonkeyPatch.context() as patch:  # the controllers of one snippet leave the optimizer to the next
+        patch.setenv("MPLBACKEND", "agg")
+        run_snippets("docs/controllers.md", names)
+    optimizer = torch.optim.SGD(names["model"].parameters(), lr=0.1)
+    names |= {"optimizer": optimizer, "scheduler": torch.optim.lr_scheduler.ConstantLR(optimizer)}
+    run_snippets("docs/training.md", names)
+    assert "None" not in capsys.readouterr().out
+
+
+def test_snippets_on_distributed_training_run_one_after_the_other(tmp_path):
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", rank=0, world_size=1, init_method=f"file://{tmp_path}/rendezvous")
+    try:
+        names = given()
+        flat = [p.detach().flatten().requires_grad_() for p in names["model"].parameters()]
+        names |= {"flat_shards": flat, "group": dist.group.WORLD, "path": tmp_path / "checkpoint"}
+        run_snippets("docs/distributed.md", names)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_readme_table_is_that_of_the_committed_results():
