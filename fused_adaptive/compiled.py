@@ -18,8 +18,9 @@ from torch import Tensor
 
 from . import reference_rates
 from .clipping import clip
-from .gather import Gathered, by_policy, count_idle_calls
+from .gather import Gathered, Groups
 from .handles import unwrap
+from .joining import by_policy, count_idle_calls
 
 if TYPE_CHECKING:
     from .optimizer import AdaptiveOptimizer
@@ -156,6 +157,14 @@ def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_i
     draw_step = [] if draw is None else [draw.step]
     _COMPILED_STEP(gathered.key, params, grads, state, applies, tensors, floats, draw_step, grad_scale, found_inf)
     count_idle_calls(optimizer._traced_idle, found_inf)
+
+
+def traced_zero_grad(groups: Groups, set_to_none: bool) -> None:
+    """What Dynamo traces of ``zero_grad()``."""
+    for group in groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                p.grad = None if set_to_none else torch.zeros_like(p.grad)
 
 
 def _compiled_step(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .controllers.base import Controller
     from .controllers.draws import RateDraw
     from .gather import Gathered
+    from .joining import Outline
     from .optimizer import AdaptiveOptimizer
     from .policies import Policy
     from .release import GradientRelease
@@ -71,6 +73,7 @@ class Shared:
     _opt_called: bool = False
     _rate_draw: RateDraw | None = None
     _gathered: Gathered | None = None
+    _outline: Outline = MappingProxyType({})
     _bound: Bound | None = None
     _traced: Sequence[Attributes] = ()
     _traced_idle: Any = ()
@@ -144,6 +147,8 @@ class Handled(Optimizer):
     _rate_draw: RateDraw | None = _attribute()
     #: What the last step gathered.
     _gathered: Gathered | None = _attribute()
+    #: How the tensors stood when their state last was complete.
+    _outline: Outline = _attribute()
     #: Set by release_gradients, which steps in the backward pass.
     _release: GradientRelease | None = _attribute()
     #: The tensors that code compiled by torch.compile has handed to the last step.
@@ -172,7 +177,8 @@ def unwrap(optimizer: Any) -> AdaptiveOptimizer:
         if isinstance(shared, Shared):
             return _owner(shared, inner)
         inner = inside(inner)
-    if isinstance(optimizer, Optimizer) and "_optimizer_step_post_hooks" not in vars(optimizer):
+    is_constructed = "_optimizer_step_post_hooks" in getattr(optimizer, "__dict__", {})
+    if isinstance(optimizer, Optimizer) and not is_constructed and inside(optimizer) is None:
         raise TypeError(_never_constructed(optimizer))
     raise TypeError(f"{type(optimizer).__name__} is no optimizer of fused_adaptive, and holds none")
 

@@ -20,10 +20,11 @@ from .checks import check_gradients, check_hyperparameters, check_in_backward, c
 from .clipping import clip
 from .distributed import check_not_partitioned, check_split, floats_of_flat
 from .eager import eager
-from .gather import Gathered, count_idle_calls, forget_idle_calls, gather, gather_complete, moves_nothing
+from .gather import Gathered, gather, moves_nothing
 from .handles import COPIED, Handled, Shared, unwrap
+from .joining import count_idle_calls, forget_idle_calls, outline_of_groups
 from .plain import make_plain
-from .policies import from_plain, kinds_of
+from .policies import from_plain, kinds_of, parse
 from .policies.naive import Trial, check_naive, evaluate_trial, trial_policy
 from .rates import learning_rates
 from .resolution import Resolutions
@@ -104,11 +105,10 @@ class AdaptiveOptimizer(Handled):
             check_parameters(param_group["params"], sum(len(group["params"]) for group in self.param_groups))
         group = {**self.defaults, **param_group}
         numbers = check_hyperparameters(group)
-        self._settle_policies()
         policy = self._resolutions.plain(group["policy"], [group])
-        check_naive([*(from_plain(g["policy"]) for g in self.param_groups), from_plain(policy)])
+        check_naive([*(parse(g["policy"]) for g in self.param_groups[:1]), from_plain(policy)])
         check_not_partitioned(from_plain(policy))
-        backend = self._choose_backend([*self.param_groups, {**group, "policy": policy}])
+        backend = self._backend_for({**group, "policy": policy})
         param_group.update(numbers, policy=policy)
         super().add_param_group(param_group)
         reference_rates.meet(param_group)
@@ -161,15 +161,10 @@ class AdaptiveOptimizer(Handled):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients, as ``torch.optim.Optimizer.zero_grad``, which torch.compile refuses to trace."""
-        if not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            compiled.traced_zero_grad(self.param_groups, set_to_none)
+        else:
             super().zero_grad(set_to_none)
-            return
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None and set_to_none:
-                    p.grad = None
-                elif p.grad is not None:
-                    p.grad = torch.zeros_like(p.grad)
 
     @eager
     @torch.no_grad()
@@ -190,8 +185,7 @@ class AdaptiveOptimizer(Handled):
     def restart_interval(self) -> None:
         """Begins the interval anew, for weights that were changed from outside.
 
-        Gains stay. Running sums, counts and what is remembered of earlier intervals are dropped; directions that are
-        read from the backbone's own state (Hypergradient) stay with it.
+        Gains stay. Running sums, counts and what is remembered of earlier intervals and directions are dropped.
         """
         for policy, slots in self._complete().members.items():
             policy.restart_interval(slots)
@@ -217,6 +211,7 @@ class AdaptiveOptimizer(Handled):
 
         State of FullyShardedDataParallel's flat parameters is floating-point, since it can flatten no other.
         """
+        self._take_up_changes()
         for group in self.param_groups:
             make_plain(group)
         return floats_of_flat(super().state_dict(), self.param_groups)
@@ -241,6 +236,7 @@ class AdaptiveOptimizer(Handled):
             replaced = pre_hook(self, state_dict)
             state_dict = state_dict if replaced is None else replaced
         state, param_groups = restore(self.backbone, self.param_groups, state_dict, self._own_flags)
+        self._resolutions.settle(param_groups)
         check_naive([from_plain(group["policy"]) for group in param_groups])
         self._choose_backend(param_groups)
         # In place, since handles have copies of these two attributes.
@@ -257,6 +253,7 @@ class AdaptiveOptimizer(Handled):
                 "an optimizer with process_group= cannot be copied or pickled, since the group cannot: build another "
                 "and load this one's state_dict() into it"
             )
+        self._take_up_changes()
         return {**super().__getstate__(), **{name: getattr(self, name) for name in COPIED}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -269,12 +266,23 @@ class AdaptiveOptimizer(Handled):
         self._gathered = self._bound = None
         self._resolutions.settle(self.param_groups)
         self._backend = self._choose_backend(self.param_groups)
+        self._outline = outline_of_groups(self.backbone, self.param_groups, self.state)
 
     def _settle_policies(self) -> None:
         """Takes up policies that were set by hand, before anything else may see them."""
         self._resolutions.settle(self.param_groups)
         if kinds_of(self.param_groups) != self._kinds:
             self._backend = self._choose_backend(self.param_groups)
+
+    def _backend_for(self, group: dict[str, Any]) -> backends.Backend:
+        """The backend with one group more. Often it is the same: constructing many groups must not take long."""
+        devices = {p.device for other in self.param_groups for p in other["params"]}
+        is_alike = all(p.device in devices and not shapes.is_fake(p) for p in tensors_of(group["params"]))
+        if is_alike and kinds_of([group]) <= self._kinds:
+            backends.check_masters(self._backend, [group])
+            return self._backend
+        self._settle_policies()
+        return self._choose_backend([*self.param_groups, group])
 
     def _choose_backend(self, groups: Sequence[dict[str, Any]]) -> backends.Backend:
         tensors = [p for group in groups for p in tensors_of(group["params"])]
@@ -363,20 +371,30 @@ class AdaptiveOptimizer(Handled):
         gathered = self._gathered
         return gathered if gathered is not None and gathered.is_current(self.param_groups, self.state) else None
 
-    def _gather(self) -> Gathered:
+    def _gather(self, in_step: bool = True) -> Gathered:
         backends.check_masters(self._backend, self.param_groups)
-        before = None if self._gathered is None else self._gathered.outline()
         # First, so that state which the user has dropped is freed before there is new one.
         self._gathered = self._bound = None
-        self._gathered = gather(self.backbone, self.param_groups, self.state, before, self.process_group)
-        compiled.announce(self, self._gathered)
-        return self._gathered
+        gathered = gather(self.backbone, self.param_groups, self.state, self._outline, self.process_group, in_step)
+        self._outline = gathered.outline()
+        if in_step:
+            self._gathered = gathered
+            compiled.announce(self, gathered)
+        return gathered
 
     @eager
     def _complete(self) -> Gathered:
-        """The tensors whose state is complete, outside of a step."""
+        """The tensors whose state is complete, outside of a step. Takes up what has been changed by hand."""
         current = self._current()
         if current is None:
             self._settle_policies()
-            current = gather_complete(self.backbone, self.param_groups, self.state, self.process_group)
+            current = self._gather(in_step=False)
         return current
+
+    def _take_up_changes(self) -> None:
+        """Brings state in line with policies and structure that were set by hand, and leaves all else where it is."""
+        if self._current() is None:
+            self._settle_policies()
+            now = outline_of_groups(self.backbone, self.param_groups, self.state)
+            if any(self._outline.get(p, standing) != standing for p, standing in now.items()):
+                self._gather(in_step=False)

@@ -21,8 +21,9 @@ from .checkpoint import specs
 from .checks import check_gradient, check_gradients, describe
 from .eager import eager
 from .fingerprint import Fingerprint
-from .gather import Gathered, _idle_calls, _missing, by_policy, count_idle_calls
+from .gather import Gathered
 from .handles import unwrap
+from .joining import by_policy, count_idle_calls, create, idle_calls, missing
 from .optimizer import AdaptiveOptimizer
 from .policies import Policy, from_plain
 from .slot import Slot
@@ -83,7 +84,6 @@ class GradientRelease:
         self._slots: dict[Tensor, Slot] = {}  # of every parameter; the singles are those that have state
         self._singles: dict[Tensor, _Single] = {}
         self._fingerprint: Fingerprint | None = None
-        self._variants: dict[int, tuple[Any, ...]] = {}  # of every group, what the backbone made of it
         # Of the step under way: whose gradients have come; and of each policy, the count of calls before it.
         self._running = False
         self._stepped: set[Tensor] = set()
@@ -176,6 +176,7 @@ class GradientRelease:
                 optimizer._backend.step(single, None, None, None)
         self._count_idle_calls()
         if self._fingerprint is None:  # there are newcomers
+            optimizer._complete()  # remembers how they stand
             self._fingerprint = Fingerprint(optimizer.backbone, optimizer.param_groups, optimizer.state)
         self._stepped.clear()
         self._running = False
@@ -212,19 +213,15 @@ class GradientRelease:
         for group in optimizer.param_groups:
             for policy in from_plain(group["policy"]):
                 _check_policy(policy)
+        optimizer._complete()
         self._slots, self._singles = {}, {}
-        variants = {id(group): optimizer.backbone.variant(group) for group in optimizer.param_groups}
-        changed = {key for key, variant in variants.items() if self._variants.get(key, variant) != variant}
-        self._variants = variants
         for group in optimizer.param_groups:
             policies = from_plain(group["policy"])
             for p in group["params"]:
                 state = optimizer.state.get(p, {})
                 slot = self._slots[p] = Slot(p, state, group, optimizer.backbone, policies, len(self._slots))
-                if state and not _missing(specs(optimizer.backbone, group, p.dtype), state):
+                if state and not missing(specs(optimizer.backbone, group, p.dtype), state):
                     self._singles[p] = _single(slot)
-                    for policy in policies if id(group) in changed else ():
-                        policy.restructure(slot)
                 self._hook(p)
         for p in [p for p in self._hooks if p not in self._slots]:
             self._hooks.pop(p).remove()
@@ -257,19 +254,16 @@ class GradientRelease:
     def _join(self, slot: Slot) -> _Single:
         """A newcomer with its state, which is as new but for the counts of calls."""
         spec = specs(slot.backbone, slot.group, slot.param.dtype)
-        missing = _missing(spec, slot.state)
         if spec:
             slot.state = self._optimizer.state.setdefault(slot.param, slot.state)
-        version = SharedVersion()
-        for name in missing:
-            slot.state[name] = spec[name].create(slot.param, slot.group, version)
+        created = create(slot, spec, SharedVersion())
         for policy in slot.policies:
-            if policy.counter in missing:
+            if policy.counter in created:
                 count = slot.state[policy.counter]
                 if policy not in self._calls:
-                    self._calls[policy] = _idle_calls(policy, self._optimizer.param_groups, count.device)
+                    self._calls[policy] = idle_calls(policy, self._optimizer.param_groups, count.device)
                 count.copy_(self._calls[policy])
-            policy.join(slot, missing)
+            policy.join(slot, created)
         self._fingerprint = None
         return _single(slot)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from typing import Any
 
 from . import reference_rates
 from .backbones import Backbone, Group
 from .policies import Plain, Policy, is_plain, parse, resolve
+from .warning import warn
 
 Groups = Sequence[dict[str, Any]]
 
@@ -40,30 +40,44 @@ class Resolutions:
         resolved = resolve(given if known is None else parse(known), self._backbone, groups)
         if known is None and not is_plain(policy):
             for message in filter(None, (p.advice(self._backbone, groups) for p in given)):
-                warnings.warn(message, stacklevel=4)
+                warn(message)
         self._resolved[given] = resolved
         return deepcopy(resolved)
 
     def of_all(self, params: Any, defaults: dict[str, Any]) -> Plain:
         """Resolves the policies of all groups that are about to be added, and returns that of the defaults."""
         groups = [{**defaults, **group} for group in params if isinstance(group, dict)]
-        for group in groups:
-            given = parse(group["policy"])
-            self.plain(group["policy"], [g for g in groups if parse(g["policy"]) == given])
+        for alike in _alike(groups):
+            self.plain(alike[0]["policy"], alike)
         return self.plain(defaults["policy"], [defaults])
 
     def settle(self, groups: Groups) -> None:
-        """Puts the plain form in place of policies that were set by hand, and reference rates where there are none."""
-        by_hand: dict[tuple[Policy, ...], list[dict[str, Any]]] = {}
-        for group in groups:
-            if not is_plain(group["policy"]):
-                by_hand.setdefault(parse(group["policy"]), []).append(group)
-        for alike in by_hand.values():
-            resolved = [self.plain(group["policy"], alike) for group in alike]
-            for group, plain in zip(alike, resolved, strict=True):
-                group["policy"] = plain
+        """Checks the policies of all groups and fills in what was set by hand: plain form, defaults, reference rates.
+
+        Raises:
+            TypeError, ValueError: as :meth:`plain`; then no group has changed.
+        """
+        settled = [(alike, self._settled(alike)) for alike in _alike(groups)]
+        by_hand = [(group, plain) for alike, plain in settled for group in alike if group["policy"] != plain]
+        for group, plain in by_hand:
+            group["policy"] = deepcopy(plain)
         if by_hand:  # a policy whose numbers change as training goes leaves nothing behind
             standing = [group["policy"] for group in groups]
             self._resolved = {given: plain for given, plain in self._resolved.items() if plain in standing}
         for group in groups:
             reference_rates.meet(group)
+
+    def _settled(self, alike: list[dict[str, Any]]) -> Plain:
+        first = alike[0]["policy"]
+        known = self._resolved.get(parse(first))
+        if known is not None and all(is_plain(group["policy"]) for group in alike):
+            return known
+        return self.plain(first, alike)
+
+
+def _alike(groups: Groups) -> Iterable[list[dict[str, Any]]]:
+    """The groups, those of equal policies together."""
+    alike: dict[tuple[Policy, ...], list[dict[str, Any]]] = {}
+    for group in groups:
+        alike.setdefault(parse(group["policy"]), []).append(group)
+    return alike.values()

@@ -76,7 +76,6 @@ FA_DEVICE void update_elements(const Setup<Compute<P>>& s, const Scalars<Compute
     load(gain, at<T>(x, kGain, element));
     fill(grad_sum, T(0));
     if (!s.fresh) load(grad_sum, at<T>(x, kGradSum, element));
-    if (s.adjusts) load(sign, at<int8_t>(x, kSignPrev, element));
   }
   if constexpr (kAdds) {
     fill(mean_sum, T(0));
@@ -107,6 +106,7 @@ FA_DEVICE void update_elements(const Setup<Compute<P>>& s, const Scalars<Compute
   for (int k = 0; k < kStates; ++k) store(state[k], at<T>(x, kState0 + k, element));
   if constexpr (kScales) {
     if (s.adjusts) {
+      load(sign, at<int8_t>(x, kSignPrev, element));  // here, since it would take a register all along
       // The scalars of the rare case come from shared memory each time: they are not worth registers.
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) adjust_element(gain[i], grad_sum[i], sign[i], s.scalars);

@@ -9,14 +9,14 @@ before it modifies anything. ``supports_masters = True`` says that it knows ``ma
 from __future__ import annotations
 
 import os
-import sys
-import warnings
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
+
+from ..warning import warn
 
 if TYPE_CHECKING:
     from ..controllers.draws import RateDraw
@@ -115,18 +115,7 @@ def _missing(devices: Iterable[torch.device], reasons: Mapping[str, str]) -> str
 def _tell_once(passed_over: str, taken: str) -> None:
     if passed_over and passed_over not in _TOLD:
         _TOLD.add(passed_over)
-        message = (
-            f"{passed_over}. The optimizer takes {taken!r}, which is slower; pass backend={taken!r} if that is meant"
-        )
-        warnings.warn(message, stacklevel=_depth())
-
-
-def _depth() -> int:
-    """The ``stacklevel`` of the line that called this package, or torch, which called it."""
-    depth, frame = 1, sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("fused_adaptive", "torch"):
-        depth, frame = depth + 1, frame.f_back
-    return depth
+        warn(f"{passed_over}. The optimizer takes {taken!r}, which is slower; pass backend={taken!r} if that is meant")
 
 
 def check_masters(backend: Backend, groups: Iterable[Mapping[str, Any]]) -> None:

@@ -7,7 +7,6 @@ a step are gathered anew, and lives as long as they do.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Container, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -17,10 +16,12 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..checkpoint import specs
+from ..checks import check_hyperparameters
 from ..policies import ActiveLR, FixedLR, Hypergradient, Policy, TrainableLR
 from ..slot import Slot, has_rate, reference_rate
 from ..state import state_dtype
 from ..versions import SharedVersion
+from ..warning import warn
 from . import reference
 
 if TYPE_CHECKING:
@@ -140,11 +141,10 @@ def _share_memory(slots: Sequence[Slot]) -> bool:
     ranges = [r for r in ranges if r[0] and r[1]]
     for (begin, size, first), (other, _, second) in pairwise(ranges):
         if begin + size > other and _is_dense(slots, first) and _is_dense(slots, second):
-            warnings.warn(
+            warn(
                 f"parameters {min(first, second)} and {max(first, second)} share memory (tied through .data?): the "
                 "step moves one after the other on the reference backend, which is slower. Tie the modules' attributes "
-                "instead, as in decoder.weight = encoder.weight, and there is one parameter",
-                stacklevel=2,
+                "instead, as in decoder.weight = encoder.weight, and there is one parameter"
             )
             return True
     return False
@@ -252,8 +252,23 @@ class GroupNumbers:
         self._scale_groups = [first[id(group)].scale_groups or (group,) for group in self.groups]
 
     def read(self, device: torch.device) -> tuple[list[float], list[Tensor | None]]:
-        """All numbers, group by group, and of each group its lr if it is a tensor on that GPU: the host would wait."""
-        scales = {id(groups): max(map(reference_rate, groups)) for groups in self._scale_groups}
+        """All numbers, group by group, and of each group its lr if it is a tensor on that GPU: the host would wait.
+
+        Raises:
+            TypeError, ValueError: for a hyperparameter that is no number.
+        """
+        try:
+            return self._read(device)
+        except (TypeError, ValueError, RuntimeError):
+            for group in self.groups:
+                check_hyperparameters(group)  # which names the culprit
+            raise
+
+    def _read(self, device: torch.device) -> tuple[list[float], list[Tensor | None]]:
+        scales: dict[int, float] = {}
+        for groups in self._scale_groups:
+            if id(groups) not in scales:
+                scales[id(groups)] = max(map(reference_rate, groups))
         rates = [_lr_on(device, group["lr"]) for group in self.groups]
         numbers = [
             number

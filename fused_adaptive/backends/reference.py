@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import masters
+from ..checks import read_numbers
 from ..slot import Slot, applied
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None
 
     Raises:
         RuntimeError: for a gradient that cannot be used, and while a CUDA graph is being captured; nothing has changed.
+        TypeError, ValueError: for a hyperparameter that is no number; nothing has changed.
     """
     gathered.check_gradients()
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
@@ -48,6 +50,8 @@ def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None
         )
     if found_inf is not None and bool(found_inf):
         return
+    for group in gathered.groups:
+        read_numbers(group)
     for slot in gathered.slots:  # they are kept between steps, and these two are of this step alone
         slot.grad_scale, slot.draw = grad_scale, 1.0
     if draw is not None:

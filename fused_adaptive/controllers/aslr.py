@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_UP, Context, Decimal
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.optim import Optimizer
 
 from ..optimizer import AdaptiveOptimizer
 from ..plain import plain_flag, plain_int, plain_number
+from ..warning import warn
 from .base import Controller
 from .draws import GroupDraws, RateDraw
 
@@ -69,10 +69,9 @@ class ASLR(Controller):
         super().__init__(optimizer, process_group, takes_over)
         first = _one_digit(self._last_lr[0], ROUND_HALF_UP)
         if abs(float(first) / self._last_lr[0] - 1) > 1e-3:
-            warnings.warn(
+            warn(
                 f"ASLR: the lr of param group 0, {self._last_lr[0]:g}, becomes {float(first):g}: the search is on a "
-                "grid of one significant digit. Construct the optimizer with such a rate",
-                stacklevel=2,
+                "grid of one significant digit. Construct the optimizer with such a rate"
             )
         self._center = self._clamp(first)
         self._best = math.inf

@@ -63,6 +63,10 @@ class Policy:
     def join(self, slot: Slot, created: Collection[str]) -> None:
         """Called for a tensor that has just got these entries of its state, with their initial values."""
 
+    def continues(self, earlier: Policy) -> bool:
+        """Whether the running sums of a tensor's earlier policy mean what this policy's do."""
+        return type(self) is type(earlier)
+
     def restructure(self, slot: Slot) -> None:
         """Called for a tensor whose backbone has changed its structure (amsgrad switched on, say)."""
 

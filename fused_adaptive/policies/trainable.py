@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..backbones import Backbone, Group
 from ..distributed import whole_products
@@ -14,6 +14,7 @@ from ..slot import Slot, applied, inner_product
 from ..state import COUNTER, ELEMENTS, GAIN, SUM, StateSpec
 from .base import (
     REQUIRED,
+    Policy,
     ScalarPolicy,
     check_bounds,
     check_granularity,
@@ -164,6 +165,9 @@ class TrainableLR(ScalarPolicy):
             spec |= {"grad_mean_prev": ELEMENTS}
         return spec
 
+    def continues(self, earlier: Policy) -> bool:
+        return isinstance(earlier, TrainableLR) and _measures(self) == _measures(earlier)
+
     def before_update(self, slots: Sequence[Slot], ending: bool) -> None:
         if self.naive:
             return
@@ -250,6 +254,10 @@ class TrainableLR(ScalarPolicy):
             self._previous(slot).zero_()
         state["tlr_applied_prev"].copy_(state["tlr_applied"])
         return state["lr_last"].item() * (num * steps)
+
+
+def _measures(policy: TrainableLR) -> tuple[Any, ...]:
+    return type(policy), policy.source, policy.naive, policy.eta is not None
 
 
 def newton_factor(num: float, sq: float, c: float) -> float:
