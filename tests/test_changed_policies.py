@@ -183,7 +183,8 @@ def test_released_gradients_follow_as_the_usual_loop_does(backend, first, second
             if i == 6:
                 optimizer.param_groups[1]["policy"] = first
             optimizer.zero_grad()
-            sum(((p - 1) ** 2).sum() for p in (model if i else [model[0], model[1]])).backward()
+            active = list(model) if i else [model[0], model[1]]
+            torch.stack([(p - 1).square().sum() for p in active]).sum().backward()
             optimizer.step()
         results.append([p.detach() for p in model] + [t for p in model for t in optimizer.state[p].values()])
     assert all(map(torch.equal, *results))
