@@ -153,9 +153,7 @@ class AdaptiveOptimizer(Handled):
                 loss = closure()
         if torch.compiler.is_compiling():
             compiled.traced_step(self, *self._amp())
-            return loss
-        trial = self._step(closure)
-        if trial is not None and closure is not None:
+        elif (trial := self._step(closure)) is not None and closure is not None:
             self._finish(trial, closure)
         return loss
 
@@ -269,7 +267,7 @@ class AdaptiveOptimizer(Handled):
         self._outline = outline_of_groups(self.backbone, self.param_groups, self.state)
 
     def _settle_policies(self) -> None:
-        """Takes up policies that were set by hand, before anything else may see them."""
+        """Takes up policies that were set by hand."""
         self._resolutions.settle(self.param_groups)
         if kinds_of(self.param_groups) != self._kinds:
             self._backend = self._choose_backend(self.param_groups)
@@ -386,10 +384,10 @@ class AdaptiveOptimizer(Handled):
     def _complete(self) -> Gathered:
         """The tensors whose state is complete, outside of a step. Takes up what has been changed by hand."""
         current = self._current()
-        if current is None:
-            self._settle_policies()
-            current = self._gather(in_step=False)
-        return current
+        if current is not None:
+            return current
+        self._settle_policies()
+        return self._gather(in_step=False)
 
     def _take_up_changes(self) -> None:
         """Brings state in line with policies and structure that were set by hand, and leaves all else where it is."""
