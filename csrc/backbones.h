@@ -13,7 +13,7 @@
 
 namespace fused_adaptive {
 
-// Hyperparameters of a param group. The order is that of plans.py's numbers_of().
+// Hyperparameters of a param group. The order is that of slot.py's numbers_of().
 struct Hyper {
   double lr, weight_decay, beta1, beta2, eps, momentum, dampening;
   double lr_ref;    // the group's reference rate

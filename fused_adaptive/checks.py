@@ -85,24 +85,6 @@ def check_hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in known.items() if value is not group[name]}
 
 
-def read_numbers(group: Mapping[str, Any]) -> None:
-    """Reads every number of a group as a step does, so that one that is none is refused before anything moves.
-
-    Waits for the device where a number is a tensor there.
-
-    Raises:
-        TypeError, ValueError: as :func:`check_hyperparameters`, where there is a number that cannot be read.
-    """
-    try:
-        for name in NUMBERS:
-            float(group.get(name, 0.0))
-        for beta in group.get("betas", ()):
-            float(beta)
-    except (TypeError, ValueError, RuntimeError):
-        check_hyperparameters(group)
-        raise
-
-
 def check_parameters(params: Sequence[Any], start: int) -> None:
     """Raises ValueError for a parameter that stands twice in the list. ``start``: the first one's index."""
     seen: dict[int, int] = {}

@@ -102,18 +102,18 @@ def _join_policy(
     known: Mapping[int, Standing],
     created: Mapping[int, Collection[str]],
 ) -> None:
-    changed = [s for s in members if id(s) in known and policy not in known[id(s)].policies]
-    changed_ids = set(map(id, changed))
-    joining = [s for s in members if id(s) in changed_ids or id(s) in created]
-    old = [s for s in members if id(s) not in changed_ids and id(s) not in created]
-    going_on = [s for s in changed if any(map(policy.continues, known[id(s)].policies))]
-    leader = [*old, *going_on, *changed, *members][0]
-    together = () if old or not going_on else known[id(leader)].policies
+    stood = {id(s): known[id(s)].policies for s in members if id(s) in known}
+    earlier = {key: policies for key, policies in stood.items() if policy not in policies}
+    old = [s for s in members if id(s) not in earlier and id(s) not in created]
+    going_on = [s for s in members if any(map(policy.continues, earlier.get(id(s), ())))]
+    leader = [*old, *going_on, *(s for s in members if id(s) in earlier), *members][0]
+    together = earlier[id(leader)] if going_on and not old else None
+    joining = [s for s in members if id(s) in earlier or id(s) in created]
     for slot in sorted(joining, key=lambda slot: slot is not leader):  # from which the others take
         names, shared = created.get(id(slot), ()), set(policy.shared_names())
-        if id(slot) not in changed_ids:
+        if id(slot) not in earlier:
             shared.intersection_update(names)
-        elif known[id(slot)].policies != together:
+        elif earlier[id(slot)] != together:
             policy.restart_interval([slot])
             names = policy.state_spec(slot.backbone, slot.group)
         for name in shared:

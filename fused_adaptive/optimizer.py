@@ -234,7 +234,6 @@ class AdaptiveOptimizer(Handled):
             replaced = pre_hook(self, state_dict)
             state_dict = state_dict if replaced is None else replaced
         state, param_groups = restore(self.backbone, self.param_groups, state_dict, self._own_flags)
-        self._resolutions.settle(param_groups)
         check_naive([from_plain(group["policy"]) for group in param_groups])
         self._choose_backend(param_groups)
         # In place, since handles have copies of these two attributes.

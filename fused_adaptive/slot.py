@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from . import masters
 from .backbones import Backbone
+from .checks import check_hyperparameters
 from .state import State, state_dtype
 
 if TYPE_CHECKING:
@@ -98,6 +100,35 @@ class Slot:
 def reference_rate(group: dict[str, Any]) -> float:
     """``lr_ref`` of a param group, 0 where no policy adapts."""
     return group.get("lr_ref", 0.0)
+
+
+def numbers_of(group: dict[str, Any], lr_scale: float = 0.0, lr_on_device: bool = False) -> tuple[float, ...]:
+    """The numbers of a param group in the order of csrc/backbones.h's Hyper.
+
+    Args:
+        group: any of which the optimizer has.
+        lr_scale: the largest reference rate of the groups under its scalar gain.
+        lr_on_device: the lr is not to be read, since the host would wait for it; it is NaN here.
+
+    Raises:
+        TypeError, ValueError: for what is no number.
+    """
+    try:
+        beta1, beta2 = group.get("betas", (0.0, 0.0))
+        return (
+            math.nan if lr_on_device else float(group["lr"]),
+            float(group["weight_decay"]),
+            float(beta1),
+            float(beta2),
+            float(group.get("eps", 0.0)),
+            float(group.get("momentum", 0.0)),
+            float(group.get("dampening", 0.0)),
+            reference_rate(group),
+            lr_scale,
+        )
+    except (TypeError, ValueError, RuntimeError):
+        check_hyperparameters(group)  # which names the culprit
+        raise
 
 
 def has_rate(group: dict[str, Any]) -> bool:

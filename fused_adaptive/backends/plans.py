@@ -16,9 +16,8 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..checkpoint import specs
-from ..checks import check_hyperparameters
 from ..policies import ActiveLR, FixedLR, Hypergradient, Policy, TrainableLR
-from ..slot import Slot, has_rate, reference_rate
+from ..slot import Slot, has_rate, numbers_of, reference_rate
 from ..state import state_dtype
 from ..versions import SharedVersion
 from ..warning import warn
@@ -97,6 +96,8 @@ def ready(gathered: Gathered, plans_of: Callable[[Gathered], list[P] | None], ba
             gathered.check_gradients()
             outcomes = [plan.take_gradients(conform=True) for plan in own]
         if not any(outcomes):
+            for group in gathered.groups if len(own) > 1 else ():  # all are read before one of the plans moves anything
+                numbers_of(group, lr_on_device=isinstance(group["lr"], Tensor))
             return own
         gathered.check_gradients()  # a parameter that was replaced by one of another shape is named before its state
         gathered.compiled = None
@@ -252,19 +253,7 @@ class GroupNumbers:
         self._scale_groups = [first[id(group)].scale_groups or (group,) for group in self.groups]
 
     def read(self, device: torch.device) -> tuple[list[float], list[Tensor | None]]:
-        """All numbers, group by group, and of each group its lr if it is a tensor on that GPU: the host would wait.
-
-        Raises:
-            TypeError, ValueError: for a hyperparameter that is no number.
-        """
-        try:
-            return self._read(device)
-        except (TypeError, ValueError, RuntimeError):
-            for group in self.groups:
-                check_hyperparameters(group)  # which names the culprit
-            raise
-
-    def _read(self, device: torch.device) -> tuple[list[float], list[Tensor | None]]:
+        """All numbers, group by group, and of each group its lr if it is a tensor on that GPU: the host would wait."""
         scales: dict[int, float] = {}
         for groups in self._scale_groups:
             if id(groups) not in scales:
@@ -273,7 +262,7 @@ class GroupNumbers:
         numbers = [
             number
             for group, rate, scaled_by in zip(self.groups, rates, self._scale_groups, strict=True)
-            for number in numbers_of(group, scales[id(scaled_by)], lr_on_device=rate is not None)
+            for number in numbers_of(group, scales[id(scaled_by)], rate is not None)
         ]
         by_group = zip(self.groups, rates, strict=True)
         self.resting = {id(g) for g, rate in by_group if rate is None and not has_rate(g)}
@@ -282,22 +271,6 @@ class GroupNumbers:
 
 def _lr_on(device: torch.device, lr: Any) -> Tensor | None:
     return lr if isinstance(lr, Tensor) and device.type != "cpu" and lr.device == device else None
-
-
-def numbers_of(group: dict[str, Any], lr_scale: float, lr_on_device: bool = False) -> tuple[float, ...]:
-    """In the order of csrc/backbones.h's Hyper. An lr that only the device knows is NaN here."""
-    beta1, beta2 = group.get("betas", (0.0, 0.0))
-    return (
-        math.nan if lr_on_device else float(group["lr"]),
-        float(group["weight_decay"]),
-        float(beta1),
-        float(beta2),
-        float(group.get("eps", 0.0)),
-        float(group.get("momentum", 0.0)),
-        float(group.get("dampening", 0.0)),
-        reference_rate(group),
-        lr_scale,
-    )
 
 
 def policy_arguments(policy: Policy) -> list[float]:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import masters
-from ..checks import read_numbers
-from ..slot import Slot, applied
+from ..slot import Slot, applied, numbers_of
 
 if TYPE_CHECKING:
     from ..controllers.draws import RateDraw
@@ -51,7 +50,7 @@ def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None
     if found_inf is not None and bool(found_inf):
         return
     for group in gathered.groups:
-        read_numbers(group)
+        numbers_of(group)
     for slot in gathered.slots:  # they are kept between steps, and these two are of this step alone
         slot.grad_scale, slot.draw = grad_scale, 1.0
     if draw is not None:

@@ -16,7 +16,7 @@ from fused_adaptive import gather, reference_rates
 from fused_adaptive.backends import plans
 from fused_adaptive.checkpoint import specs
 from fused_adaptive.policies import ActiveLR, Hypergradient, TrainableLR, from_plain
-from fused_adaptive.slot import reference_rate
+from fused_adaptive.slot import numbers_of, reference_rate
 
 from . import build
 
@@ -133,7 +133,7 @@ class Emulated:
         numbers = [
             number
             for group in self.groups
-            for number in plans.numbers_of(group, max(map(reference_rate, scales.get(id(group), (group,)))))
+            for number in numbers_of(group, max(map(reference_rate, scales.get(id(group), (group,)))))
         ]
         return (ctypes.c_double * len(numbers))(*numbers)
 
