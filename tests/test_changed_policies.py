@@ -10,6 +10,7 @@ from torch import nn
 
 import fused_adaptive as fa
 from fused_adaptive import ActiveLR, AdamW, Hypergradient, TrainableLR
+from fused_adaptive.backends import native
 from tests.cases import BACKENDS
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
@@ -290,3 +291,17 @@ def test_advice_shows_the_line_of_the_user(backend):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         step(optimizer)
+
+
+def test_numbers_are_read_before_the_first_of_several_plans_moves(backend, monkeypatch):
+    """Where tensors are on several devices, each has a plan of its own."""
+    if backend == "native":
+        monkeypatch.setattr(native, "parts", lambda gathered, on_device: [[slot] for slot in gathered.slots])
+    p, q = params_of(1, 2)
+    optimizer = AdamW([{"params": [p]}, {"params": [q]}], lr=0.1, backend=backend)
+    step(optimizer)
+    before = copy.deepcopy([p, q])
+    optimizer.param_groups[1]["weight_decay"] = None
+    with pytest.raises(TypeError, match="weight_decay"):
+        step(optimizer)
+    assert all(map(torch.equal, before, [p, q]))
