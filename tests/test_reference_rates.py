@@ -126,7 +126,9 @@ def test_a_group_that_is_added_in_mid_interval_ends_with_the_others(backend):
     optimizer = fa.SGD([first], lr=0.1, policy=policy, backend=backend)
     train(optimizer, 2)
     optimizer.add_param_group({"params": [second], "lr": 1e-3, "policy": policy})
-    train(optimizer, 2, start=2)
+    train(optimizer, 1, start=2)
+    assert optimizer.state[first]["active_step"] == optimizer.state[second]["active_step"] == 3
+    train(optimizer, 1, start=3)
     assert optimizer.state[first]["active_step"] == optimizer.state[second]["active_step"] == 0
     assert (optimizer.state[second]["grad_sign_prev"] != 0).all()
 
