@@ -138,7 +138,13 @@ def test_what_nvcc_compiles_is_told_before_it_does(tmp_path):
 
 # ---- free-threaded Python ----
 
-FREE_THREADED = 'import sysconfig\nsysconfig.get_config_vars()["Py_GIL_DISABLED"] = 1\n'
+FREE_THREADED = """
+import re, sys, sysconfig
+variables = sysconfig.get_config_vars()
+variables["Py_GIL_DISABLED"] = 1
+if sys.version_info >= (3, 13):  # whose free-threaded builds have an ABI tag of their own
+    variables["SOABI"] = re.sub(r"^cpython-\\d+", r"\\g<0>t", variables["SOABI"])
+"""
 LOAD = """
 import torch
 from fused_adaptive import _extension, python_calls
@@ -155,7 +161,7 @@ def test_a_library_for_free_threaded_python_is_for_that_version_alone(tmp_path):
     asked = {"FUSED_ADAPTIVE_BUILD": "cpu", "FUSED_ADAPTIVE_REQUIRE_EXT": "cpu"}
     run(sys.executable, "setup.py", "bdist_wheel", cwd=tree, **asked)
     (wheel,) = (tree / "dist").glob("*.whl")
-    assert re.search(r"-cp3\d+-cp3\d+-\w+\.whl$", wheel.name)
+    assert re.search(r"-cp3\d+-cp3\d+t?-\w+\.whl$", wheel.name)
     with_it = tmp_path / "installed"
     subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, with_it], check=True)
     assert run(sys.executable, "-c", FREE_THREADED + LOAD, cwd=with_it) == "3 None None\n"
