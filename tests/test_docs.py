@@ -15,7 +15,7 @@ import torch
 
 import fused_adaptive as fa
 from bench import report, results
-from bench.demo_report import markdown_table
+from bench.demo.report import markdown, rate_rows
 
 from . import environments
 
@@ -94,7 +94,7 @@ def test_snippets_on_distributed_training_run_one_after_the_other(tmp_path):
 def test_readme_table_is_that_of_the_committed_results():
     demo = json.loads((ROOT / "bench" / "results" / "demo.json").read_text())
     block = README.split("<!-- demo:begin -->")[1].split("<!-- demo:end -->")[0]
-    assert block.strip() == markdown_table(demo).strip()
+    assert block.strip() == markdown(rate_rows(demo)).strip()
 
 
 def test_readme_timings_are_those_of_the_committed_results():

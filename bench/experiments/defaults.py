@@ -1,0 +1,170 @@
+"""What ActiveLR's defaults do where they might do harm: over 200 intervals, and in fine-tuning.
+
+Long: the digits' MLP from three initial rates; do the learning rates run away? Fine-tuning: the same MLP, trained with
+AdamW before, learns 300 digits turned by 30 degrees, at lr 1e-5: the default, what the constructor's warning advises,
+and AdamW.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import fused_adaptive as fa
+
+from ..machine import commit, processor
+from .increments import ROOT, SEEDS, save
+from .runner import Run, run_all
+from .tasks import TASKS, Data, fit
+
+RESULTS = ROOT / "bench" / "results" / "defaults.json"
+JOURNAL = ROOT / "build" / "experiments" / "defaults.jsonl"
+
+INTERVALS, BATCH = 200, 64
+LONG_RATES = {"ActiveAdamW": (1e-5, 1e-3, 1e-1), "ActiveSGD": (1e-5, 1e-3, 1e-1)}
+#: How many turned digits are learnt, at which rate, for how long.
+NEW, TURN, FINE_LR, FINE_EPOCHS = 300, 30.0, 1e-5, 20
+
+
+@dataclass(frozen=True)
+class Long:
+    optimizer: str
+    lr: float
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """``method``: a key of :data:`FINE_METHODS`."""
+
+    method: str
+    seed: int
+
+
+FINE_METHODS: dict[str, dict[str, Any]] = {
+    "AdamW": {},
+    "default": {"policy": {}},
+    "high=0.1": {"policy": {"high": 0.1}},
+    "increment=1e-6": {"policy": {"increment": 1e-6}},
+}
+
+
+def train(job: Long | FineTuning) -> Run:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "ActiveLR: lr=", UserWarning)  # the advice that is tried here
+        return _long(job) if isinstance(job, Long) else _fine_tuning(job)
+
+
+def _long(job: Long) -> Run:
+    rates: list[list[float]] = []
+
+    def optimizer(parameters: list[Tensor], steps: int) -> torch.optim.Optimizer:
+        own = {"momentum": 0.9} if job.optimizer == "ActiveSGD" else {}
+        return getattr(fa, job.optimizer)(parameters, lr=job.lr, interval=steps, **own)
+
+    def after_epoch(epoch: int, made: torch.optim.Optimizer) -> None:
+        if epoch % 10 == 0:
+            assert isinstance(made, fa.AdaptiveOptimizer)
+            found = made.learning_rates()[0]
+            rates.append([float(f"{found[key]:.3g}") for key in ("min", "mean", "max")])
+
+    task = TASKS["digits"]
+    model, losses = fit(task, optimizer, seed=0, batch=BATCH, epochs=INTERVALS, after_epoch=after_epoch)
+    result = task.judge(model, task.load()[1])
+    return {"rates": rates, "train_loss": losses[-1], "result": result if math.isfinite(result) else None}
+
+
+@cache
+def _trained(seed: int) -> dict[str, Tensor]:
+    task = TASKS["digits"]
+    model, _ = fit(task, lambda p, _: fa.AdamW(p, lr=1e-3), seed=seed, batch=BATCH, epochs=task.epochs)
+    return model.state_dict()
+
+
+@cache
+def turned() -> tuple[Data, Data]:
+    """The test digits, turned: the new ones, and what they are judged by."""
+    images, labels = TASKS["digits"].load()[1]
+    angle = torch.tensor(TURN / 180 * math.pi)
+    row = [[angle.cos(), -angle.sin(), 0.0], [angle.sin(), angle.cos(), 0.0]]
+    grid = functional.affine_grid(torch.tensor(row).expand(len(labels), 2, 3), [len(labels), 1, 28, 28], False)
+    background = images.min()
+    square = images.view(-1, 1, 28, 28) - background
+    moved = (functional.grid_sample(square, grid, align_corners=False) + background).flatten(1)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    moved, labels = moved[order], labels[order]
+    return (moved[:NEW], labels[:NEW]), (moved[NEW:], labels[NEW:])
+
+
+def _fine_tuning(job: FineTuning) -> Run:
+    task = TASKS["digits"]
+    arguments = FINE_METHODS[job.method]
+
+    def optimizer(parameters: list[Tensor], steps: int) -> torch.optim.Optimizer:
+        policy = fa.ActiveLR(interval=steps, **arguments["policy"]) if arguments else None
+        return fa.AdamW(parameters, lr=FINE_LR, policy=policy)
+
+    new, held_out = turned()
+    model: nn.Module = task.build()
+    model.load_state_dict(_trained(job.seed))
+    before = {"new": task.judge(model, held_out), "old": task.judge(model, task.load()[1])}
+    fit(task, optimizer, seed=job.seed, batch=BATCH, epochs=FINE_EPOCHS, model=model, data=new)
+    after = {"new": task.judge(model, held_out), "old": task.judge(model, task.load()[1])}
+    return {"before": before, "after": after}
+
+
+def summary(results: dict[str, Any]) -> str:
+    """In Markdown."""
+    lines = [
+        f"| optimizer, initial lr | accuracy %, {INTERVALS} intervals | mean rate at 10, 100, 200 | largest rate |",
+        "|---|---:|---:|---:|",
+    ]
+    for run in results["runs"]:
+        if "optimizer" in run:
+            means = ", ".join(f"{run['rates'][i][1]:g}" for i in (0, 9, -1))
+            largest = max(rates[2] for rates in run["rates"])
+            accuracy = "diverged" if run["result"] is None else f"{run['result']:.1f}"
+            lines.append(f"| {run['optimizer']}, {run['lr']:g} | {accuracy} | {means} | {largest:g} |")
+    lines += ["", f"| fine-tuning at lr {FINE_LR:g} | new digits % | old digits % |", "|---|---:|---:|"]
+    for method in FINE_METHODS:
+        own = [run for run in results["runs"] if run.get("method") == method]
+        new, old = (fmean(run["after"][key] for run in own) for key in ("new", "old"))
+        lines.append(f"| {method} | {new:.1f} | {old:.1f} |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.experiments.defaults", description=__doc__)
+    parser.add_argument("--workers", type=int, metavar="N", help="processes of one thread each; default the cores")
+    parser.add_argument("--report", action="store_true", help="show the committed results, no training")
+    args = parser.parse_args(argv)
+    if not args.report:
+        jobs: list[Long | FineTuning] = [Long(name, lr) for name, lrs in LONG_RATES.items() for lr in lrs]
+        jobs += [FineTuning(method, seed) for method in FINE_METHODS for seed in SEEDS]
+        results = {
+            "schema": 1,
+            "commit": commit(),
+            "machine": {"cpu": processor(), "cores": os.cpu_count(), "python": platform.python_version()},
+            "versions": {"torch": torch.__version__, "fused_adaptive": fa.__version__},
+            "runs": run_all(jobs, train, JOURNAL, workers=args.workers),
+        }
+        save(results, RESULTS)
+    print(summary(json.loads(RESULTS.read_text(encoding="utf-8"))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
