@@ -22,7 +22,6 @@ from .checks import describe
 from .distributed import conform
 from .policies import from_plain, parse, resolve
 from .state import State, StateSpec
-from .versions import SharedVersion
 
 Groups = list[dict[str, Any]]
 
@@ -64,7 +63,6 @@ def restore(
     ]
     index_of = {key: index for index, key in enumerate(ids)}
     state: dict[Any, Any] = defaultdict(dict)
-    version = SharedVersion()
     for key, values in state_dict["state"].items():
         if key not in index_of:
             state[key] = values  # not a parameter's: kept as it is, as torch does
@@ -72,7 +70,7 @@ def restore(
             index = index_of[key]
             param, group, is_ours = owners[index]
             which = describe(index, param, names[index])
-            state[param] = _restore_one(backbone, group, param, values, which, is_ours, version)
+            state[param] = _restore_one(backbone, group, param, values, which, is_ours)
     return state, merged
 
 
@@ -117,7 +115,6 @@ def _restore_one(
     values: Mapping[str, Any],
     which: str,
     is_ours: bool,
-    version: SharedVersion,
 ) -> State:
     expected = specs(backbone, group, param.dtype) if is_ours else backbone.state_spec(group)
     for name, spec in expected.items():
@@ -131,9 +128,9 @@ def _restore_one(
         if name in expected:
             if value is None:
                 continue  # torch's SGD before its first step
-            own = conform_value(expected[name], value, param, group, partial(_call_loaded, name, which))
-            # What needed no conversion stays the very tensor of the dict, as in torch, with its own version.
-            restored[name] = own if expected[name].scalar or own is value else version.adopt(own)
+            # What needs no conversion stays the very tensor of the dict, as in torch.
+            call = partial(_call_loaded, name, which)
+            restored[name] = conform_value(expected[name], value, param, group, call)
         elif isinstance(value, Tensor):
             restored[name] = value.to(param.device)
         else:

@@ -17,7 +17,6 @@ from .backbones import Backbone
 from .policies import Policy, from_plain
 from .slot import Slot
 from .state import State, StateSpec
-from .versions import SharedVersion
 
 Groups = Sequence[dict[str, Any]]
 Members = dict[Policy, list[Slot]]
@@ -74,8 +73,7 @@ def join(slots: Sequence[Slot], late: Late, groups: Groups, before: Outline) -> 
         before: how the tensors stood; those that are not in it, but have state, stand as they do now.
     """
     known = {id(slot): before[slot.param] for slot in slots if slot.state and slot.param in before}
-    version = SharedVersion()
-    created = {id(slot): create(slot, spec, version) for slot, spec in late}
+    created = {id(slot): create(slot, spec) for slot, spec in late}
     for policy, members in by_policy(slots).items():
         _join_policy(policy, members, groups, known, created)
     for slot in slots:
@@ -84,11 +82,11 @@ def join(slots: Sequence[Slot], late: Late, groups: Groups, before: Outline) -> 
                 policy.restructure(slot)
 
 
-def create(slot: Slot, spec: Mapping[str, StateSpec], version: SharedVersion) -> list[str]:
+def create(slot: Slot, spec: Mapping[str, StateSpec]) -> list[str]:
     """Makes what the state lacks, and returns its names."""
     names = missing(spec, slot.state)
     for name in names:
-        slot.state[name] = spec[name].create(slot.param, slot.group, version)
+        slot.state[name] = spec[name].create(slot.param, slot.group)
     for name in names:
         if spec[name].fill == "parameter":  # now that its master is there
             spec[name].reset_(slot.state[name], slot.weight())

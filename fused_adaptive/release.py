@@ -27,7 +27,6 @@ from .joining import by_policy, count_idle_calls, create, idle_calls, missing
 from .optimizer import AdaptiveOptimizer
 from .policies import Policy, from_plain
 from .slot import Slot
-from .versions import SharedVersion
 
 
 def release_gradients(model: nn.Module, optimizer: AdaptiveOptimizer) -> GradientRelease:
@@ -256,7 +255,7 @@ class GradientRelease:
         spec = specs(slot.backbone, slot.group, slot.param.dtype)
         if spec:
             slot.state = self._optimizer.state.setdefault(slot.param, slot.state)
-        created = create(slot, spec, SharedVersion())
+        created = create(slot, spec)
         for policy in slot.policies:
             if policy.counter in created:
                 count = slot.state[policy.counter]

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .versions import SharedVersion
-
 State = dict[str, Any]
 
 
@@ -47,16 +45,14 @@ class StateSpec:
         on_device = group.get("capturable") or group.get("fused")
         return torch.device("cpu") if self.host and not on_device else param.device
 
-    def create(self, param: Tensor, group: Mapping[str, Any], version: SharedVersion | None = None) -> Tensor:
-        """As new. ``version``: the counter of what is made together; those of one element keep their own."""
+    def create(self, param: Tensor, group: Mapping[str, Any]) -> Tensor:
+        """As new."""
         dtype = self.dtype_for(param)
         if self.scalar:
             return torch.full((), float(self.fill), dtype=dtype, device=self.device_for(param, group))
         if self.fill == "parameter":
-            value = param.detach().to(dtype, copy=True)
-        else:
-            value = torch.full_like(param, float(self.fill), dtype=dtype, requires_grad=False)
-        return value if version is None else version.adopt(value)
+            return param.detach().to(dtype, copy=True)
+        return torch.full_like(param, float(self.fill), dtype=dtype, requires_grad=False)
 
     def reset_(self, value: Tensor, weight: Tensor) -> None:
         """As new. ``weight``: of the parameter, exact where it has a master."""

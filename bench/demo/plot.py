@@ -32,7 +32,7 @@ def draw(results: Results, rates: Path, batches: Path) -> list[Path]:
     if values := accuracies(results):
         panels: dict[str, list[Line]] = {}
         for key, line in values.items():
-            panels.setdefault(_family(results, key), []).append((label(results, key), STYLES[key], line))
+            panels.setdefault(_family(results, key), []).append((label(results, key), _style(key), line))
         lrs = config["rates"]["lrs"]
         _save(
             rates,
@@ -48,7 +48,7 @@ def draw(results: Results, rates: Path, batches: Path) -> list[Path]:
         panels = {}
         for (key, lr), line in by_batch.items():
             # The rate that is wrong is the paler line.
-            style = {**STYLES[key], "alpha": 1.0 if lr == max(config["batches"]["lrs"][key]) else 0.45}
+            style = {**_style(key), "alpha": 1.0 if lr == max(config["batches"]["lrs"][key]) else 0.45}
             panels.setdefault(_family(results, key), []).append(
                 (f"{label(results, key)}, lr {rate_name(lr)}", style, line)
             )
@@ -56,6 +56,10 @@ def draw(results: Results, rates: Path, batches: Path) -> list[Path]:
         _save(batches, results, config["batches"]["epochs"], panels, sizes, list(map(str, sizes)), "batch size")
         written.append(batches)
     return written
+
+
+def _style(key: str) -> dict[str, Any]:
+    return STYLES.get(key, {"marker": "o"})
 
 
 def _family(results: Results, key: str) -> str:
@@ -94,7 +98,9 @@ def _panel(ax: Axes, lines: Sequence[Line], xs: Sequence[float]) -> None:
         finite = [float("nan") if value is None else value for value in values]
         ax.plot(xs, finite, label=text, **style)
         if diverged := [x for x, value in zip(xs, values, strict=True) if value is None]:
-            ax.plot(diverged, [3] * len(diverged), "x", color=style["color"], markersize=9, label=f"{text}: diverged")
+            ax.plot(
+                diverged, [3] * len(diverged), "x", color=style.get("color"), markersize=9, label=f"{text}: diverged"
+            )
     ax.set_yticks([0, 20, 40, 60, 70, 80, 85, 90, 92, 94, 96, 98])
     ax.set_ylim(0, 97)
     ax.grid(alpha=0.3)

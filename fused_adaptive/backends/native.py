@@ -18,7 +18,6 @@ from torch import Tensor
 from .. import _extension, python_calls
 from ..distributed import RowSums
 from ..slot import Slot
-from ..versions import Written
 from . import reference
 from .plans import POLICIES, GroupNumbers, dense_copies, gather_state, parked_members, parts, ready
 from .plans import conform as _conform
@@ -26,6 +25,7 @@ from .plans import end_interval as _end_interval
 from .plans import policy_arguments as _policy_arguments
 from .plans import scalar as _scalar
 from .plans import structure as _structure
+from .written import Written
 
 if TYPE_CHECKING:
     from ..controllers.draws import RateDraw

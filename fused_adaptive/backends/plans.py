@@ -19,7 +19,6 @@ from ..checkpoint import specs
 from ..policies import ActiveLR, FixedLR, Hypergradient, Policy, TrainableLR
 from ..slot import Slot, has_rate, numbers_of, reference_rate
 from ..state import state_dtype
-from ..versions import SharedVersion
 from ..warning import warn
 from . import reference
 
@@ -192,14 +191,14 @@ def gather_state(
         RuntimeError: for a parameter or state whose memory has been freed.
     """
     bound: dict[str, dict[int, Tensor]] = {}
-    first, version = [], SharedVersion()
+    first = []
     for i, (slot, param) in enumerate(zip(slots, dense, strict=True)):
         if i not in parked:
             _check_memory(slot.param, "data", slot)
         # What the group's backbone and policies name: what else is there belongs to those of before.
         named, order = specs(backbone, slot.group, slot.param.dtype), STATE_NAMES[backbone.name]
         if "momentum_buffer" in named and "momentum_buffer" not in slot.state and slot.applies:
-            slot.state["momentum_buffer"] = version.adopt(torch.zeros_like(param, dtype=state_dtype(param)))
+            slot.state["momentum_buffer"] = torch.zeros_like(param, dtype=state_dtype(param))
             first.append(i)
         for name in named:
             if name not in slot.state or (i in parked and name in ("master_low", "rounding_step")):
@@ -213,7 +212,7 @@ def gather_state(
             _check_memory(value, name, slot)
             role = f"state{order.index(name)}" if name in order else ROLES[name]
             if value.shape == param.shape and value.stride() != param.stride():
-                value = slot.state[name] = version.adopt(torch.empty_like(param, dtype=value.dtype).copy_(value))
+                value = slot.state[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
             bound.setdefault(role, {})[i] = value
     return bound, first
 

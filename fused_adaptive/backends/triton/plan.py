@@ -23,8 +23,8 @@ from torch import Tensor
 from ...policies import Hypergradient, Policy, TrainableLR
 from ...slot import Slot
 from ...state import state_dtype
-from ...versions import Written
 from .. import plans
+from ..written import Written
 from . import is_interpreted
 from .counts import COUNTERS, HostCounts
 from .kernels import end_active, update
