@@ -2,7 +2,9 @@
 // and the CUDA kernels include it. The torch definition, which is its oracle, is fused_adaptive/backbones.py.
 //
 // A backbone is a struct with
-//   kStates                      how many arrays of state it has; the order is that of plans.py's STATE_NAMES
+//   kStates                      how many arrays of state it has; the order is that of declarations.py's STATE_NAMES
+//   kIsLazy                      its state is made by the first update
+//   kStoresDirection             Hypergradient cannot tell the last direction from the state
 //   prepare(hyper, t, scalars)   the scalars of step t, in double
 //   update(g, s, scalars)        moves the state s by the gradient g and returns u
 //   direction(s, scalars)        the u that the present state stands for
@@ -13,11 +15,14 @@
 
 namespace fused_adaptive {
 
-// Hyperparameters of a param group. The order is that of slot.py's numbers_of().
+// Hyperparameters of a param group. lr_ref: its reference rate; lr_scale: the largest one of the groups under its
+// scalar gain.
+#define FA_FOR_EACH_HYPER(X) \
+  X(lr) X(weight_decay) X(beta1) X(beta2) X(eps) X(momentum) X(dampening) X(lr_ref) X(lr_scale)
 struct Hyper {
-  double lr, weight_decay, beta1, beta2, eps, momentum, dampening;
-  double lr_ref;    // the group's reference rate
-  double lr_scale;  // the largest one of the groups under the group's scalar gain
+#define FA_FIELD(name) double name;
+  FA_FOR_EACH_HYPER(FA_FIELD)
+#undef FA_FIELD
 
   // Without a rate a tensor cannot move, and teaches nothing.
   FA_INLINE bool has_rate() const { return lr != 0 && lr_ref != 0; }
@@ -57,6 +62,8 @@ enum class Momentum { none, heavy_ball, nesterov };
 template <Momentum kMomentum>
 struct Sgd {
   static constexpr int kStates = kMomentum == Momentum::none ? 0 : 1;
+  static constexpr bool kIsLazy = kMomentum != Momentum::none;
+  static constexpr bool kStoresDirection = kMomentum != Momentum::heavy_ball;
 
   static FA_INLINE void prepare(const Hyper& h, double, Scalars<double>& r) {
     r.decay1 = h.momentum;
@@ -77,6 +84,8 @@ struct Sgd {
 
 // What the backbones with a mean and a second moment share.
 struct Moments {
+  static constexpr bool kIsLazy = false, kStoresDirection = false;
+
   static FA_INLINE void prepare_moments(const Hyper& h, Scalars<double>& r) {
     r.decay1 = h.beta1;
     r.weight1 = 1 - h.beta1;
@@ -217,6 +226,18 @@ enum BackboneId : int {
 #undef FA_ENUMERATOR
 };
 constexpr int kBackbones = kAdaBeliefRectifyAmsgrad + 1;
+
+// What has to be known of a backbone outside of its loops.
+struct Structure {
+  const char* name;
+  int states;
+  bool is_lazy, stores_direction;
+};
+constexpr Structure kStructures[kBackbones] = {
+#define FA_STRUCTURE(name) {#name, name::kStates, name::kIsLazy, name::kStoresDirection},
+    FA_FOR_EACH_BACKBONE(FA_STRUCTURE)
+#undef FA_STRUCTURE
+};
 
 // The rate part of the scalars. factor: the gains of the whole tensor and ASLR's draw. Only an adapting policy clamps
 // the decay: torch does not.

@@ -26,7 +26,9 @@ bool dtype_of(AtenTensorHandle tensor, DType& dtype) {
   return false;
 }
 
-bool is_float(DType dtype) { return dtype < DType::i8; }
+bool is_float(DType dtype) {
+  return dtype == DType::f64 || dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16;
+}
 
 bool same_device(const Tensor& tensor, int32_t type, int32_t index) {
   int32_t own_type, own_index;
@@ -80,8 +82,7 @@ void TensorPlan::take(size_t member, const View& grad) {
   if (m.grad == nullptr) refuse();
   if (m.numel > 0 && m.grad == m.at[kParam]) overwritten_ = static_cast<int64_t>(member);
   // A buffer that the first update makes has to be bound first.
-  const int backbone = plan_.groups[m.group].backbone;
-  if ((backbone == kSgdMomentum || backbone == kSgdNesterov) && m.at[kState0] == nullptr) lacks_state_ = true;
+  if (kStructures[plan_.groups[m.group].backbone].is_lazy && m.at[kState0] == nullptr) lacks_state_ = true;
 }
 
 Outcome TensorPlan::end_check() {

@@ -147,9 +147,6 @@ void step(Tensors params, Tensors grads, Tensors state, Ints roles, int64_t back
   made.step(hypers, draws, grad_scale, found_inf);
 }
 
-std::string names(int64_t what) {
-  return what == 0 ? names_of_roles() : what == 1 ? names_of_backbones() : names_of_policies();
-}
 std::string build_version() { return FUSED_ADAPTIVE_VERSION; }
 std::string cpu_capability() { return cpu::best_kernels().name; }
 
@@ -185,7 +182,7 @@ STABLE_TORCH_LIBRARY(fused_adaptive, m) {
   m.def("plan_end_interval(int plan, float[] hypers) -> ()");
   m.def("plan_free(int plan) -> ()");
   m.def("plan_count() -> int");
-  m.def("names(int what) -> str");
+  m.def("declarations() -> str");
   m.def("build_version() -> str");
   m.def("cpu_capability() -> str");
 }
@@ -206,7 +203,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_adaptive, CompositeExplicitAutograd, m) {
   m.impl("plan_end_interval", TORCH_BOX(&plan_end_interval));
   m.impl("plan_free", TORCH_BOX(&plan_free));
   m.impl("plan_count", TORCH_BOX(&plan_count));
-  m.impl("names", TORCH_BOX(&names));
+  m.impl("declarations", TORCH_BOX(&declarations));
   m.impl("build_version", TORCH_BOX(&build_version));
   m.impl("cpu_capability", TORCH_BOX(&cpu_capability));
 }

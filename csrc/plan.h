@@ -17,34 +17,40 @@ namespace fused_adaptive {
 
 enum class DType : int { f32, f64, bf16, f16, i8, i64, i16 };
 
-// What a parameter's tensors are to the kernels. The names that Python binds are those of kRoleNames in tensors.cpp.
-enum Role : int {
-  // shaped as the parameter
-  kParam,
-  kState0,  // the backbone's, in the order of its struct: momentum_buffer, or exp_avg
-  kState1,
-  kState2,
-  kGain,  // element_gain
-  kGradSum,
-  kSignPrev,
-  kMeanSum,
-  kPrevious,  // grad_mean_prev or direction_prev
-  kStart,     // interval_start
-  kLow,       // master_low: the other half of a bfloat16 parameter's float32 weight
-  // of one element
-  kStep,        // float32, or float64 where that is torch's default
-  kTensorGain,  // gain, float64
-  kLrSum,       // float64
-  kLrLast,
-  kActiveStep,  // int64, as all that follow
-  kActiveApplied,
-  kTlrStep,
-  kTlrApplied,
-  kTlrAppliedPrev,
-  kDirectionValid,  // Hypergradient: whether there is a direction of the last step
-  kRoundingStep,    // a bfloat16 parameter that has it is rounded stochastically
-  kRoles
-};
+// What a tensor's dtype is: its parameter's; float64 for float64 parameters, else float32; torch's for `step`; or
+// fixed.
+enum class Made { parameter, state, step, float64, int8, int16, int64 };
+
+// What a parameter's tensors are to the kernels: the name here, the name in Python, the dtype. Those that are shaped as
+// the parameter come first.
+#define FA_FOR_EACH_SHAPED_ROLE(X)                                                                         \
+  X(Param, "param", parameter)                                                                             \
+  X(State0, "state0", state) /* the backbone's, in the order of its struct: momentum_buffer, or exp_avg */ \
+  X(State1, "state1", state)                                                                               \
+  X(State2, "state2", state)                                                                               \
+  X(Gain, "element_gain", state)                                                                           \
+  X(GradSum, "grad_sum", state)                                                                            \
+  X(SignPrev, "grad_sign_prev", int8)                                                                      \
+  X(MeanSum, "grad_mean_sum", state)                                                                       \
+  X(Previous, "previous", state) /* grad_mean_prev or direction_prev */                                    \
+  X(Start, "interval_start", state)                                                                        \
+  X(Low, "master_low", int16) /* the other half of a bfloat16 parameter's float32 weight */
+#define FA_FOR_EACH_NUMBER_ROLE(X)                                                                               \
+  X(Step, "step", step)                                                                                          \
+  X(TensorGain, "gain", float64)                                                                                 \
+  X(LrSum, "lr_sum", float64)                                                                                    \
+  X(LrLast, "lr_last", float64)                                                                                  \
+  X(ActiveStep, "active_step", int64)                                                                            \
+  X(ActiveApplied, "active_applied", int64)                                                                      \
+  X(TlrStep, "tlr_step", int64)                                                                                  \
+  X(TlrApplied, "tlr_applied", int64)                                                                            \
+  X(TlrAppliedPrev, "tlr_applied_prev", int64)                                                                   \
+  X(DirectionValid, "direction_valid", int64) /* Hypergradient: whether there is a direction of the last step */ \
+  X(RoundingStep, "rounding_step", int64)     /* a bfloat16 parameter that has it is rounded stochastically */
+
+#define FA_ENUMERATOR(name, text, made) k##name,
+enum Role : int { FA_FOR_EACH_SHAPED_ROLE(FA_ENUMERATOR) FA_FOR_EACH_NUMBER_ROLE(FA_ENUMERATOR) kRoles };
+#undef FA_ENUMERATOR
 constexpr int kElementRoles = kStep;
 
 enum class PolicyKind : int { active, trainable, hypergradient };
@@ -69,26 +75,34 @@ struct Rule {
   double hyper_lr = 0;
 };
 
-// From arguments in the order of plans.py's policy_arguments().
-constexpr int kPolicyArguments = 12;
-inline Rule rule_of(PolicyKind kind, const double* arguments) {
-  const auto is_given = [](double number) { return number == number; };  // NaN stands for None
+// A policy's arguments as they come: numbers, of which NaN stands for None.
+#define FA_FOR_EACH_ARGUMENT(X) \
+  X(interval) X(per_tensor) X(lowest) X(highest) X(increment) X(high) X(low) X(holds) X(c) X(source) X(eta) X(hyper_lr)
+struct Arguments {
+#define FA_FIELD(name) double name;
+  FA_FOR_EACH_ARGUMENT(FA_FIELD)
+#undef FA_FIELD
+};
+constexpr int kArguments = sizeof(Arguments) / sizeof(double);
+
+inline Rule rule_of(PolicyKind kind, const Arguments& from) {
+  const auto is_given = [](double number) { return number == number; };
   Rule rule;
   rule.kind = kind;
-  rule.interval = static_cast<int64_t>(arguments[0]);
-  rule.per_tensor = arguments[1] != 0;
-  rule.lowest = arguments[2];
-  rule.highest = arguments[3];
-  rule.has_increment = is_given(arguments[4]);
-  rule.increment = rule.has_increment ? arguments[4] : 0;
-  rule.high = arguments[5];
-  rule.low = arguments[6];
-  rule.holds = arguments[7] != 0;
-  rule.c = arguments[8];
-  rule.source = static_cast<Source>(static_cast<int>(arguments[9]));
-  rule.has_eta = is_given(arguments[10]);
-  rule.eta = rule.has_eta ? arguments[10] : 0;
-  rule.hyper_lr = arguments[11];
+  rule.interval = static_cast<int64_t>(from.interval);
+  rule.per_tensor = from.per_tensor != 0;
+  rule.lowest = from.lowest;
+  rule.highest = from.highest;
+  rule.has_increment = is_given(from.increment);
+  rule.increment = rule.has_increment ? from.increment : 0;
+  rule.high = from.high;
+  rule.low = from.low;
+  rule.holds = from.holds != 0;
+  rule.c = from.c;
+  rule.source = static_cast<Source>(static_cast<int>(from.source));
+  rule.has_eta = is_given(from.eta);
+  rule.eta = rule.has_eta ? from.eta : 0;
+  rule.hyper_lr = from.hyper_lr;
   return rule;
 }
 

@@ -4,40 +4,33 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <limits>
+#include <cstring>
+#include <iterator>
 
 #include "counting.h"
 
 namespace fused_adaptive {
 namespace {
 
-// In the order of Role.
-constexpr const char* kRoleNames[kRoles] = {
-    "param",          "state0",           "state1",          "state2",         "element_gain",   "grad_sum",
-    "grad_sign_prev", "grad_mean_sum",    "previous",        "interval_start", "master_low",     "step",
-    "gain",           "lr_sum",           "lr_last",         "active_step",    "active_applied", "tlr_step",
-    "tlr_applied",    "tlr_applied_prev", "direction_valid", "rounding_step"};
-
-constexpr const char* kBackboneNames[kBackbones] = {
-#define FA_NAME(name) #name,
-    FA_FOR_EACH_BACKBONE(FA_NAME)
-#undef FA_NAME
+struct RoleInfo {
+  const char* name;
+  Made made;
+  const char* dtype;
+};
+constexpr RoleInfo kRoleInfo[kRoles] = {
+#define FA_INFO(name, text, made) {text, Made::made, #made},
+    FA_FOR_EACH_SHAPED_ROLE(FA_INFO) FA_FOR_EACH_NUMBER_ROLE(FA_INFO)
+#undef FA_INFO
 };
 
-// In the order of PolicyKind.
+// In the order of PolicyKind, Source and Outcome.
 constexpr const char* kPolicyNames[] = {"ActiveLR", "TrainableLR", "Hypergradient"};
+constexpr const char* kSourceNames[] = {"displacement", "gradient", "preconditioned"};
+constexpr const char* kOutcomeNames[] = {"ready", "gradients", "stale"};
 
-template <size_t N>
-int checked(const char* what, int64_t number, const char* const (&)[N]) {
-  FA_CHECK(number >= 0 && number < static_cast<int64_t>(N), "there is no ", what, " ", number);
+int checked(const char* what, int64_t number, size_t count) {
+  FA_CHECK(number >= 0 && number < static_cast<int64_t>(count), "there is no ", what, " ", number);
   return static_cast<int>(number);
-}
-
-template <size_t N>
-std::string joined(const char* const (&names)[N]) {
-  std::string all = names[0];
-  for (size_t i = 1; i < N; ++i) all += std::string(",") + names[i];
-  return all;
 }
 
 int64_t bytes_of(DType dtype) {
@@ -55,13 +48,22 @@ int64_t bytes_of(DType dtype) {
 }
 
 DType role_dtype(int role, const Member& m) {
-  if (role == kParam) return m.dtype;
-  if (role == kSignPrev) return DType::i8;
-  if (role == kLow) return DType::i16;
-  if (role >= kActiveStep) return DType::i64;
-  if (role >= kTensorGain) return DType::f64;
-  if (role == kStep) return m.step_is_double ? DType::f64 : DType::f32;
-  return m.dtype == DType::f64 ? DType::f64 : DType::f32;
+  switch (kRoleInfo[role].made) {
+    case Made::parameter:
+      return m.dtype;
+    case Made::state:
+      return m.dtype == DType::f64 ? DType::f64 : DType::f32;
+    case Made::step:
+      return m.step_is_double ? DType::f64 : DType::f32;
+    case Made::float64:
+      return DType::f64;
+    case Made::int8:
+      return DType::i8;
+    case Made::int16:
+      return DType::i16;
+    default:
+      return DType::i64;
+  }
 }
 
 bool same_sizes(const Tensor& a, const Tensor& b) {
@@ -106,9 +108,29 @@ void check_overlap(std::vector<std::pair<const char*, const char*>> ranges) {
 
 }  // namespace
 
-std::string names_of_roles() { return joined(kRoleNames); }
-std::string names_of_backbones() { return joined(kBackboneNames); }
-std::string names_of_policies() { return joined(kPolicyNames); }
+std::string declarations() {
+  std::ostringstream text;
+  text << "roles";
+  for (int role = 0; role < kRoles; ++role) {
+    text << " " << kRoleInfo[role].name << ":" << kRoleInfo[role].dtype << (role < kElementRoles ? ":shaped" : "");
+  }
+  text << "\nstructures";
+  for (const Structure& s : kStructures) {
+    text << " " << s.name << ":" << s.states << (s.is_lazy ? ":lazy" : "") << (s.stores_direction ? ":stores" : "");
+  }
+#define FA_NAME(name) << " " #name
+  text << "\nhyper" FA_FOR_EACH_HYPER(FA_NAME) << "\nrule" FA_FOR_EACH_ARGUMENT(FA_NAME);
+#undef FA_NAME
+  const auto tell = [&](const char* what, const auto& names) {
+    text << "\n" << what;
+    for (const char* name : names) text << " " << name;
+  };
+  tell("policies", kPolicyNames);
+  tell("sources", kSourceNames);
+  tell("outcomes", kOutcomeNames);
+  text << "\n";
+  return text.str();
+}
 
 TensorPlan::TensorPlan(std::vector<Tensor> params, const std::vector<int64_t>& groups,
                        const std::vector<int64_t>& indices, const std::vector<int64_t>& backbones,
@@ -119,7 +141,7 @@ TensorPlan::TensorPlan(std::vector<Tensor> params, const std::vector<int64_t>& g
   FA_CHECK(coupled.size() == backbones.size() && maximize.size() == backbones.size(),
            "coupled and maximize must have one entry a group");
   for (size_t i = 0; i < backbones.size(); ++i) {
-    plan_.groups.push_back({checked("backbone", backbones[i], kBackboneNames), coupled[i] != 0, maximize[i] != 0});
+    plan_.groups.push_back({checked("backbone", backbones[i], kBackbones), coupled[i] != 0, maximize[i] != 0});
   }
   for (size_t i = 0; i < params_.size(); ++i) {
     const Tensor& p = params_[i];
@@ -142,8 +164,9 @@ TensorPlan::TensorPlan(std::vector<Tensor> params, const std::vector<int64_t>& g
 }
 
 void TensorPlan::bind(int64_t number, const std::vector<int64_t>& members, const std::vector<Tensor>& tensors) {
-  const Role role = static_cast<Role>(checked("role", number, kRoleNames));
-  const char* const role_name = kRoleNames[role];
+  const Role role = static_cast<Role>(checked("role", number, kRoles));
+  const RoleInfo& info = kRoleInfo[role];
+  const char* const role_name = info.name;
   FA_CHECK(members.size() == tensors.size(), role_name, ": one tensor a member");
   for (size_t i = 0; i < members.size(); ++i) {
     Member& m = plan_.members.at(static_cast<size_t>(members[i]));
@@ -158,7 +181,7 @@ void TensorPlan::bind(int64_t number, const std::vector<int64_t>& members, const
                " of parameter ", m.index, " differs from it in shape, strides or device");
     } else {
       FA_CHECK(t.numel() == 1, role_name, " of parameter ", m.index, " must have one element");
-      const bool host = !on_device_ && (role == kStep || role >= kActiveStep);
+      const bool host = !on_device_ && (info.made == Made::step || info.made == Made::int64);  // a count
       FA_CHECK(host ? t.is_cpu() : same_device(t, device_type_, device_index_), role_name, " of parameter ", m.index,
                " is on the wrong device");
     }
@@ -181,9 +204,10 @@ void TensorPlan::set_seeds(const std::vector<int64_t>& seeds) {
 }
 
 void TensorPlan::add_policy(int64_t kind, const std::vector<int64_t>& members, const std::vector<double>& arguments) {
-  FA_CHECK(arguments.size() == kPolicyArguments, "a policy has ", kPolicyArguments, " arguments, got ",
-           arguments.size());
-  Policy policy = {rule_of(static_cast<PolicyKind>(checked("policy", kind, kPolicyNames)), arguments.data()), {}};
+  FA_CHECK(arguments.size() == kArguments, "a policy has ", kArguments, " arguments, got ", arguments.size());
+  Arguments own;
+  std::memcpy(&own, arguments.data(), sizeof own);
+  Policy policy = {rule_of(static_cast<PolicyKind>(checked("policy", kind, std::size(kPolicyNames))), own), {}};
   const int number = static_cast<int>(plan_.policies.size());
   for (int64_t i : members) {
     Member& m = plan_.members.at(static_cast<size_t>(i));
@@ -206,42 +230,28 @@ void TensorPlan::share(Tensor products, void (*sum)()) {
 void TensorPlan::check_complete(const Member& m) const {
   const auto need = [&](Role role, bool needed) {
     FA_CHECK((m.at[role] != nullptr) == needed, "parameter ", m.index,
-             needed ? " lacks the state " : " has no use for the state ", kRoleNames[role]);
+             needed ? " lacks the state " : " has no use for the state ", kRoleInfo[role].name);
   };
   for (Role role : {kLow, kRoundingStep}) {
     FA_CHECK(m.at[role] == nullptr || m.dtype == DType::bf16, "parameter ", m.index,
-             " is not bfloat16 and has no use for the state ", kRoleNames[role]);
+             " is not bfloat16 and has no use for the state ", kRoleInfo[role].name);
   }
   if (m.at[kLow] != nullptr) need(kRoundingStep, false);
-  const int backbone = plan_.groups[m.group].backbone;
-  int states = 0;
-  bool stores_direction = false;
-  switch (backbone) {
-#define FA_CASE(name)       \
-  case k##name:             \
-    states = name::kStates; \
-    break;
-    FA_FOR_EACH_BACKBONE(FA_CASE)
-#undef FA_CASE
-  }
-  // SGD's buffer is there from the first step on.
+  const Structure& structure = kStructures[plan_.groups[m.group].backbone];
   for (int i = 0; i < 3; ++i) {
-    if (states != 1) need(static_cast<Role>(kState0 + i), i < states);
+    if (!structure.is_lazy) need(static_cast<Role>(kState0 + i), i < structure.states);
   }
-  need(kStep, states > 1);
+  need(kStep, structure.states > 1);
   for (Role role : {kGain, kGradSum, kSignPrev, kActiveStep, kActiveApplied}) need(role, m.active >= 0);
   const Policy* scalar = m.scalar >= 0 ? &plan_.policies[static_cast<size_t>(m.scalar)] : nullptr;
   const bool trains = scalar != nullptr && scalar->kind == PolicyKind::trainable;
-  if (scalar != nullptr && !trains) {
-    stores_direction = backbone == kSgdPlain || backbone == kSgdNesterov;
-  }
   if (scalar != nullptr) need(kTensorGain, true);
   need(kDirectionValid, scalar != nullptr && !trains);
   for (Role role : {kLrSum, kTlrStep, kTlrApplied, kTlrAppliedPrev}) need(role, trains);
   need(kLrLast, trains && scalar->has_eta);
   need(kMeanSum, trains && scalar->source != Source::displacement);
   need(kStart, trains && scalar->source != Source::gradient);
-  need(kPrevious, trains || stores_direction);
+  need(kPrevious, trains || (scalar != nullptr && structure.stores_direction));
 }
 
 void TensorPlan::note_extents() {
@@ -273,7 +283,8 @@ void TensorPlan::finish() {
     static char nowhere[16];
     m.at[b.role] = address != nullptr ? address : nowhere;
     if (b.tensor.numel() == 0) continue;
-    FA_CHECK(address != nullptr, "the memory of ", kRoleNames[b.role], " of parameter ", m.index, " has been freed");
+    FA_CHECK(address != nullptr, "the memory of ", kRoleInfo[b.role].name, " of parameter ", m.index,
+             " has been freed");
     places_.back() = address;
     const char* begin = static_cast<const char*>(address);
     ranges.emplace_back(begin, begin + b.tensor.numel() * bytes_of(role_dtype(b.role, m)));

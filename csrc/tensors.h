@@ -29,11 +29,9 @@ template <class... Parts>
   throw std::runtime_error(message.str());
 }
 
-// The names of roles, backbones and policies by their numbers, separated by commas. Operators take the numbers: torch's
+// All that fused_adaptive/declarations.py declares, as text. Operators take places in these tables for names: torch's
 // stable interface does not free strings among their arguments.
-std::string names_of_roles();
-std::string names_of_backbones();
-std::string names_of_policies();
+std::string declarations();
 
 bool dtype_of(AtenTensorHandle tensor, DType& dtype);
 bool is_float(DType dtype);

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from . import declarations
+
 #: Where the library and the record of its build are.
 FOLDER = Path(__file__).parent
 
@@ -89,4 +91,7 @@ def _try_to_load() -> str:
             return f"the library at {library} cannot be loaded with torch {torch.__version__}: {why}; {REBUILD}"
     if version != __version__:
         return f"the library at {library} is that of fused_adaptive {version}, and this is {__version__}; {REBUILD}"
+    tell = getattr(torch.ops.fused_adaptive, "declarations", str)  # a library without it declares nothing
+    if differs := declarations.difference(tell()):
+        return f"the library at {library} is that of other sources: {differs}; {REBUILD}"
     return ""

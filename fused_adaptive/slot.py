@@ -13,6 +13,7 @@ from torch import Tensor
 from . import masters
 from .backbones import Backbone
 from .checks import check_hyperparameters
+from .declarations import Hyper
 from .state import State, state_dtype
 
 if TYPE_CHECKING:
@@ -102,8 +103,8 @@ def reference_rate(group: dict[str, Any]) -> float:
     return group.get("lr_ref", 0.0)
 
 
-def numbers_of(group: dict[str, Any], lr_scale: float = 0.0, lr_on_device: bool = False) -> tuple[float, ...]:
-    """The numbers of a param group in the order of csrc/backbones.h's Hyper.
+def numbers_of(group: dict[str, Any], lr_scale: float = 0.0, lr_on_device: bool = False) -> Hyper:
+    """The numbers of a param group as the kernels take them.
 
     Args:
         group: any of which the optimizer has.
@@ -115,16 +116,16 @@ def numbers_of(group: dict[str, Any], lr_scale: float = 0.0, lr_on_device: bool 
     """
     try:
         beta1, beta2 = group.get("betas", (0.0, 0.0))
-        return (
-            math.nan if lr_on_device else float(group["lr"]),
-            float(group["weight_decay"]),
-            float(beta1),
-            float(beta2),
-            float(group.get("eps", 0.0)),
-            float(group.get("momentum", 0.0)),
-            float(group.get("dampening", 0.0)),
-            reference_rate(group),
-            lr_scale,
+        return Hyper(
+            lr=math.nan if lr_on_device else float(group["lr"]),
+            weight_decay=float(group["weight_decay"]),
+            beta1=float(beta1),
+            beta2=float(beta2),
+            eps=float(group.get("eps", 0.0)),
+            momentum=float(group.get("momentum", 0.0)),
+            dampening=float(group.get("dampening", 0.0)),
+            lr_ref=reference_rate(group),
+            lr_scale=lr_scale,
         )
     except (TypeError, ValueError, RuntimeError):
         check_hyperparameters(group)  # which names the culprit

@@ -77,7 +77,7 @@ def test_low_precision_is_read_and_rounded_as_torch_does(dtype):
 
     def descend(param: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
         hypers = [1.0] + [0.0] * 8  # p ← p − g
-        backbone = native._number(native.BACKBONES, "SgdPlain")
+        backbone = native.STRUCTURE_NUMBERS["SgdPlain"]
         torch.ops.fused_adaptive.step([param], [grad], [], [], backbone, False, False, hypers, [], [])
         return param
 
@@ -102,8 +102,8 @@ def functional_arguments(capacity: int = 300) -> tuple:
     grads = [torch.randn_like(p) for p in params]
     state = [torch.zeros_like(p) for _ in range(2) for p in params] + [torch.zeros(()) for _ in params]
     hypers = [0.01, 0.1, 0.9, 0.999, 1e-8] + [0.0] * 4
-    roles = [native._number(native.ROLES, name) for name in ("state0", "state1", "step")]
-    return params, grads, state, roles, native._number(native.BACKBONES, "AdamWPlain"), False, False, hypers, [], []
+    roles = [native.ROLE_NUMBERS[name] for name in ("state0", "state1", "step")]
+    return params, grads, state, roles, native.STRUCTURE_NUMBERS["AdamWPlain"], False, False, hypers, [], []
 
 
 def test_the_functional_step_passes_opcheck():

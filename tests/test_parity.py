@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 import fused_adaptive as fa
-from fused_adaptive.backends import native, plans
+from fused_adaptive import declarations
+from fused_adaptive.backends import native
 from fused_adaptive.state import State
 
 from .cases import CASES, KERNELS, Case, Gradients, every_case, parameters
@@ -172,7 +173,7 @@ def test_some_large_odd_tensors(case, dtype, backend):
 @pytest.mark.skipif("native" not in KERNELS, reason=fa.backends.available(["cpu"]).get("native", ""))
 @pytest.mark.parametrize("structure", ["RAdamPlain", "AdaBeliefPlain", "AdaBeliefRectify"])
 def test_a_wrong_kernel_exceeds_the_bound(structure, monkeypatch):
-    monkeypatch.setitem(plans.STATE_NAMES, "AdamW", ("exp_avg", "exp_avg_sq"))
+    monkeypatch.setitem(declarations.STATE_NAMES, "AdamW", ("exp_avg", "exp_avg_sq"))
     monkeypatch.setattr(native, "_structure", lambda *_: structure)
     assert worst_excess(Case("AdamW", "active", True), torch.float32, "native") > 10
 

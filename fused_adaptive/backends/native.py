@@ -7,7 +7,6 @@ gathered anew, and lives as long as they do.
 from __future__ import annotations
 
 import ctypes
-import functools
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -15,14 +14,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .. import _extension, python_calls
+from .. import _extension, declarations, python_calls
+from ..declarations import ROLES, STRUCTURES
 from ..distributed import RowSums
 from ..slot import Slot
 from . import reference
 from .plans import POLICIES, GroupNumbers, dense_copies, gather_state, parked_members, parts, ready
 from .plans import conform as _conform
 from .plans import end_interval as _end_interval
-from .plans import policy_arguments as _policy_arguments
+from .plans import rule_of as _rule_of
 from .plans import scalar as _scalar
 from .plans import structure as _structure
 from .written import Written
@@ -97,17 +97,8 @@ def _on_device(slot: Slot) -> bool:
     return slot.param.device.type != "cpu" and bool(slot.group.get("capturable") or slot.group.get("fused"))
 
 
-#: What the library numbers.
-ROLES, BACKBONES, POLICY_KINDS = range(3)
-
-
-@functools.cache
-def _numbers(what: int) -> dict[str, int]:
-    return {name: i for i, name in enumerate(torch.ops.fused_adaptive.names(what).split(","))}
-
-
-def _number(what: int, name: str) -> int:
-    return _numbers(what)[name]
+#: The numbers of what operators take by number.
+ROLE_NUMBERS, STRUCTURE_NUMBERS = ({name: i for i, name in enumerate(table)} for table in (ROLES, STRUCTURES))
 
 
 class Plan:
@@ -141,7 +132,7 @@ class Plan:
             self._dense,
             [group_numbers[id(slot.group)] for slot in slots],
             [slot.index for slot in slots],
-            [_number(BACKBONES, _structure(self._backbone.name, group)) for group in self._groups],
+            [STRUCTURE_NUMBERS[_structure(self._backbone.name, group)] for group in self._groups],
             [not group["decoupled_weight_decay"] for group in self._groups],
             [bool(group["maximize"]) for group in self._groups],
             _on_device(slots[0]),
@@ -154,12 +145,13 @@ class Plan:
         if self._parked:
             ops.plan_parked(number, list(self._parked))
         for role, members in bound.items():
-            ops.plan_bind(number, _number(ROLES, role), list(members), list(members.values()))
+            ops.plan_bind(number, ROLE_NUMBERS[role], list(members), list(members.values()))
         position = {id(slot): i for i, slot in enumerate(slots)}
         for policy, members in gathered.members.items():
             own = [position[id(slot)] for slot in members if id(slot) in position]
             if own and policy.adapts and not policy.naive:
-                ops.plan_policy(number, _number(POLICY_KINDS, type(policy).__name__), own, _policy_arguments(policy))
+                kind = declarations.POLICIES.index(type(policy).__name__)
+                ops.plan_policy(number, kind, own, _rule_of(policy))
         self._share(number)
         ops.plan_finish(number)
         # What the plan has addresses of, and asks for at every step: it owns none of it.

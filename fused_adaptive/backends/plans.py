@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..checkpoint import specs
+from ..declarations import OUTCOMES, SOURCES, Rule, role_of
 from ..policies import ActiveLR, FixedLR, Hypergradient, Policy, TrainableLR
 from ..slot import Slot, has_rate, numbers_of, reference_rate
 from ..state import state_dtype
@@ -28,40 +29,8 @@ if TYPE_CHECKING:
 #: The policies that kernels know.
 POLICIES = (FixedLR, ActiveLR, TrainableLR, Hypergradient)
 
-#: The backbone's state in the order of its struct in csrc/backbones.h.
-STATE_NAMES = {
-    "SGD": ("momentum_buffer",),
-    "AdamW": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
-    "RAdam": ("exp_avg", "exp_avg_sq"),
-    "AdaBelief": ("exp_avg", "exp_avg_var", "max_exp_avg_var"),
-}
-#: What else the kernels see of a state, by the role it plays there (csrc/tensors.cpp, backends/triton/tables.py).
-ROLES = {
-    "element_gain": "element_gain",
-    "grad_sum": "grad_sum",
-    "grad_sign_prev": "grad_sign_prev",
-    "grad_mean_sum": "grad_mean_sum",
-    "grad_mean_prev": "previous",
-    "direction_prev": "previous",
-    "interval_start": "interval_start",
-    "master_low": "master_low",
-    "step": "step",
-    "gain": "gain",
-    "lr_sum": "lr_sum",
-    "lr_last": "lr_last",
-    "active_step": "active_step",
-    "active_applied": "active_applied",
-    "tlr_step": "tlr_step",
-    "tlr_applied": "tlr_applied",
-    "tlr_applied_prev": "tlr_applied_prev",
-    "direction_valid": "direction_valid",
-    "rounding_step": "rounding_step",
-}
-
-
-#: What ``take_gradients`` returns: the step can be taken; a gradient cannot be used as it is; build the plan anew
-#: (csrc/tensors.h has the same).
-READY, GRADIENTS, STALE = range(3)
+#: What ``take_gradients`` returns.
+READY, GRADIENTS, STALE = range(len(OUTCOMES))
 
 
 class AnyPlan(Protocol):
@@ -196,7 +165,7 @@ def gather_state(
         if i not in parked:
             _check_memory(slot.param, "data", slot)
         # What the group's backbone and policies name: what else is there belongs to those of before.
-        named, order = specs(backbone, slot.group, slot.param.dtype), STATE_NAMES[backbone.name]
+        named = specs(backbone, slot.group, slot.param.dtype)
         if "momentum_buffer" in named and "momentum_buffer" not in slot.state and slot.applies:
             slot.state["momentum_buffer"] = torch.zeros_like(param, dtype=state_dtype(param))
             first.append(i)
@@ -210,7 +179,7 @@ def gather_state(
                 )
             value = slot.state[name]
             _check_memory(value, name, slot)
-            role = f"state{order.index(name)}" if name in order else ROLES[name]
+            role = role_of(backbone.name, name)
             if value.shape == param.shape and value.stride() != param.stride():
                 value = slot.state[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
             bound.setdefault(role, {})[i] = value
@@ -272,25 +241,29 @@ def _lr_on(device: torch.device, lr: Any) -> Tensor | None:
     return lr if isinstance(lr, Tensor) and device.type != "cpu" and lr.device == device else None
 
 
-def policy_arguments(policy: Policy) -> list[float]:
-    """In the order of TensorPlan::add_policy in csrc/tensors.cpp."""
+def rule_of(policy: Policy) -> Rule:
+    """A policy's arguments as the kernels take them."""
+
+    def number(name: str, default: float) -> float:
+        value = getattr(policy, name, default)
+        return math.nan if value is None else float(value)
+
     lowest, highest = getattr(policy, "gain_bounds", None) or (-math.inf, math.inf)
-    high, increment, eta = (getattr(policy, name, None) for name in ("high", "increment", "eta"))
-    sources = ("displacement", "gradient", "preconditioned")
-    return [
-        float(policy.interval or 0),
-        float(getattr(policy, "granularity", "global") == "tensor"),
-        lowest,
-        highest,
-        math.nan if increment is None else increment,
-        high or 0.0,
-        getattr(policy, "low", 1.0),
-        float(getattr(policy, "on_zero", "") == "hold"),
-        getattr(policy, "c", 0.0),
-        float(sources.index(policy.source)) if isinstance(policy, TrainableLR) and policy.source else 0.0,
-        math.nan if eta is None else eta,
-        getattr(policy, "hyper_lr", 0.0),
-    ]
+    source = getattr(policy, "source", None)
+    return Rule(
+        interval=float(policy.interval or 0),
+        per_tensor=float(getattr(policy, "granularity", "global") == "tensor"),
+        lowest=lowest,
+        highest=highest,
+        increment=number("increment", math.nan),
+        high=getattr(policy, "high", None) or 0.0,
+        low=number("low", 1.0),
+        holds=float(getattr(policy, "on_zero", "") == "hold"),
+        c=number("c", 0.0),
+        source=float(SOURCES.index(source)) if source else 0.0,
+        eta=number("eta", math.nan),
+        hyper_lr=number("hyper_lr", 0.0),
+    )
 
 
 def conform(grad: Tensor, param: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import fused_adaptive as fa
-from fused_adaptive import gather, reference_rates
+from fused_adaptive import declarations, gather, reference_rates
 from fused_adaptive.backends import plans
 from fused_adaptive.checkpoint import specs
 from fused_adaptive.policies import ActiveLR, Hypergradient, TrainableLR, from_plain
@@ -20,46 +20,9 @@ from fused_adaptive.slot import numbers_of, reference_rate
 
 from . import build
 
-#: In the order of csrc/plan.h's Role, after the parameter and the backbone's three.
-ROLES = [
-    "element_gain",
-    "grad_sum",
-    "grad_sign_prev",
-    "grad_mean_sum",
-    "previous",
-    "interval_start",
-    "master_low",
-    "step",
-    "gain",
-    "lr_sum",
-    "lr_last",
-    "active_step",
-    "active_applied",
-    "tlr_step",
-    "tlr_applied",
-    "tlr_applied_prev",
-    "direction_valid",
-    "rounding_step",
-]
-STATES = {
-    "SGD": ("momentum_buffer",),
-    "AdamW": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
-    "RAdam": ("exp_avg", "exp_avg_sq"),
-    "AdaBelief": ("exp_avg", "exp_avg_var", "max_exp_avg_var"),
-}
-#: In the order of FA_FOR_EACH_BACKBONE.
-BACKBONES = [
-    "SgdPlain",
-    "SgdMomentum",
-    "SgdNesterov",
-    "AdamWPlain",
-    "AdamWAmsgrad",
-    "RAdamPlain",
-    "AdaBeliefPlain",
-    "AdaBeliefAmsgrad",
-    "AdaBeliefRectify",
-    "AdaBeliefRectifyAmsgrad",
-]
+#: Of a member, after the parameter and the backbone's three.
+ROLES = list(declarations.ROLES)[4:]
+BACKBONES = list(declarations.STRUCTURES)
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
@@ -162,7 +125,7 @@ class Emulated:
             scalar = next((number[p] for p in policies if isinstance(p, (TrainableLR, Hypergradient))), -1)
             for p in group["params"]:
                 state = self._complete(p, group)
-                names = STATES[backbone.name]
+                names = declarations.STATE_NAMES[backbone.name]
                 if backbone.name == "SGD":
                     names = names if group["momentum"] else ()
                 own = {**state, **({"momentum_buffer": self._buffers[p]} if p in self._buffers else {})}
@@ -200,7 +163,7 @@ class Emulated:
 
     def _add_policy(self, policy: Any) -> None:
         kind = [isinstance(policy, c) for c in (ActiveLR, TrainableLR, Hypergradient)].index(True)
-        arguments = plans.policy_arguments(policy)
+        arguments = plans.rule_of(policy)
         self.lib.emulation_policy(self._plan, kind, (ctypes.c_double * len(arguments))(*arguments))
 
 

@@ -48,7 +48,7 @@ void emulation_group(Emulated* e, int backbone, int coupled, int maximize) {
 }
 
 void emulation_policy(Emulated* e, int kind, const double* arguments) {
-  e->plan.policies.push_back({rule_of(static_cast<PolicyKind>(kind), arguments), {}});
+  e->plan.policies.push_back({rule_of(static_cast<PolicyKind>(kind), *reinterpret_cast<const Arguments*>(arguments)), {}});
 }
 
 void emulation_member(Emulated* e, void* const* at, int64_t numel, int64_t index, int group, int active, int scalar,

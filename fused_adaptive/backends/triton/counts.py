@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ...declarations import ROLES
 from ...policies import ActiveLR, Hypergradient, Policy, TrainableLR
 
 #: The roles that are counts: on the host, or on the device where the group is capturable or fused.
-COUNTERS = ("step", "active_step", "active_applied", "tlr_step", "tlr_applied", "tlr_applied_prev", "direction_valid")
+COUNTERS = tuple(name for name, role in ROLES.items() if role.dtype in ("step", "int64") and name != "rounding_step")
 
 
 class HostCounts:

@@ -4,34 +4,45 @@ from __future__ import annotations
 
 import triton.language as tl
 
-# A row of `tensors`, int64, a parameter. Addresses are the device's; where the counts live on the host, they are those
-# of its mirrors.
-PARAM = tl.constexpr(0)
-STATE0 = tl.constexpr(1)  # the backbone's, in the order of plans.STATE_NAMES
-STATE1 = tl.constexpr(2)
-STATE2 = tl.constexpr(3)
-ELEMENT_GAIN = tl.constexpr(4)
-GRAD_SUM = tl.constexpr(5)
-SIGN_PREV = tl.constexpr(6)
-MEAN_SUM = tl.constexpr(7)
-PREVIOUS = tl.constexpr(8)  # grad_mean_prev or direction_prev
-START = tl.constexpr(9)
-GAIN = tl.constexpr(10)
-LR_SUM = tl.constexpr(11)
-LR_LAST = tl.constexpr(12)
-STEP = tl.constexpr(13)
-ACTIVE_STEP = tl.constexpr(14)
-ACTIVE_APPLIED = tl.constexpr(15)
-TLR_STEP = tl.constexpr(16)
-TLR_APPLIED = tl.constexpr(17)
-TLR_APPLIED_PREV = tl.constexpr(18)
-DIRECTION_VALID = tl.constexpr(19)
-NUMEL = tl.constexpr(20)
-INDEX = tl.constexpr(21)  # position over all param groups
-GROUP = tl.constexpr(22)
-ACTIVE = tl.constexpr(23)  # row of its ActiveLR in `rules`; -1: none
-SCALAR = tl.constexpr(24)  # of its TrainableLR or Hypergradient
-TRAITS = tl.constexpr(25)
+from ...declarations import POLICIES, ROLES, SOURCES, Hyper, Rule
+
+
+def _column(role: str) -> tl.constexpr:
+    return tl.constexpr(list(ROLES).index(role))
+
+
+def _argument(name: str) -> tl.constexpr:
+    return tl.constexpr(1 + Rule._fields.index(name))
+
+
+# A row of `tensors`, int64, a parameter: a column for each role, then what else there is of it. Addresses are the
+# device's; where the counts live on the host, they are those of its mirrors.
+PARAM = _column("param")
+STATE0 = _column("state0")
+STATE1 = _column("state1")
+STATE2 = _column("state2")
+ELEMENT_GAIN = _column("element_gain")
+GRAD_SUM = _column("grad_sum")
+SIGN_PREV = _column("grad_sign_prev")
+MEAN_SUM = _column("grad_mean_sum")
+PREVIOUS = _column("previous")
+START = _column("interval_start")
+GAIN = _column("gain")
+LR_SUM = _column("lr_sum")
+LR_LAST = _column("lr_last")
+STEP = _column("step")
+ACTIVE_STEP = _column("active_step")
+ACTIVE_APPLIED = _column("active_applied")
+TLR_STEP = _column("tlr_step")
+TLR_APPLIED = _column("tlr_applied")
+TLR_APPLIED_PREV = _column("tlr_applied_prev")
+DIRECTION_VALID = _column("direction_valid")
+NUMEL = tl.constexpr(len(ROLES))
+INDEX = tl.constexpr(len(ROLES) + 1)  # position over all param groups
+GROUP = tl.constexpr(len(ROLES) + 2)
+ACTIVE = tl.constexpr(len(ROLES) + 3)  # row of its ActiveLR in `rules`; -1: none
+SCALAR = tl.constexpr(len(ROLES) + 4)  # of its TrainableLR or Hypergradient
+TRAITS = tl.constexpr(len(ROLES) + 5)
 TENSOR_FIELDS = tl.constexpr(32)
 
 # TRAITS.
@@ -46,41 +57,41 @@ AT_FIVE = tl.constexpr(128)  # rectified from ρ = 5 on, not only beyond
 COUPLES = tl.constexpr(256)
 HAS_MOMENTS = tl.constexpr(512)
 
-# A row of `hypers`, float64, a param group: as plans.GroupNumbers gives them.
-LR = tl.constexpr(0)
-WEIGHT_DECAY = tl.constexpr(1)
-BETA1 = tl.constexpr(2)
-BETA2 = tl.constexpr(3)
-EPS = tl.constexpr(4)
-MOMENTUM = tl.constexpr(5)
-DAMPENING = tl.constexpr(6)
-LR_REF = tl.constexpr(7)
-LR_SCALE = tl.constexpr(8)
-HYPER_FIELDS = tl.constexpr(9)
+# A row of `hypers`, float64, a param group.
+LR = tl.constexpr(Hyper._fields.index("lr"))
+WEIGHT_DECAY = tl.constexpr(Hyper._fields.index("weight_decay"))
+BETA1 = tl.constexpr(Hyper._fields.index("beta1"))
+BETA2 = tl.constexpr(Hyper._fields.index("beta2"))
+EPS = tl.constexpr(Hyper._fields.index("eps"))
+MOMENTUM = tl.constexpr(Hyper._fields.index("momentum"))
+DAMPENING = tl.constexpr(Hyper._fields.index("dampening"))
+LR_REF = tl.constexpr(Hyper._fields.index("lr_ref"))
+LR_SCALE = tl.constexpr(Hyper._fields.index("lr_scale"))
+HYPER_FIELDS = tl.constexpr(len(Hyper._fields))
 
-# A row of `rules`, float64, a policy: its kind, then what plans.policy_arguments() gives.
+# A row of `rules`, float64, a policy: its kind, then its rule.
 KIND = tl.constexpr(0)
-INTERVAL = tl.constexpr(1)
-PER_TENSOR = tl.constexpr(2)
-LOWEST = tl.constexpr(3)
-HIGHEST = tl.constexpr(4)
-INCREMENT = tl.constexpr(5)  # NaN: none
-HIGH = tl.constexpr(6)
-LOW = tl.constexpr(7)
-HOLDS = tl.constexpr(8)
-GROWTH = tl.constexpr(9)  # TrainableLR's c
-SOURCE = tl.constexpr(10)
-ETA = tl.constexpr(11)  # NaN: none
-HYPER_LR = tl.constexpr(12)
-RULE_FIELDS = tl.constexpr(13)
+INTERVAL = _argument("interval")
+PER_TENSOR = _argument("per_tensor")
+LOWEST = _argument("lowest")
+HIGHEST = _argument("highest")
+INCREMENT = _argument("increment")
+HIGH = _argument("high")
+LOW = _argument("low")
+HOLDS = _argument("holds")
+GROWTH = _argument("c")
+SOURCE = _argument("source")
+ETA = _argument("eta")
+HYPER_LR = _argument("hyper_lr")
+RULE_FIELDS = tl.constexpr(1 + len(Rule._fields))
 
-ACTIVE_LR = tl.constexpr(0)
-TRAINABLE_LR = tl.constexpr(1)
-HYPERGRADIENT = tl.constexpr(2)
+ACTIVE_LR = tl.constexpr(POLICIES.index("ActiveLR"))
+TRAINABLE_LR = tl.constexpr(POLICIES.index("TrainableLR"))
+HYPERGRADIENT = tl.constexpr(POLICIES.index("Hypergradient"))
 
-DISPLACEMENT = tl.constexpr(0)
-GRADIENT = tl.constexpr(1)
-PRECONDITIONED = tl.constexpr(2)
+DISPLACEMENT = tl.constexpr(SOURCES.index("displacement"))
+GRADIENT = tl.constexpr(SOURCES.index("gradient"))
+PRECONDITIONED = tl.constexpr(SOURCES.index("preconditioned"))
 
 # A row of `scalars`, float64, a parameter: what all its elements share in a step, written by `prepare`.
 S_GRAD_FACTOR = tl.constexpr(0)  # 1/grad_scale, negative when maximizing

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...declarations import ROLES
 from ...policies import Hypergradient, Policy, TrainableLR
 from ...slot import Slot
 from ...state import state_dtype
@@ -96,9 +97,9 @@ class Plan:
         for role, own in self._bound.items():
             for i, t in own.items():
                 p, index = self._dense[i], self._slots[i].index
-                shaped = t.shape == p.shape and (t.dim() or p.dim() == 0) and role not in _NUMBERS
+                shaped = t.shape == p.shape and (t.dim() or p.dim() == 0) and ROLES[role].shaped
                 device = self.device if self.on_device or role not in COUNTERS else torch.device("cpu")
-                if not (shaped or (role in _NUMBERS and t.numel() == 1)) or t.dtype not in _dtypes(role, p):
+                if not (shaped or (not ROLES[role].shaped and t.numel() == 1)) or t.dtype not in _dtypes(role, p):
                     raise RuntimeError(
                         f"the state {role!r} of parameter {index} has the wrong shape or dtype ({t.dtype})"
                     )
@@ -338,17 +339,11 @@ class Plan:
 
 
 #: Roles of one element.
-_NUMBERS = ("gain", "lr_sum", "lr_last", *COUNTERS)
-
-
 def _dtypes(role: str, param: Tensor) -> tuple[torch.dtype, ...]:
-    if role == "step":
+    declared = ROLES[role].dtype
+    if declared == "step":
         return torch.float32, torch.float64
-    if role in COUNTERS:
-        return (torch.int64,)
-    if role in _NUMBERS:
-        return (torch.float64,)
-    return (torch.int8 if role == "grad_sign_prev" else state_dtype(param),)
+    return (state_dtype(param) if declared == "state" else getattr(torch, declared),)
 
 
 def _forms(tensors: Sequence[Tensor]) -> list[Any]:

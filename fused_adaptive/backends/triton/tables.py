@@ -11,34 +11,16 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from ... import declarations
+from ...declarations import ROLES
 from ...policies import ActiveLR, Hypergradient, Policy, TrainableLR
 from ...slot import CHUNK, Slot
 from .. import plans
 from . import fields, math
 from .counts import COUNTERS
 
-#: The arrays and numbers of a tensor's row, by the role that plans.gather_state gives them.
-COLUMNS: dict[str, tl.constexpr] = {
-    "state0": fields.STATE0,
-    "state1": fields.STATE1,
-    "state2": fields.STATE2,
-    "element_gain": fields.ELEMENT_GAIN,
-    "grad_sum": fields.GRAD_SUM,
-    "grad_sign_prev": fields.SIGN_PREV,
-    "grad_mean_sum": fields.MEAN_SUM,
-    "previous": fields.PREVIOUS,
-    "interval_start": fields.START,
-    "gain": fields.GAIN,
-    "lr_sum": fields.LR_SUM,
-    "lr_last": fields.LR_LAST,
-    "step": fields.STEP,
-    "active_step": fields.ACTIVE_STEP,
-    "active_applied": fields.ACTIVE_APPLIED,
-    "tlr_step": fields.TLR_STEP,
-    "tlr_applied": fields.TLR_APPLIED,
-    "tlr_applied_prev": fields.TLR_APPLIED_PREV,
-    "direction_valid": fields.DIRECTION_VALID,
-}
+#: The columns of a tensor's row, by the role that plans.gather_state gives a tensor.
+COLUMNS = {role: column for column, role in enumerate(ROLES)}
 KINDS = {ActiveLR: fields.ACTIVE_LR, TrainableLR: fields.TRAINABLE_LR, Hypergradient: fields.HYPERGRADIENT}
 SOURCES = {"displacement": fields.DISPLACEMENT, "gradient": fields.GRADIENT, "preconditioned": fields.PRECONDITIONED}
 
@@ -50,25 +32,28 @@ class Structure:
     update: Any
     direction: Any
     states: int
-    traits: int = 0
+    traits: int
 
 
 _MOMENTS = fields.HAS_MOMENTS.value
 _RECTIFIES = _MOMENTS | fields.RECTIFIES.value
 _AT_FIVE = _RECTIFIES | fields.AT_FIVE.value
 
-#: By the names of the structs in csrc/backbones.h.
+_RULES: dict[str, tuple[Any, Any, int]] = {
+    "SgdPlain": (math.sgd_plain, None, 0),
+    "SgdMomentum": (math.sgd_momentum, math.momentum, 0),
+    "SgdNesterov": (math.sgd_nesterov, None, 0),
+    "AdamWPlain": (math.adam, math.quotient, _MOMENTS),
+    "AdamWAmsgrad": (math.adam_amsgrad, math.quotient_of_max, _MOMENTS),
+    "RAdamPlain": (math.adam, math.quotient, _RECTIFIES),
+    "AdaBeliefPlain": (math.belief, math.quotient, _MOMENTS),
+    "AdaBeliefAmsgrad": (math.belief_amsgrad, math.quotient_of_max, _MOMENTS),
+    "AdaBeliefRectify": (math.belief, math.quotient, _AT_FIVE),
+    "AdaBeliefRectifyAmsgrad": (math.belief_amsgrad, math.quotient_of_max, _AT_FIVE),
+}
 STRUCTURES = {
-    "SgdPlain": Structure(math.sgd_plain, None, 0),
-    "SgdMomentum": Structure(math.sgd_momentum, math.momentum, 1),
-    "SgdNesterov": Structure(math.sgd_nesterov, None, 1),
-    "AdamWPlain": Structure(math.adam, math.quotient, 2, _MOMENTS),
-    "AdamWAmsgrad": Structure(math.adam_amsgrad, math.quotient_of_max, 3, _MOMENTS),
-    "RAdamPlain": Structure(math.adam, math.quotient, 2, _RECTIFIES),
-    "AdaBeliefPlain": Structure(math.belief, math.quotient, 2, _MOMENTS),
-    "AdaBeliefAmsgrad": Structure(math.belief_amsgrad, math.quotient_of_max, 3, _MOMENTS),
-    "AdaBeliefRectify": Structure(math.belief, math.quotient, 2, _AT_FIVE),
-    "AdaBeliefRectifyAmsgrad": Structure(math.belief_amsgrad, math.quotient_of_max, 3, _AT_FIVE),
+    name: Structure(update, direction, declarations.STRUCTURES[name].states, traits)
+    for name, (update, direction, traits) in _RULES.items()
 }
 
 #: How parameters are stored, and what they are computed in. bfloat16 is loaded as its bits.
@@ -174,7 +159,7 @@ class Tables:
         self.structures = [STRUCTURES[plans.structure(slot.backbone.name, slot.group)] for slot in slots]
         rows = self._rows(slots, params, bound, members, coupled, on_device)
         self.tensors = self._table(rows)
-        self.rules = self._table([[KINDS[type(p)].value, *plans.policy_arguments(p)] for p in self.policies] or [[0.0]])
+        self.rules = self._table([[KINDS[type(p)].value, *plans.rule_of(p)] for p in self.policies] or [[0.0]])
         kinds: dict[Kind, list[int]] = {}
         for i, (p, row) in enumerate(zip(params, rows, strict=True)):
             kinds.setdefault(self._kind(i, p.dtype, row, coupled[i]), []).append(i)
@@ -210,7 +195,7 @@ class Tables:
         for role, tensors in bound.items():
             mirrored = role in COUNTERS and not on_device
             for i, tensor in tensors.items():
-                rows[i][COLUMNS[role].value] = self.mirror(i, role) if mirrored else tensor.data_ptr()
+                rows[i][COLUMNS[role]] = self.mirror(i, role) if mirrored else tensor.data_ptr()
         for i, (slot, p, row) in enumerate(zip(slots, params, rows, strict=True)):
             traits = self.structures[i].traits
             step = bound.get("step", {}).get(i)
