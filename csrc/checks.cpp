@@ -85,7 +85,7 @@ void TensorPlan::take(size_t member, const View& grad) {
   if (kStructures[plan_.groups[m.group].backbone].is_lazy && m.at[kState0] == nullptr) lacks_state_ = true;
 }
 
-Outcome TensorPlan::end_check() {
+Readiness TensorPlan::end_check() {
   if (is_stale_ || lacks_state_) return kStale;
   if (!are_usable_) return kGradients;
   FA_CHECK(overwritten_ < 0, "the gradient of parameter ", plan_.members[static_cast<size_t>(overwritten_)].index,

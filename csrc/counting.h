@@ -1,12 +1,11 @@
-// What a step does to the numbers that a tensor has one of, where the host can reach them: counts, gains, sums of
-// rates.
+// What executors need to know of a plan's members besides intervals.h.
 #pragma once
 
 #include <algorithm>
 #include <limits>
 #include <vector>
 
-#include "plan.h"
+#include "intervals.h"
 
 namespace fused_adaptive {
 
@@ -16,18 +15,13 @@ inline int mode_of(const Member& m) {
   return (m.active >= 0 ? kScalesElements : 0) | (m.at[kMeanSum] != nullptr ? kAddsMean : 0);
 }
 
-inline double step_count(const Member& m) {
-  if (m.at[kStep] == nullptr) return 0;
-  return m.step_is_double ? *static_cast<double*>(m.at[kStep]) : *static_cast<float*>(m.at[kStep]);
-}
-
-inline void count_step(const Member& m) {
-  if (m.at[kStep] == nullptr) return;
-  if (m.step_is_double) {
-    *static_cast<double*>(m.at[kStep]) += 1;
-  } else {
-    *static_cast<float*>(m.at[kStep]) += 1;
-  }
+// The numbers of a tensor whose counts, gains and sums are all the host's.
+inline Numbers numbers_of(const Member& m) {
+  const auto real = [&](Role role) { return static_cast<double*>(m.at[role]); };
+  const auto whole = [&](Role role) { return static_cast<int64_t*>(m.at[role]); };
+  return {real(kTensorGain),      real(kLrSum),           real(kLrLast),        m.at[kStep],
+          whole(kActiveStep),     whole(kActiveApplied),  whole(kTlrStep),      whole(kTlrApplied),
+          whole(kTlrAppliedPrev), whole(kDirectionValid), whole(kRoundingStep), m.step_is_double};
 }
 
 inline Noise noise_of(const Member& m) {
@@ -35,17 +29,8 @@ inline Noise noise_of(const Member& m) {
           static_cast<uint32_t>(m.index)};
 }
 
-inline void count_rounding(const Member& m) {
-  if (m.grad != nullptr && m.at[kRoundingStep] != nullptr) count(m, kRoundingStep) += 1;
-}
-
 inline double tensor_gain(const Member& m) {
   return m.at[kTensorGain] == nullptr ? 1.0 : *static_cast<double*>(m.at[kTensorGain]);
-}
-
-inline void ascend(const Member& m, const Policy& policy, double amount) {
-  double& gain = *static_cast<double*>(m.at[kTensorGain]);
-  gain = ascended(gain, amount, policy.lowest, policy.highest);
 }
 
 // Without decay the parameter stays out of the gradient, were it infinite.
@@ -63,63 +48,10 @@ inline std::vector<bool> ending_policies(const Plan& plan) {
   std::vector<bool> ending;
   for (const Policy& policy : plan.policies) {
     const Role counter = policy.kind == PolicyKind::active ? kActiveStep : kTlrStep;
-    const bool counts = policy.kind != PolicyKind::hypergradient && policy.interval > 0 && !policy.members.empty();
-    ending.push_back(counts && count(plan.members[policy.members[0]], counter) + 1 >= policy.interval);
+    const bool counts = policy.kind != PolicyKind::hypergradient && !policy.members.empty();
+    ending.push_back(counts && ends_at(policy, count(plan.members[policy.members[0]], counter) + 1));
   }
   return ending;
-}
-
-inline void count_active(Plan& plan, const Policy& policy, const std::vector<Hyper>& hypers) {
-  for (int i : policy.members) {
-    const Member& m = plan.members[i];
-    count(m, kActiveStep) += 1;
-    if (m.grad == nullptr) continue;
-    count(m, kActiveApplied) = counted(count(m, kActiveApplied), hypers[m.group].has_rate());
-  }
-}
-
-// Hypergradient: tensors that have moved have a direction of the last step.
-inline void note_directions(Plan& plan, const Policy& policy) {
-  for (int i : policy.members) {
-    if (plan.members[i].grad != nullptr) count(plan.members[i], kDirectionValid) = 1;
-  }
-}
-
-inline void restart_active(Plan& plan, const Policy& policy) {
-  for (int i : policy.members) count(plan.members[i], kActiveStep) = count(plan.members[i], kActiveApplied) = 0;
-}
-
-inline void count_trainable_before(Plan& plan, const Policy& policy, const StepInputs& inputs) {
-  for (int i : policy.members) {
-    const Member& m = plan.members[i];
-    const double lr = inputs.hypers[m.group].lr;
-    if (m.grad != nullptr) count(m, kTlrApplied) += 1;
-    if (m.grad != nullptr) *static_cast<double*>(m.at[kLrSum]) += lr * draw(m, inputs);
-    if (policy.has_eta) *static_cast<double*>(m.at[kLrLast]) = lr;
-  }
-}
-
-inline void count_trainable_after(Plan& plan, const Policy& policy) {
-  for (int i : policy.members) count(plan.members[i], kTlrStep) += 1;
-}
-
-inline void restart_counts(const Member& m) {
-  count(m, kTlrStep) = 0;
-  count(m, kTlrApplied) = 0;
-  *static_cast<double*>(m.at[kLrSum]) = 0;
-}
-
-// Whether the tensor could move in its interval; by measured directions, also by its gain.
-inline bool is_measurable(const Member& m, const Policy& policy) {
-  if (*static_cast<double*>(m.at[kLrSum]) == 0) return false;
-  return policy.source == Source::gradient || tensor_gain(m) != 0;
-}
-
-// lr * <sum G, sum G_prev> of one tensor [TLR, D.4].
-inline double slope_of_interval(const Member& m, Products products) {
-  const double steps = static_cast<double>(count(m, kTlrApplied)) * static_cast<double>(count(m, kTlrAppliedPrev));
-  count(m, kTlrAppliedPrev) = count(m, kTlrApplied);
-  return *static_cast<double*>(m.at[kLrLast]) * (products.num * steps);
 }
 
 // The tensors of a policy, parted by gain: calls body(begin, end) with their numbers.

@@ -68,11 +68,4 @@ FA_INLINE double ascended(double gain, double amount, double lowest, double high
   return bounded(gain + amount > 0 ? gain + amount : 0, lowest, highest);
 }
 
-// ActiveLR's count of applied steps, after one more: negative if that one had no rate, since intervals that end by hand
-// have to know.
-FA_INLINE int64_t counted(int64_t applied, bool has_rate) {
-  const int64_t steps = (applied < 0 ? -applied : applied) + 1;
-  return has_rate ? steps : -steps;
-}
-
 }  // namespace fused_adaptive

@@ -96,7 +96,7 @@ int64_t plan_check(int64_t number, Tensors held, Tensors grads, Ints absent) {
     FA_CHECK(next < grads.size(), "absent must be ascending");
     offer(*plan, i, grads[next++]);
   }
-  const Outcome outcome = plan->end_check();
+  const Readiness outcome = plan->end_check();
   plan->keep(std::move(grads));  // which the dispatcher may have made
   return outcome;
 }
@@ -141,7 +141,7 @@ void step(Tensors params, Tensors grads, Tensors state, Ints roles, int64_t back
   made.finish();
   made.begin_check();
   for (size_t i = 0; i < n; ++i) offer(made, i, grads[i]);
-  const Outcome outcome = made.end_check();
+  const Readiness outcome = made.end_check();
   FA_CHECK(outcome == kReady, outcome == kStale ? "state of the backbone is missing"
                                                 : "gradients must be dense and laid out as their parameters");
   made.step(hypers, draws, grad_scale, found_inf);

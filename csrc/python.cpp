@@ -87,7 +87,7 @@ bool is_negative_view(PyObject* object, const DLTensor& tensor, PyObject* is_neg
   return found != Py_False;
 }
 
-// What read_gradients returns besides an Outcome.
+// What read_gradients returns besides a Readiness.
 enum : int64_t { kRaised = -1, kUnreadable = -2 };
 
 // Looks at the plan's tensors and takes the gradients of its parameters, which are appended to a list. Returns how many
@@ -134,7 +134,7 @@ int64_t take_gradients(TensorPlan& plan, const DLPackExchange* exchange, PyObjec
 //   is_neg: that method of torch.Tensor.
 //   held: a list of the plan's parameters, each followed by its state in the order of binding.
 //   grads: a list, to which the gradients are appended: as long as it lives, they do.
-// Returns: the Outcome, plus 4 for each parameter that has no gradient; kUnreadable if a tensor has no such view;
+// Returns: the Readiness, plus 4 for each parameter that has no gradient; kUnreadable if a tensor has no such view;
 // kRaised
 //   with an error set in Python.
 int64_t read_gradients(int64_t number, const DLPackExchange* exchange, PyObject* is_neg, PyObject* held,

@@ -23,10 +23,10 @@ constexpr RoleInfo kRoleInfo[kRoles] = {
 #undef FA_INFO
 };
 
-// In the order of PolicyKind, Source and Outcome.
+// In the order of PolicyKind, Source and Readiness.
 constexpr const char* kPolicyNames[] = {"ActiveLR", "TrainableLR", "Hypergradient"};
 constexpr const char* kSourceNames[] = {"displacement", "gradient", "preconditioned"};
-constexpr const char* kOutcomeNames[] = {"ready", "gradients", "stale"};
+constexpr const char* kReadinessNames[] = {"ready", "gradients", "stale"};
 
 int checked(const char* what, int64_t number, size_t count) {
   FA_CHECK(number >= 0 && number < static_cast<int64_t>(count), "there is no ", what, " ", number);
@@ -127,7 +127,7 @@ std::string declarations() {
   };
   tell("policies", kPolicyNames);
   tell("sources", kSourceNames);
-  tell("outcomes", kOutcomeNames);
+  tell("readiness", kReadinessNames);
   text << "\n";
   return text.str();
 }

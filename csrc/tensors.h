@@ -47,7 +47,7 @@ struct View {
 };
 
 // What the checks before a step come to: whether a step can be taken, or what has to happen in Python before that.
-enum Outcome : int64_t {
+enum Readiness : int64_t {
   kReady = 0,
   kGradients = 1,  // one of them cannot be used as it is
   kStale = 2,      // addresses have changed, or state is missing: build the plan anew
@@ -84,7 +84,7 @@ class TensorPlan {
   void take(size_t member, const View& grad);
   void leave_out(size_t member) { plan_.members[member].grad = nullptr; }
   void refuse() { are_usable_ = false; }  // a gradient that is nothing to take
-  Outcome end_check();
+  Readiness end_check();
   void keep(std::vector<Tensor> grads) { grads_ = std::move(grads); }
   size_t size() const { return plan_.members.size(); }
 

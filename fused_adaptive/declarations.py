@@ -145,7 +145,7 @@ SOURCES = ("displacement", "gradient", "preconditioned")
 
 #: What a plan's checks come to, in the order of their numbers: a step can be taken; a gradient cannot be used as it
 #: is; the plan has to be built anew.
-OUTCOMES = ("ready", "gradients", "stale")
+READINESS = ("ready", "gradients", "stale")
 
 
 def text() -> str:
@@ -160,7 +160,7 @@ def text() -> str:
         "rule": Rule._fields,
         "policies": POLICIES,
         "sources": SOURCES,
-        "outcomes": OUTCOMES,
+        "readiness": READINESS,
     }
     return "".join(f"{name} {' '.join(entries)}\n" for name, entries in tables.items())
 

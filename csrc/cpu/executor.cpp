@@ -35,6 +35,8 @@ class CpuExecutor : public Executor {
     bins_.push_back(static_cast<int64_t>(pieces_.size()));
     partials_.resize(pieces_.size());
     scalars_.resize(plan.members.size());
+    outcomes_.resize(plan.members.size());
+    uncounted_.resize(plan.members.size());
   }
 
   void step(Plan& plan, const StepInputs& given) override {
@@ -49,26 +51,20 @@ class CpuExecutor : public Executor {
     for (size_t i = 0; i < plan.policies.size(); ++i) {
       Policy& policy = plan.policies[i];
       if (policy.kind == PolicyKind::hypergradient) follow_slope(plan, policy, inputs);
-      if (policy.kind != PolicyKind::trainable) continue;
-      count_trainable_before(plan, policy, inputs);
-      if (ending[i] && policy.source == Source::gradient) {
-        measured[i] = adapt(plan, policy, inputs.hypers, /*with_grads=*/true);
-      }
+      const bool measures = policy.kind == PolicyKind::trainable && policy.source == Source::gradient;
+      if (measures && ending[i]) measured[i] = adapt(plan, policy, inputs.hypers, &inputs);
     }
     update(plan, inputs, ending);
     if (rounds_) {
-      for (const Member& m : plan.members) count_rounding(m);
+      for (const Member& m : plan.members) {
+        if (m.grad != nullptr) numbers_of(m).count_rounding();
+      }
     }
     for (size_t i = 0; i < plan.policies.size(); ++i) {
       Policy& policy = plan.policies[i];
-      if (policy.kind == PolicyKind::active) {
-        ending[i] ? restart_active(plan, policy) : count_active(plan, policy, inputs.hypers);
-      }
-      if (policy.kind == PolicyKind::hypergradient) note_directions(plan, policy);
-      if (policy.kind != PolicyKind::trainable) continue;
-      count_trainable_after(plan, policy);
-      if (!ending[i]) continue;
-      if (policy.source != Source::gradient) measured[i] = adapt(plan, policy, inputs.hypers, /*with_grads=*/false);
+      count(plan, policy, inputs);
+      if (policy.kind != PolicyKind::trainable || !ending[i]) continue;
+      if (policy.source != Source::gradient) measured[i] = adapt(plan, policy, inputs.hypers, nullptr);
       begin_trainable(plan, policy, measured[i]);
     }
   }
@@ -78,12 +74,12 @@ class CpuExecutor : public Executor {
       if (policy.kind == PolicyKind::active) {
         for_pieces([&](const Piece& piece) {
           const Member& m = plan.members[piece.member];
-          if (plan_policy(plan, m.active) != &policy || count(m, kActiveApplied) == 0) return;
-          end_piece(m, piece, policy, hypers[m.group], count(m, kActiveApplied) > 0);
+          if (plan_policy(plan, m.active) != &policy) return;
+          end_piece(m, piece, policy, hypers[m.group], end_by_hand(numbers_of(m)));
         });
-        restart_active(plan, policy);
+        for (int i : policy.members) restart_active(numbers_of(plan.members[i]));
       } else if (policy.kind == PolicyKind::trainable) {
-        begin_trainable(plan, policy, adapt(plan, policy, hypers, /*with_grads=*/false));
+        begin_trainable(plan, policy, adapt(plan, policy, hypers, nullptr));
       }
     }
   }
@@ -91,6 +87,19 @@ class CpuExecutor : public Executor {
  private:
   static const Policy* plan_policy(const Plan& plan, int index) {
     return index < 0 ? nullptr : &plan.policies[static_cast<size_t>(index)];
+  }
+
+  // A step that was taken.
+  static void count(const Plan& plan, const Policy& policy, const StepInputs& inputs) {
+    for (int i : policy.members) {
+      const Member& m = plan.members[i];
+      const Hyper& hyper = inputs.hypers[m.group];
+      if (policy.kind == PolicyKind::active) {
+        count_active(policy, numbers_of(m), m.grad != nullptr, hyper.has_rate());
+      } else {
+        count_scalar(policy, numbers_of(m), m.grad != nullptr, hyper.lr, draw(m, inputs));
+      }
+    }
   }
 
   // Runs body(piece) over the work list on all threads.
@@ -115,8 +124,9 @@ class CpuExecutor : public Executor {
     const Group& group = plan.groups[m.group];
     if (m.grad == nullptr) return;
     const Hyper& hyper = inputs.hypers[m.group];
-    count_step(m);
-    r = cache.get(group.backbone, m.group, hyper, step_count(m));
+    const Numbers numbers = numbers_of(m);
+    numbers.count_step();
+    r = cache.get(group.backbone, m.group, hyper, numbers.step_count());
     r.grad_factor = group.maximize ? -grad_factor_ : grad_factor_;
     r.first = m.first;
     prepare_rate(hyper, draw(m, inputs) * tensor_gain(m), m.adapts, r);
@@ -142,7 +152,6 @@ class CpuExecutor : public Executor {
   void take_piece(const Plan& plan, const Piece& piece, const Scalars<double>& r, const std::vector<Hyper>& hypers,
                   const std::vector<bool>& ending) {
     const Member& m = plan.members[piece.member];
-    const bool adjusts = m.active >= 0 && ending[m.active];
     if (m.grad != nullptr) {
       const bool mean_is_taken =
           m.scalar >= 0 && ending[m.scalar] && plan.policies[m.scalar].source == Source::gradient;
@@ -153,11 +162,10 @@ class CpuExecutor : public Executor {
         update_piece<float>(plan, m, piece, mode, r);
       }
     }
-    if (adjusts && (m.grad != nullptr || count(m, kActiveApplied) != 0)) {
-      const Hyper& hyper = hypers[m.group];
-      end_piece(m, piece, plan.policies[m.active], hyper,
-                m.grad != nullptr ? hyper.has_rate() : count(m, kActiveApplied) > 0);
-    }
+    if (m.active < 0 || !ending[m.active]) return;
+    const Hyper& hyper = hypers[m.group];
+    const Policy& policy = plan.policies[m.active];
+    end_piece(m, piece, policy, hyper, end_in_step(policy, numbers_of(m), m.grad != nullptr, hyper.has_rate()));
   }
 
   template <class T>
@@ -176,9 +184,9 @@ class CpuExecutor : public Executor {
     std::fill_n(at<T>(m, role, piece.begin), piece.n, T(0));
   }
 
-  // ActiveLR's interval ends. adjusts: its last step could move the tensor.
-  void end_piece(const Member& m, const Piece& piece, const Policy& policy, const Hyper& hyper, bool adjusts) {
-    if (!adjusts) {
+  void end_piece(const Member& m, const Piece& piece, const Policy& policy, const Hyper& hyper, const ActiveEnd& end) {
+    if (!end.ends) return;
+    if (!end.adjusts) {
       m.dtype == DType::f64 ? clear<double>(m, kGradSum, piece) : clear<float>(m, kGradSum, piece);
       return;
     }
@@ -198,9 +206,10 @@ class CpuExecutor : public Executor {
     for (int i : policy.members) {
       const Member& m = plan.members[i];
       const Hyper& hyper = inputs.hypers[m.group];
-      if (m.grad == nullptr || !hyper.has_rate() || count(m, kDirectionValid) == 0) continue;
+      const Numbers numbers = numbers_of(m);
+      if (!has_slope(numbers, m.grad != nullptr, hyper.has_rate())) continue;
       Scalars<double>& r = scalars_[i];
-      r = cache.get(plan.groups[m.group].backbone, m.group, hyper, step_count(m));
+      r = cache.get(plan.groups[m.group].backbone, m.group, hyper, numbers.step_count());
       r.grad_factor = plan.groups[m.group].maximize ? -grad_factor_ : grad_factor_;
       r.weight_decay = hyper.weight_decay;
       measured[i] = true;
@@ -213,14 +222,20 @@ class CpuExecutor : public Executor {
       partials_[&piece - pieces_.data()] = {slope, 0};
     });
     sum_products(plan, measured);
+    for (int i : policy.members) {
+      outcomes_[i] = outcome_of_slope(products_[i], measured[i], inputs.hypers[plan.members[i].group].lr);
+    }
+    adapt_gains(plan, policy, inputs.hypers);
+  }
+
+  // What was measured goes into the gains.
+  void adapt_gains(const Plan& plan, const Policy& policy, const std::vector<Hyper>& hypers) {
     for_units(policy, [&](const int* begin, const int* end) {
-      double slope = 0;
-      for (const int* i = begin; i != end; ++i) {
-        if (measured[*i]) slope += inputs.hypers[plan.members[*i].group].lr * products_[*i].num;
-      }
+      Outcome unit = {{0, 0}, 0, false, false};
+      for (const int* i = begin; i != end; ++i) add_outcome(unit, outcomes_[*i]);
       for (const int* i = begin; i != end; ++i) {
         const Member& m = plan.members[*i];
-        ascend(m, policy, ascent(policy.hyper_lr, slope, inputs.hypers[m.group].lr_scale));
+        adapt_gain(policy, unit, hypers[m.group].lr_scale, *numbers_of(m).gain, outcomes_[*i]);
       }
     });
   }
@@ -238,68 +253,51 @@ class CpuExecutor : public Executor {
     return slope;
   }
 
-  // TrainableLR's interval end: inner products, then the gains.
-  std::vector<bool> adapt(Plan& plan, const Policy& policy, const std::vector<Hyper>& hypers, bool with_grads) {
+  // TrainableLR's interval end: inner products, then the gains. before: the step under way, which is not counted yet.
+  std::vector<bool> adapt(Plan& plan, const Policy& policy, const std::vector<Hyper>& hypers,
+                          const StepInputs* before) {
     std::vector<bool> measured(plan.members.size(), false);
-    for (int i : policy.members) measured[i] = is_measurable(plan.members[i], policy);
+    for (int i : policy.members) {
+      const Member& m = plan.members[i];
+      uncounted_[i] = {before != nullptr && m.grad != nullptr,
+                       before != nullptr ? hypers[m.group].lr * draw(m, *before) : 0};
+      measured[i] = is_measurable(policy, numbers_of(m), uncounted_[i]);
+    }
     for_pieces([&](const Piece& piece) {
       const Member& m = plan.members[piece.member];
       if (!measured[piece.member] || plan_policy(plan, m.scalar) != &policy) return;
-      partials_[&piece - pieces_.data()] = m.dtype == DType::f64
-                                               ? measure_piece<double>(plan, m, piece, policy, with_grads)
-                                               : measure_piece<float>(plan, m, piece, policy, with_grads);
+      partials_[&piece - pieces_.data()] = m.dtype == DType::f64 ? measure_piece<double>(plan, m, piece, policy)
+                                                                 : measure_piece<float>(plan, m, piece, policy);
     });
     sum_products(plan, measured);
-    std::vector<bool> restarts(plan.members.size(), false);
-    for_units(policy, [&](const int* begin, const int* end) {
-      adapt_unit(plan, policy, hypers, begin, end, measured, restarts);
-    });
-    if (std::find(restarts.begin(), restarts.end(), true) == restarts.end()) return measured;
+    for (int i : policy.members) {
+      const Member& m = plan.members[i];
+      const Numbers numbers = numbers_of(m);
+      const double lr = before != nullptr || numbers.lr_last == nullptr ? hypers[m.group].lr : *numbers.lr_last;
+      outcomes_[i] = outcome_of_interval(policy, numbers, products_[i], uncounted_[i], lr);
+    }
+    adapt_gains(plan, policy, hypers);
+    const auto restarts = [&](int i) { return outcomes_[i].restarts; };
+    if (std::none_of(policy.members.begin(), policy.members.end(), restarts)) return measured;
     for_pieces([&](const Piece& piece) {
       const Member& m = plan.members[piece.member];
-      if (!restarts[piece.member] || plan_policy(plan, m.scalar) != &policy) return;
+      if (plan_policy(plan, m.scalar) != &policy || !outcomes_[piece.member].restarts) return;
       const int64_t size = m.dtype == DType::f64 ? 8 : 4;
       std::memset(static_cast<char*>(m.at[kPrevious]) + piece.begin * size, 0, static_cast<size_t>(piece.n * size));
     });
     return measured;
   }
 
-  void adapt_unit(Plan& plan, const Policy& policy, const std::vector<Hyper>& hypers, const int* begin, const int* end,
-                  const std::vector<bool>& measured, std::vector<bool>& restarts) {
-    if (std::none_of(begin, end, [&](int i) { return measured[i]; })) return;
-    Products sum = {0, 0};
-    double slope = 0;
-    for (const int* i = begin; i != end; ++i) {
-      if (!measured[*i]) continue;
-      const Products& own = products_[*i];
-      sum.num += own.num;
-      sum.sq += own.sq;
-      if (policy.has_eta) {
-        slope += slope_of_interval(plan.members[*i], own);
-        restarts[*i] = !is_finite(own.num) || !is_finite(own.sq);
-      }
-    }
-    for (const int* i = begin; i != end; ++i) {
-      Member& m = plan.members[*i];
-      if (policy.has_eta) {
-        ascend(m, policy, ascent(policy.eta, slope, hypers[m.group].lr_scale));
-      } else {
-        double& gain = *static_cast<double*>(m.at[kTensorGain]);
-        gain = bounded(gain * newton_factor(sum, policy.c), policy.lowest, policy.highest);
-        restarts[*i] = measured[*i] && (!is_finite(sum.num) || !is_finite(sum.sq));
-      }
-    }
-  }
-
   template <class T>
-  Products measure_piece(const Plan& plan, const Member& m, const Piece& piece, const Policy& policy, bool with_grads) {
+  Products measure_piece(const Plan& plan, const Member& m, const Piece& piece, const Policy& policy) {
     const double factor = plan.groups[m.group].maximize ? -grad_factor_ : grad_factor_;
-    const Measure<T> by = {static_cast<T>(count(m, kTlrApplied)),
-                           static_cast<T>(tensor_gain(m) * *static_cast<double*>(m.at[kLrSum])),
-                           static_cast<T>(factor)};
+    const Numbers numbers = numbers_of(m);
+    const Uncounted& uncounted = uncounted_[piece.member];
+    const Measure<T> by = {static_cast<T>(applied_steps(numbers, uncounted)),
+                           static_cast<T>(*numbers.gain * lr_sum(numbers, uncounted)), static_cast<T>(factor)};
     const auto loop = kernels_.loops<T>().measure[static_cast<int>(policy.source)];
     Products found = {0, 0};
-    Staged<T>(kernels_, m, piece, with_grads).each(false, kChunk, [&](const Block<T>& block) {
+    Staged<T>(kernels_, m, piece, uncounted.applies).each(false, kChunk, [&](const Block<T>& block) {
       found = loop(block, by);
     });
     return found;
@@ -312,7 +310,7 @@ class CpuExecutor : public Executor {
       if (measured[piece.member] || plan_policy(plan, m.scalar) != &policy) return;
       m.dtype == DType::f64 ? begin_piece<double>(m, piece) : begin_piece<float>(m, piece);
     });
-    for (int i : policy.members) restart_counts(plan.members[i]);
+    for (int i : policy.members) restart_trainable(numbers_of(plan.members[i]));
   }
 
   template <class T>
@@ -336,6 +334,8 @@ class CpuExecutor : public Executor {
   std::vector<int> not_whole_;  // the members of no piece or of several
   bool rounds_ = false;
   std::vector<Products> partials_, products_;
+  std::vector<Outcome> outcomes_;     // by member
+  std::vector<Uncounted> uncounted_;  // likewise
   std::vector<Scalars<double>> scalars_;
   double grad_factor_ = 1;
 };

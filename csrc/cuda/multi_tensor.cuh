@@ -14,12 +14,10 @@ struct Setup {
   BackboneScalars backbone;
   Scalars<T> scalars;
   const void* grad;
-  bool steps;    // it has a gradient
-  bool wide;     // 16 bytes at a time
-  bool ends;     // ActiveLR's interval ends
-  bool adjusts;  // and the last step could move the tensor
-  bool fresh;    // its sum of gradients is still 0
-  bool adds;     // the gradient goes into grad_mean_sum
+  bool steps;  // it has a gradient
+  bool wide;   // 16 bytes at a time
+  bool adds;   // the gradient goes into grad_mean_sum
+  ActiveEnd end;
   uint32_t rounding_step;
 };
 
@@ -30,25 +28,23 @@ __device__ FA_NOINLINE void set_up(const Step& step, int tensor, Setup<T>& s) {
   s.grad = grad_of(step, tensor);
   s.steps = s.grad != nullptr;
   s.wide = is_wide(x, s.grad);
-  s.ends = s.adjusts = s.fresh = s.adds = false;
-  s.rounding_step = x.rounding_step != nullptr ? static_cast<uint32_t>(*x.rounding_step) : 0;
-  const double t = step_count(x) + 1;
+  s.end = {};
+  s.adds = false;
+  const Numbers& n = x.numbers;
+  s.rounding_step = n.rounding_step != nullptr ? static_cast<uint32_t>(*n.rounding_step) : 0;
+  const double t = n.step_count() + 1;
   const Hyper hyper = hyper_of(step, x.group);
   Scalars<double>& r = backbone_scalars<Backbone>(s.backbone, hyper, x.group, t);
-  prepare_rate(hyper, draw_of(step, x) * (x.gain != nullptr ? *x.gain : 1.0), x.adapts, r);
+  prepare_rate(hyper, draw_of(step, x) * (n.gain != nullptr ? *n.gain : 1.0), x.adapts, r);
   r.grad_factor = grad_factor_of(step, x);
   r.first = t == 1;
   if (kMode & kScalesElements) {
     const Rule& rule = step.rules[x.active];
-    s.fresh = *x.active_applied == 0;
-    s.ends = ends_at(rule, *x.active_step + 1) && (s.steps || !s.fresh);
-    s.adjusts = s.ends && (s.steps ? hyper.has_rate() : *x.active_applied > 0);
+    s.end = end_in_step(rule, n, s.steps, hyper.has_rate());
     prepare_active(rule, hyper, r);
   }
   if (kMode & kAddsMean) {
-    // The mean gradient is taken before the interval's last update, with that step's gradient in it.
-    const Rule& rule = step.rules[x.scalar];
-    s.adds = !(rule.source == Source::gradient && ends_at(rule, *x.tlr_step + 1));
+    s.adds = adds_mean(step.rules[x.scalar], n);
   }
   s.scalars = r.as<T>();
 }
@@ -75,7 +71,7 @@ FA_DEVICE void update_elements(const Setup<Compute<P>>& s, const Scalars<Compute
   if constexpr (kScales) {
     load(gain, at<T>(x, kGain, element));
     fill(grad_sum, T(0));
-    if (!s.fresh) load(grad_sum, at<T>(x, kGradSum, element));
+    if (!s.end.fresh) load(grad_sum, at<T>(x, kGradSum, element));
   }
   if constexpr (kAdds) {
     fill(mean_sum, T(0));
@@ -105,7 +101,7 @@ FA_DEVICE void update_elements(const Setup<Compute<P>>& s, const Scalars<Compute
 #pragma unroll
   for (int k = 0; k < kStates; ++k) store(state[k], at<T>(x, kState0 + k, element));
   if constexpr (kScales) {
-    if (s.adjusts) {
+    if (s.end.adjusts) {
       load(sign, at<int8_t>(x, kSignPrev, element));  // here, since it would take a register all along
       // The scalars of the rare case come from shared memory each time: they are not worth registers.
 #pragma unroll
@@ -113,7 +109,7 @@ FA_DEVICE void update_elements(const Setup<Compute<P>>& s, const Scalars<Compute
       store(gain, at<T>(x, kGain, element));
       store(sign, at<int8_t>(x, kSignPrev, element));
     }
-    if (s.ends) fill(grad_sum, T(0));
+    if (s.end.ends) fill(grad_sum, T(0));
     store(grad_sum, at<T>(x, kGradSum, element));
   }
   if constexpr (kAdds) {
@@ -141,26 +137,11 @@ __device__ FA_NOINLINE inline void count_update(const Step& step) {
   for (int i = threadIdx.x; i < step.tensor_count; i += kThreads) {
     const Tensor& x = step.tensors[i];
     const bool applied = grad_of(step, i) != nullptr;
-    if (applied && x.rounding_step != nullptr) *x.rounding_step += 1;
-    if (applied && x.step_is_double) *static_cast<double*>(x.step) += 1;
-    if (applied && !x.step_is_double) *static_cast<float*>(x.step) += 1;
+    if (applied) x.numbers.count_rounding();
+    if (applied) x.numbers.count_step();
     const Hyper hyper = hyper_of(step, x.group);
-    if (x.active >= 0) {
-      const bool ends = ends_at(step.rules[x.active], *x.active_step + 1);
-      *x.active_step = ends ? 0 : *x.active_step + 1;
-      if (ends) *x.active_applied = 0;
-      if (!ends && applied) *x.active_applied = counted(*x.active_applied, hyper.has_rate());
-    }
-    if (x.scalar < 0) continue;
-    const Rule& rule = step.rules[x.scalar];
-    if (rule.kind == PolicyKind::hypergradient && applied) *x.direction_valid = 1;
-    if (rule.kind != PolicyKind::trainable) continue;
-    // An interval that is measured after the update is ended there.
-    const bool ends = rule.source == Source::gradient && ends_at(rule, *x.tlr_step + 1);
-    *x.tlr_step = ends ? 0 : *x.tlr_step + 1;
-    *x.tlr_applied = ends ? 0 : *x.tlr_applied + applied;
-    *x.lr_sum = ends ? 0 : *x.lr_sum + (applied ? hyper.lr * draw_of(step, x) : 0.0);
-    if (rule.has_eta) *x.lr_last = hyper.lr;
+    if (x.active >= 0) count_active(step.rules[x.active], x.numbers, applied, hyper.has_rate());
+    if (x.scalar >= 0) count_scalar(step.rules[x.scalar], x.numbers, applied, hyper.lr, draw_of(step, x));
   }
 }
 
@@ -206,7 +187,7 @@ __global__ void __launch_bounds__(kThreads, (blocks_at_once<Backbone, kMode, P>(
         update_elements<1, Backbone, kMode, kCoupled, P>(s, r, chunk.base + e);
       }
     } else if constexpr ((kMode & kScalesElements) != 0) {
-      if (s.ends) end_chunk(s.tensor, s.scalars, chunk.base, chunk.count, s.adjusts);
+      if (s.end.ends) end_chunk(s.tensor, s.scalars, chunk.base, chunk.count, s.end.adjusts);
     }
   });
   if (is_last_block(launch)) count_update(step);

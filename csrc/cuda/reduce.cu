@@ -12,7 +12,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     adjust(const __grid_constant__ Step step, const __grid_constant__ Launch launch) {
   struct Shared {
     Scalars<T> scalars;
-    bool ends, adjusts;
+    ActiveEnd end;
   };
   FA_SHARED(Shared, s);
   const int64_t end = first_chunk(launch, blockIdx.x + 1);
@@ -24,16 +24,15 @@ __global__ void __launch_bounds__(kThreads, 4)
       Scalars<double> r = {};
       prepare_active(step.rules[x.active], hyper_of(step, x.group), r);
       s.scalars = r.as<T>();
-      s.ends = *x.active_applied != 0;
-      s.adjusts = *x.active_applied > 0;
+      s.end = end_by_hand(x.numbers);
     }
     __syncthreads();
-    if (s.ends) end_chunk(x, s.scalars, chunk.base, chunk.count, s.adjusts);
+    if (s.end.ends) end_chunk(x, s.scalars, chunk.base, chunk.count, s.end.adjusts);
   }
   if (!is_last_block(launch)) return;
   for (int i = threadIdx.x; i < step.tensor_count; i += kThreads) {
     const Tensor& x = step.tensors[i];
-    if (x.active >= 0) *x.active_step = *x.active_applied = 0;
+    if (x.active >= 0) restart_active(x.numbers);
   }
 }
 

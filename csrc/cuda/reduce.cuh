@@ -8,28 +8,16 @@ namespace fused_adaptive::cuda {
 
 static_assert(kThreads * kLanesOfThread == kLanes, "each thread owns its lanes");
 
-// Whether the step under way has still to be counted, in a tensor that it moves.
-FA_DEVICE bool is_uncounted(const Step& step, const Launch& launch, int tensor) {
-  return launch.when == When::before_update && grad_of(step, tensor) != nullptr;
-}
-
-// Steps of the running interval that were applied to this tensor; before the update, with the one under way.
-FA_DEVICE int64_t applied_steps(const Step& step, const Launch& launch, int tensor) {
-  return *step.tensors[tensor].tlr_applied + is_uncounted(step, launch, tensor);
-}
-
-// Whether the tensor could move in TrainableLR's interval; by measured directions, also by its gain.
-FA_DEVICE bool is_measurable(const Step& step, const Launch& launch, int tensor) {
+// Before the update, the step is not counted yet in a tensor that it moves.
+FA_DEVICE Uncounted uncounted_of(const Step& step, const Launch& launch, int tensor) {
+  if (launch.when != When::before_update || grad_of(step, tensor) == nullptr) return {false, 0};
   const Tensor& x = step.tensors[tensor];
-  double lr_sum = *x.lr_sum;
-  if (is_uncounted(step, launch, tensor)) lr_sum += hyper_of(step, x.group).lr * draw_of(step, x);
-  return lr_sum != 0 && (step.rules[launch.rule].source == Source::gradient || *x.gain != 0);
+  return {true, hyper_of(step, x.group).lr * draw_of(step, x)};
 }
 
-// Hypergradient measures a tensor that takes part, has a rate and has a direction.
-FA_DEVICE bool has_slope(const Step& step, int tensor) {
+FA_DEVICE bool is_sloped(const Step& step, int tensor) {
   const Tensor& x = step.tensors[tensor];
-  return grad_of(step, tensor) != nullptr && hyper_of(step, x.group).has_rate() && *x.direction_valid != 0;
+  return has_slope(x.numbers, grad_of(step, tensor) != nullptr, hyper_of(step, x.group).has_rate());
 }
 
 FA_DEVICE bool is_due(const Step& step, const Launch& launch) {
@@ -37,7 +25,7 @@ FA_DEVICE bool is_due(const Step& step, const Launch& launch) {
   if (is_skipped(step)) return false;
   const DeviceRule& rule = step.rules[launch.rule];
   if (rule.kind == PolicyKind::hypergradient) return true;
-  const int64_t calls = *step.tensors[rule.first_tensor].tlr_step;
+  const int64_t calls = *step.tensors[rule.first_tensor].numbers.tlr_step;
   return ends_at(rule, launch.when == When::before_update ? calls + 1 : calls);
 }
 
@@ -65,16 +53,6 @@ FA_DEVICE Products block_sum(const double (&num)[kLanesOfThread], const double (
 
 // ---- what the last block does ----
 
-// lr * <sum G, sum G_prev> of one tensor [TLR, D.4].
-FA_DEVICE double slope_of_interval(const Step& step, const Launch& launch, int tensor, Products products) {
-  const Tensor& x = step.tensors[tensor];
-  const int64_t applied = applied_steps(step, launch, tensor);
-  const double steps = static_cast<double>(applied) * static_cast<double>(*x.tlr_applied_prev);
-  *x.tlr_applied_prev = applied;
-  const double lr = launch.when == When::now ? *x.lr_last : hyper_of(step, x.group).lr;
-  return lr * (products.num * steps);
-}
-
 FA_DEVICE Products sum_share(const Launch& launch, const Share& share) {
   return sum_group(launch.group_sums + share.first_group, share.group_count);
 }
@@ -83,41 +61,22 @@ FA_DEVICE Products sum_share(const Launch& launch, const Share& share) {
 FA_DEVICE void judge_tensor(const Step& step, const Launch& launch, const Rule& rule, int share_index,
                             Products products) {
   const int tensor = launch.shares[share_index].tensor;
-  Outcome o = {products, 0, false, false};
+  const Tensor& x = step.tensors[tensor];
+  const Hyper hyper = hyper_of(step, x.group);
   if (rule.kind == PolicyKind::hypergradient) {
-    o.measured = has_slope(step, tensor);
-    if (o.measured) o.slope = hyper_of(step, step.tensors[tensor].group).lr * o.products.num;
+    launch.outcomes[share_index] = outcome_of_slope(products, is_sloped(step, tensor), hyper.lr);
   } else {
-    o.measured = is_measurable(step, launch, tensor);
-    o.restarts = rule.has_eta && o.measured && !(is_finite(o.products.num) && is_finite(o.products.sq));
-    if (rule.has_eta && o.measured) o.slope = slope_of_interval(step, launch, tensor, o.products);
+    const double lr = launch.when == When::now && rule.has_eta ? *x.numbers.lr_last : hyper.lr;
+    launch.outcomes[share_index] =
+        outcome_of_interval(rule, x.numbers, products, uncounted_of(step, launch, tensor), lr);
   }
-  launch.outcomes[share_index] = o;
 }
 
 // The sums over all tensors of a global policy, in their order.
 FA_DEVICE Outcome sum_unit(const Launch& launch) {
   Outcome unit = {{0, 0}, 0, false, false};
-  for (int i = 0; i < launch.share_count; ++i) {
-    const Outcome& o = launch.outcomes[i];
-    if (!o.measured) continue;
-    unit.products.num += o.products.num;
-    unit.products.sq += o.products.sq;
-    unit.slope += o.slope;
-    unit.measured = true;
-  }
+  for (int i = 0; i < launch.share_count; ++i) add_outcome(unit, launch.outcomes[i]);
   return unit;
-}
-
-FA_DEVICE void adapt_gain(const Rule& rule, const Outcome& unit, double lr_scale, double* gain, Outcome& own) {
-  if (rule.kind == PolicyKind::hypergradient) {
-    *gain = ascended(*gain, ascent(rule.hyper_lr, unit.slope, lr_scale), rule.lowest, rule.highest);
-  } else if (unit.measured && rule.has_eta) {
-    *gain = ascended(*gain, ascent(rule.eta, unit.slope, lr_scale), rule.lowest, rule.highest);
-  } else if (unit.measured) {
-    *gain = bounded(*gain * newton_factor(unit.products, rule.c), rule.lowest, rule.highest);
-    own.restarts = own.measured && !(is_finite(unit.products.num) && is_finite(unit.products.sq));
-  }
 }
 
 // What was measured goes into the gains; the interval that was measured is over. Outcomes are there.
@@ -132,13 +91,10 @@ __device__ FA_NOINLINE inline void adapt_gains(const Step& step, const Launch& l
   for (int i = thread; i < launch.share_count; i += kThreads) {
     Outcome& own = launch.outcomes[i];
     const Tensor& x = step.tensors[launch.shares[i].tensor];
-    adapt_gain(rule, rule.per_tensor ? own : unit, hyper_of(step, x.group).lr_scale, x.gain, own);
+    adapt_gain(rule, rule.per_tensor ? own : unit, hyper_of(step, x.group).lr_scale, *x.numbers.gain, own);
     if (own.restarts) any_restarts = true;
     // Before the update, the update's last block restarts the counts: that step still has to see them.
-    if (rule.kind == PolicyKind::trainable && launch.when != When::before_update) {
-      *x.tlr_step = *x.tlr_applied = 0;
-      *x.lr_sum = 0;
-    }
+    if (rule.kind == PolicyKind::trainable && launch.when != When::before_update) restart_trainable(x.numbers);
   }
   __syncthreads();
   if (!any_restarts) return;
@@ -200,12 +156,12 @@ template <class T>
 __device__ FA_NOINLINE void set_up_measure(const Step& step, const Launch& launch, int tensor, Measure<T>& s) {
   const Tensor& x = step.tensors[tensor];
   s.tensor = x;
-  const int64_t applied = applied_steps(step, launch, tensor);
+  const Uncounted uncounted = uncounted_of(step, launch, tensor);
   s.grad = launch.when == When::before_update ? grad_of(step, tensor) : nullptr;
   s.wide = is_wide(x, s.grad);
-  s.measured = is_measurable(step, launch, tensor);
-  s.applied = static_cast<T>(applied);
-  s.travelled = static_cast<T>(*x.gain * *x.lr_sum);
+  s.measured = is_measurable(step.rules[launch.rule], x.numbers, uncounted);
+  s.applied = static_cast<T>(applied_steps(x.numbers, uncounted));
+  s.travelled = static_cast<T>(*x.numbers.gain * lr_sum(x.numbers, uncounted));
   s.factor = static_cast<T>(grad_factor_of(step, x));
 }
 
@@ -297,7 +253,7 @@ __device__ FA_NOINLINE void set_up_slope(const Step& step, int tensor, Slope<T>&
   s.tensor = x;
   s.grad = grad_of(step, tensor);
   s.wide = is_wide(x, s.grad);
-  s.measured = has_slope(step, tensor);
+  s.measured = is_sloped(step, tensor);
   if (!s.measured) return;
   const Hyper hyper = hyper_of(step, x.group);
   Scalars<double>& r = backbone_scalars<Backbone>(s.backbone, hyper, x.group, step_count(x));

@@ -1,7 +1,7 @@
 // What the kernels find in device memory and in their arguments: plain data, shared by host and device.
 #pragma once
 
-#include "../plan.h"
+#include "../intervals.h"
 
 namespace fused_adaptive::cuda {
 
@@ -10,16 +10,13 @@ constexpr int kThreads = 256;
 // products, so that blocks finish together.
 constexpr int64_t kUpdateChunk = 8192;
 
-// A parameter. Every pointer is the device's: where the plan counts on the host, they point to a Mirror.
+// A parameter. Every pointer is the device's: where the plan counts on the host, those of counts are to a Mirror.
 struct Tensor {
   void* at[kElementRoles];
-  double *gain, *lr_sum, *lr_last;
-  void* step;  // float, or double
-  int64_t *active_step, *active_applied, *tlr_step, *tlr_applied, *tlr_applied_prev, *direction_valid;
-  int64_t* rounding_step;  // null: it is rounded to nearest
+  Numbers numbers;
   int64_t numel, index, seed;
   int32_t group, active, scalar;
-  bool step_is_double, adapts, maximize, coupled;
+  bool adapts, maximize, coupled;
   bool aligned;           // every address is a multiple of 16
   bool stores_direction;  // Hypergradient cannot tell it from the state
   bool state_is_double;
@@ -54,11 +51,6 @@ struct Share {
   int32_t tensor;
   int32_t group_count;
   int64_t first_group;
-};
-struct Outcome {
-  Products products;
-  double slope;
-  bool measured, restarts;
 };
 
 // What all kernels of a step have in common.

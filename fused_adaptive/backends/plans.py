@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..checkpoint import specs
-from ..declarations import OUTCOMES, SOURCES, Rule, role_of
+from ..declarations import READINESS, SOURCES, Rule, role_of
 from ..policies import ActiveLR, FixedLR, Hypergradient, Policy, TrainableLR
 from ..slot import Slot, has_rate, numbers_of, reference_rate
 from ..state import state_dtype
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 POLICIES = (FixedLR, ActiveLR, TrainableLR, Hypergradient)
 
 #: What ``take_gradients`` returns.
-READY, GRADIENTS, STALE = range(len(OUTCOMES))
+READY, GRADIENTS, STALE = range(len(READINESS))
 
 
 class AnyPlan(Protocol):
