@@ -30,9 +30,10 @@ def library() -> Path:
     includes.append(f"-I{sysconfig.get_paths()['include']}")
     files = [p for pattern in ("*.h", "*.cpp", "cpu/*", "cuda/*") for p in sorted(csrc.glob(pattern))]
     texts = {p.relative_to(csrc).as_posix(): p.read_text() for p in files}
-    build.patch(texts, PATCH, build.STREAM)
+    build.patch(texts, PATCH)
     texts |= {f"emulation/{p.name}": p.read_text() for p in build.HERE.iterdir() if p.suffix in (".h", ".cpp")}
-    for name in ("emulation/stubs.cpp", "emulation/entry.cpp", "cpu/kernels_v3.cpp", "cpu/kernels_v4.cpp"):
+    own = ("torch_cuda.cpp", "emulation/stubs.cpp", "emulation/entry.cpp")
+    for name in (*own, "cpu/kernels_v3.cpp", "cpu/kernels_v4.cpp"):
         del texts[name]
     # The CPU's loops are not what is looked at: the baseline's will do.
     texts["cpu/kernels.h"] = texts["cpu/kernels.h"].replace("#define FA_X86_LEVELS 1", "")
