@@ -50,35 +50,6 @@ def test_counters_on_the_device_change_no_bit(case):
     assert all(torch.equal(state[name].cpu(), other_state[name].cpu()) for name in state)
 
 
-@pytest.mark.feature("a captured CUDA graph, through interval ends", backend="native")
-@every_policy
-def test_a_captured_graph_goes_through_interval_ends(policy):
-    """Replays of one captured step, against steps as they come: three intervals and more."""
-    runs = []
-    for captured in (False, True):
-        params = on_gpu(parameters(torch.float32))
-        optimizer = Case("AdamW", policy, True).build(params, backend="native", capturable=True)
-        gradients, graph = Gradients(), torch.cuda.CUDAGraph()
-        buffers = [torch.zeros_like(p) for p in params]
-        for step in range(10):
-            gradients.set(params, step)
-            for p, buffer in zip(params, buffers, strict=True):
-                buffer.copy_(p.grad)
-                p.grad = buffer
-            if not captured or step < 2:
-                optimizer.step()
-                continue
-            if step == 2:
-                torch.cuda.synchronize()
-                with torch.cuda.graph(graph):
-                    optimizer.step()
-            graph.replay()
-        runs.append((params, state_of(optimizer)))
-    (params, state), (other_params, other_state) = runs
-    assert all_equal(params, other_params)
-    assert all(torch.equal(state[name], other_state[name]) for name in state)
-
-
 @pytest.mark.feature("GradScaler, with and without fused=True", backend="native")
 @every_policy
 @pytest.mark.parametrize("optimizer", ["SGD-momentum", "AdamW"])

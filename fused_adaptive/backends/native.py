@@ -62,8 +62,8 @@ def _why_not_on(device: torch.device) -> str:
     own = ".".join(map(str, torch.cuda.get_device_capability(index)))
     built = _extension.built().get("cuda")
     return (
-        f"the native library's CUDA kernels, built for {built}, do not run on cuda:{index}, of compute capability {own} "
-        f"({why}); with TORCH_CUDA_ARCH_LIST={own} in the environment, {_extension.REBUILD}"
+        f"the native library has CUDA kernels for {built}, and none that run on cuda:{index}, of compute capability "
+        f"{own} ({why}); with TORCH_CUDA_ARCH_LIST={own} in the environment, {_extension.REBUILD}"
     )
 
 
@@ -72,7 +72,8 @@ def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None
 
     On a GPU the host neither waits for the device nor reads from it.
     """
-    if found_inf is not None and found_inf.device.type == "cpu" and bool(found_inf):
+    on_host = found_inf is not None and _is_on_host(found_inf)
+    if found_inf is not None and on_host and bool(found_inf):
         gathered.check_gradients()
         return
     plans = ready(gathered, _plans, "native")
@@ -83,7 +84,7 @@ def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None
     for plan in plans:
         gathered.keep(plan.step(found_inf, grad_scale, table))
     if draw is not None:
-        draw.count(None if found_inf is None or found_inf.device.type == "cpu" else found_inf)
+        draw.count(None if on_host else found_inf)
 
 
 def end_interval(gathered: Gathered) -> None:
@@ -105,6 +106,11 @@ def _plans(gathered: Gathered) -> list[Plan] | None:
             return None
         gathered.compiled = [Plan(slots, gathered) for slots in slots_of]
     return gathered.compiled
+
+
+def _is_on_host(found_inf: Tensor) -> bool:
+    """Whether reading it waits for nothing."""
+    return found_inf.device.type == "cpu"
 
 
 def _on_device(slot: Slot) -> bool:

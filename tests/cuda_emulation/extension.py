@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sysconfig
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch.utils import cpp_extension
 from fused_adaptive import __version__, _extension
 from fused_adaptive.backends import native, plans
 
+from .. import recording
 from . import build
 
 #: On the CPU too, the executor is that of CUDA.
@@ -44,6 +46,7 @@ def library() -> Path:
 
 def pytest_configure() -> None:
     torch.ops.load_library(str(library()))
+    recording.emulated["native"] = ctypes.CDLL(str(library()))
     assert _extension.why_not() == "", "the library that is loaded is taken for the installed one"
     # Counters that a GPU would keep are kept where a GPU would.
     native._on_device = lambda slot: bool(slot.group.get("capturable") or slot.group.get("fused"))

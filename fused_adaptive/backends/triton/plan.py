@@ -30,7 +30,7 @@ from .counts import COUNTERS, HostCounts
 from .kernels import end_active, update
 from .prepare import prepare
 from .reduce import finish, measure, slope
-from .sizes import Sizes, lanes_options, options, sizes_of
+from .sizes import THREADS, Sizes, lanes_options, options, sizes_of
 from .tables import SOURCES, STORED, Tables, Unit
 from .uploads import Uploader
 
@@ -81,7 +81,8 @@ class Plan:
         self._addresses = [t.data_ptr() for t in self._watched]
         self._forms = _forms(self._dense)
         self._sizes: dict[torch.dtype, Sizes] = {p.dtype: sizes_of(p.dtype, self.device) for p in self._dense}
-        self._lanes = lanes_options(any(sizes.is_cuda for sizes in self._sizes.values()))
+        some = next(iter(self._sizes.values()))
+        self._lanes = lanes_options(some.is_cuda, some.tail // some.warps)
         self._counts = HostCounts(self._bound, self._members)
         self._grads: list[Tensor | None] = []
         self._pointers: list[int] = []
@@ -293,7 +294,7 @@ class Plan:
             tables.single_one if scale is None else scale,
             tables.single_zero if inf is None else inf,
         )
-        prepare[(-(-len(self._slots) // PREPARED),)](
+        prepare[(-(-len(self._slots) // THREADS),)](
             tables.tensors,
             len(self._slots),
             self._uploader.grads,
@@ -304,7 +305,7 @@ class Plan:
             tables.flags,
             DRAWS=draw is not None,
             NOW=now,
-            BLOCK=PREPARED,
+            BLOCK=THREADS,
             **self._lanes,
         )
         return inputs
@@ -342,7 +343,7 @@ class Plan:
             unit.shares,
             len(unit.shares),
             tables.outcomes,
-            BLOCK=FINISHED,
+            BLOCK=THREADS,
             **self._lanes,
         )
 
@@ -360,9 +361,6 @@ class Plan:
                 ending[policy] = policy.ends([self._slots[self._members[policy][0]]])
         return ending
 
-
-#: Tensors that one program of ``prepare`` takes, and that ``finish`` takes at a time: as many as it has threads.
-PREPARED = FINISHED = 128
 
 #: Roles of one element.
 _NUMBERS = ("gain", "lr_sum", "lr_last", *COUNTERS)
