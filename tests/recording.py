@@ -48,7 +48,7 @@ class _Recording(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default:
             raise RuntimeError("operation not permitted when stream is capturing: the host reads a tensor")
-        if func.namespace == "fused_adaptive":
+        if func.namespace == "fused_adaptive" and emulated["native"] is not None:
             return self._launch(func, args, kwargs)
         if func._schema.is_mutable:
             own = zip(func._schema.arguments, args, strict=False)

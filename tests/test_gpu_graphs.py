@@ -5,7 +5,10 @@ On a GPU; and on both emulated backends, in processes of their own (test_cuda_em
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -250,3 +253,69 @@ def test_what_cannot_be_captured_says_so():
     own.fill(0, own.of_graph)
     with pytest.raises(RuntimeError, match="take one step before the capture"):
         own.capture()
+
+
+def newcomer(optimizer: Any) -> None:
+    optimizer.add_param_group({"params": here(parameters(torch.float32, [(4,)]))})
+    for p in optimizer.param_groups[-1]["params"]:
+        p.grad = torch.ones_like(p)
+
+
+def changed_policy(optimizer: Any) -> None:
+    optimizer.param_groups[0]["policy"] = fa.FixedLR()
+
+
+def loaded(optimizer: Any) -> None:
+    optimizer.load_state_dict(optimizer.state_dict())
+    for state in optimizer.state.values():
+        state["exp_avg"] = state["exp_avg"].clone()
+
+
+@pytest.mark.parametrize("change", [newcomer, changed_policy, loaded])
+def test_what_a_graph_points_to_lives_as_long_as_the_optimizer(change):
+    """State and tables are others after the change, and the graph may still run."""
+    own = Run(Case("AdamW", "active", True).build(here(parameters(torch.float32)), capturable=True), True)
+    own.eager(0)
+    own.replay(1)
+    optimizer, params = own.optimizer, own.params
+    plan = optimizer._gathered.compiled[0]
+    pointed_to = [plan, getattr(plan, "_tables", plan), *optimizer.state[params[0]].values()]
+    kept = [weakref.ref(value) for value in pointed_to]
+    del plan, pointed_to
+    change(optimizer)
+    own.eager(2)
+    gc.collect()
+    assert optimizer._gathered.compiled[0] is not kept[0]()
+    assert all(reference() is not None for reference in kept)
+    before = [p.detach().clone() for p in params]
+    own.fill(3, own.of_graph)
+    own.graph.replay()
+    assert not any(torch.equal(p, q) for p, q in zip(params, before, strict=True) if p.numel())
+    assert all(p.isfinite().all() for p in params)
+    own.optimizer, own.graph = None, None
+    del optimizer
+    gc.collect()
+    assert not any(reference() is not None for reference in kept[:2])
+
+
+def test_the_tables_of_a_graph_outlive_a_change_of_decay():
+    results = []
+    for captured in (False, True):
+        optimizer: Any = Case("AdamW", "active", False).build(
+            here(parameters(torch.float32)), weight_decay=0.0, capturable=True
+        )
+        own = Run(optimizer, captured)
+        for step, kind in enumerate("erErerE"):
+            optimizer.param_groups[0]["weight_decay"] = 0.1 if kind == "E" else 0.0
+            own.replay(step) if kind == "r" else own.eager(step)
+            gc.collect()
+        results.append(own.results())
+    assert all_equal(*results)
+
+
+def test_copies_of_an_optimizer_keep_no_graphs_memory():
+    own = Run(fa.AdamW(here(parameters(torch.float32)), capturable=True), True)
+    own.eager(0)
+    own.capture()
+    assert own.optimizer._captured
+    assert not deepcopy(own.optimizer)._captured
