@@ -70,4 +70,6 @@ THREADS = 128
 
 def lanes_options(is_cuda: bool, warp_size: int = 32) -> dict[str, Any]:
     """Of the kernels whose blocks are of fixed size."""
-    return {"num_warps": max(1, THREADS // warp_size), "num_stages": 1, "enable_fp_fusion": False} | ({"maxnreg": 128} if is_cuda else {})
+    return {"num_warps": max(1, THREADS // warp_size), "num_stages": 1, "enable_fp_fusion": False} | (
+        {"maxnreg": 128} if is_cuda else {}
+    )
