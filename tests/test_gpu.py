@@ -97,6 +97,61 @@ def test_the_host_does_not_wait_in_a_step(policy):
             torch.cuda.set_sync_debug_mode("default")
 
 
+def test_a_step_with_a_tensor_lr_draws_and_clipping_does_not_wait():
+    params = on_gpu(parameters(torch.float32))
+    lr = torch.tensor(0.1, device="cuda")
+    optimizer = fa.ActiveAdamW(params, lr=lr, interval=2, capturable=True, max_grad_norm=1.0, skip_nonfinite=True)
+    search = fa.ASLR(optimizer)
+    train(optimizer, 2)
+    Gradients().set(params, 2)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            lr.mul_(0.9)
+            optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    search.remove()
+
+
+def test_counters_on_the_host_cannot_skip():
+    params = on_gpu(parameters(torch.float32))
+    optimizer = fa.AdamW(params, skip_nonfinite=True, backend="native")
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(RuntimeError, match="capturable=True, or fused=True"):
+        train(optimizer, 1)
+    assert all_equal(before, params)
+
+
+@pytest.mark.parametrize("master", ["split", "stochastic"])
+@pytest.mark.parametrize("policy", ["fixed", "active"])
+def test_masters_have_the_bits_of_the_cpu(policy, master):
+    case, runs = Case("AdamW", policy, True), []
+    for device in ("cpu", "cuda"):
+        params = [p.detach().to(device).requires_grad_() for p in parameters(torch.bfloat16, [(20_001,), (3, 5)])]
+        optimizer = case.build(params, backend="native", master=master)
+        train(optimizer, 7)
+        runs.append([p.detach().cpu() for p in params] + [v.cpu() for v in state_of(optimizer).values()])
+    assert all_equal(*runs)
+
+
+@pytest.mark.parametrize("compiler", ["inductor"])
+def test_a_compiled_step(compiler):
+    runs = []
+    for compiled in (False, True):
+        params = on_gpu(parameters(torch.float32))
+        lr = torch.tensor(0.1, device="cuda")
+        optimizer = fa.ActiveAdamW(params, lr=lr, interval=2, capturable=True, max_grad_norm=1.0)
+        step = torch.compile(optimizer.step, fullgraph=True, backend=compiler) if compiled else optimizer.step
+        for i in range(8):
+            Gradients().set(params, i)
+            (step if i else optimizer.step)()
+            lr.mul_(0.9)
+        runs.append(params)
+    for found, expected in zip(*runs, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.feature("10 000 tensors", backend="native")
 def test_ten_thousand_tensors():
     """More gradient pointers than the kernel arguments hold."""

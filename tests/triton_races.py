@@ -1,8 +1,8 @@
 """Finds races in interpreted Triton kernels: two threads at one address, one of them writing, without order.
 
-The threads of a program are ordered by barriers alone, and programs of a launch not at all. So within a program, between
-two barriers, what one lane writes no other lane may read or write; within a launch, what one program writes no other
-may. A number that is not a block is read by every thread, and stored by one of them.
+The threads of a program are ordered by barriers alone, and programs of a launch not at all. So within a program,
+between two barriers, what one lane writes no other lane may read or write; within a launch, what one program writes no
+other may. A number that is not a block is read by every thread, and stored by one of them.
 """
 
 from __future__ import annotations
