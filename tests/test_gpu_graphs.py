@@ -18,7 +18,7 @@ from torch import Tensor
 import fused_adaptive as fa
 
 from .cases import POLICIES, Case, Gradients, all_equal, parameters, state_of
-from .recording import backends_here, capture, device, emulate, graph
+from .recording import backends_here, capture, device, emulate, emulated, graph
 
 pytestmark = pytest.mark.gpu(emulated=True)
 
@@ -311,6 +311,18 @@ def test_the_tables_of_a_graph_outlive_a_change_of_decay():
             gc.collect()
         results.append(own.results())
     assert all_equal(*results)
+
+
+def test_a_gpu_without_code_for_it_is_named(backend):
+    if backend != "native" or device() != "cpu":
+        pytest.skip("of the emulated GPU")
+    library, ask = emulated["native"], torch.ops.fused_adaptive.why_not_on_gpu
+    assert ask(0) == ""
+    library.emulation_has_code(0)
+    try:
+        assert ask(0) == "emulated error"
+    finally:
+        library.emulation_has_code(1)
 
 
 def test_copies_of_an_optimizer_keep_no_graphs_memory():

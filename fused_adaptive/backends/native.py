@@ -47,16 +47,15 @@ def why_not(devices: Iterable[torch.device]) -> str:
             return f"the native library has no CUDA kernels: {left_out}; then {_extension.REBUILD}"
         if device.type not in ("cpu", "cuda") or (device.type == "cuda" and torch.version.hip):
             return f"there are native kernels for the CPU and for NVIDIA GPUs, not for {device.type}"
-        if device.type == "cuda" and (reason := _why_not_on(device)):
+        if device.type == "cuda" and (reason := _why_not_on(device.index)):
             return reason
     return ""
 
 
-@functools.cache
-def _why_not_on(device: torch.device) -> str:
-    """Whether the library has machine code for this GPU, or PTX that its driver compiles."""
-    index = torch.cuda.current_device() if device.index is None else device.index
-    why = torch.ops.fused_adaptive.why_not_on_gpu(index)
+def _why_not_on(index: int | None) -> str:
+    """Why the library has no machine code for this GPU, nor PTX that its driver compiles; "" if it has."""
+    index = torch.cuda.current_device() if index is None else index
+    why = _missing_code(index)
     if not why:
         return ""
     own = ".".join(map(str, torch.cuda.get_device_capability(index)))
@@ -65,6 +64,11 @@ def _why_not_on(device: torch.device) -> str:
         f"the native library has CUDA kernels for {built}, and none that run on cuda:{index}, of compute capability "
         f"{own} ({why}); with TORCH_CUDA_ARCH_LIST={own} in the environment, {_extension.REBUILD}"
     )
+
+
+@functools.cache
+def _missing_code(index: int) -> str:
+    return torch.ops.fused_adaptive.why_not_on_gpu(index)
 
 
 def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None, draw: RateDraw | None) -> None:
