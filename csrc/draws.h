@@ -8,7 +8,7 @@ namespace fused_adaptive {
 // What a step draws from, on the plan's device: so a captured graph draws anew in each replay.
 struct DrawTable {
   int64_t seed;
-  int64_t step;          // applied steps of the optimizer before this one
+  int64_t step;           // applied steps of the optimizer before this one
   double relative_width;  // s/c
 };
 

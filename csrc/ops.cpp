@@ -108,9 +108,7 @@ int64_t plan_step(int64_t number, Doubles hypers, std::optional<Tensor> draw, st
   return number_of(plan_of(number)->step(hypers, draw, grad_scale, found_inf, lrs, lr_groups));
 }
 
-int64_t plan_end_interval(int64_t number, Doubles hypers) {
-  return number_of(plan_of(number)->end_interval(hypers));
-}
+int64_t plan_end_interval(int64_t number, Doubles hypers) { return number_of(plan_of(number)->end_interval(hypers)); }
 
 Tensors plan_memory(int64_t number) { return plan_of(number)->memory(); }
 

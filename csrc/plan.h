@@ -142,10 +142,10 @@ struct DeviceNumber {
 
 // What changes from step to step.
 struct StepInputs {
-  std::vector<Hyper> hypers;      // of each group
-  std::vector<DeviceNumber> lrs;  // of each group whose lr is a tensor on the device; empty: none is
+  std::vector<Hyper> hypers;        // of each group
+  std::vector<DeviceNumber> lrs;    // of each group whose lr is a tensor on the device; empty: none is
   const DrawTable* draw = nullptr;  // ASLR's; on the device; null: none
-  DeviceNumber grad_scale;        // AMP and clipping, on the device
+  DeviceNumber grad_scale;          // AMP and clipping, on the device
   const float* found_inf = nullptr;
 };
 

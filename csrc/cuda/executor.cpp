@@ -323,7 +323,8 @@ std::unique_ptr<Executor> make_cuda_executor(const Plan&, int device, bool on_de
 std::string why_not_on_cuda(int device) {
   const cuda::DeviceGuard guard(device);
   cudaFuncAttributes attributes;
-  const cudaError_t result = cudaFuncGetAttributes(&attributes, cuda::small_upload_kernel());
+  const cudaError_t result =
+      cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(cuda::small_upload_kernel()));
   if (result == cudaSuccess) return "";
   cudaGetLastError();  // or the next to ask would be told of it
   return cudaGetErrorString(result);

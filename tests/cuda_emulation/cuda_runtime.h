@@ -1,7 +1,7 @@
 // As much of the CUDA runtime as csrc/cuda needs, for g++: kernels run on the CPU, each thread a fiber, so that
 // barriers, shared memory and the order of blocks mean what they mean on a GPU. Device memory is the host's; launches
-// and copies are done when they return, but that a capture records launches, to be replayed. It checks logic and arithmetic, and says nothing about speed, races of memory
-// or hardware.
+// and copies are done when they return, but that a capture records launches, to be replayed. It checks logic and
+// arithmetic, and says nothing about speed, races of memory or hardware.
 #pragma once
 
 #include <cstddef>
