@@ -25,8 +25,10 @@ from .machine import describe
 
 NO_GPU = "no GPU: torch finds none here, so nothing was checked"
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu")
-#: The only files that are collected.
+#: The files that are collected.
 NATIVE, TRITON, GRAPHS = "tests/test_gpu.py", "tests/test_gpu_triton.py", "tests/test_gpu_graphs.py"
+#: Where a few others are.
+OTHERS = tuple(f"tests/test_{name}.py" for name in ("null_step", "state", "bad_input", "controllers_snapshots"))
 HUGE, WAITS = "two_to_the_31", "does_not_wait"
 #: A few cases of each kernel: the sanitizers slow everything down a hundredfold.
 SANITIZED = "test_counters_on_the_device and decoupled and not amsgrad and not rectify and (AdamW or SGD-nesterov)"
@@ -69,6 +71,7 @@ def steps(part: int, out: Path) -> list[Step]:
             tests("triton", 150, most, TRITON),
             tests("graphs", 120, most, GRAPHS),
             tests("sync", 60, WAITS, NATIVE, TRITON, parallel=False),
+            tests("others", 60, most, *OTHERS, parallel=False),
             Step("timing", timing, 90),
             Step("bandwidth", bandwidth, 60),
         ]

@@ -32,7 +32,7 @@ std::shared_ptr<void> allocate(int device, size_t bytes) {
   AtenTensorHandle made = nullptr;
   FA_TORCH(aoti_torch_empty_strided(1, &size, &stride, aoti_torch_dtype_uint8(), aoti_torch_device_type_cuda(), device,
                                     &made));
-  const Tensor tensor(made);
+  const torch::stable::Tensor tensor(made);
   return {tensor.data_ptr(), OfTensor{tensor}};
 }
 

@@ -50,7 +50,7 @@ sys.meta_path.insert(0, Bare())
 
 
 def test_what_runs_there_imports_little():
-    files = [gpu_check.NATIVE, gpu_check.TRITON, gpu_check.GRAPHS]
+    files = [gpu_check.NATIVE, gpu_check.TRITON, gpu_check.GRAPHS, *gpu_check.OTHERS]
     modules = "bench.gpu_check, bench.gpu_bench, bench.run, bench.report, bench.bandwidth, bench.null_triton"
     collected = f"import pytest; sys.exit(pytest.main(['--collect-only', '-q', '-p', 'no:cacheprovider', *{files}]))"
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
@@ -96,7 +96,8 @@ def test_the_check_goes_to_its_end(stubbed, tmp_path):
             assert all((ROOT / file).is_file() for file in files)
 
 
-def test_each_test_of_the_check_is_in_one_of_its_steps(tmp_path):
+@pytest.mark.heavy
+def test_each_test_on_a_gpu_is_in_one_of_the_checks_steps(tmp_path):
     """By what pytest itself selects; sanitizers repeat some."""
     chosen: list[str] = []
     for step in gpu_check.steps(1, tmp_path) + gpu_check.steps(2, tmp_path):
@@ -105,7 +106,7 @@ def test_each_test_of_the_check_is_in_one_of_its_steps(tmp_path):
             found = collect(*options)
             assert found, step.name
             chosen += found
-    every = collect("-m", "gpu", gpu_check.NATIVE, gpu_check.TRITON, gpu_check.GRAPHS)
+    every = collect("-m", "gpu", "tests", "--ignore", "tests/test_matrix.py")
     assert sorted(chosen) == sorted(every)
 
 

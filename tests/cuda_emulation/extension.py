@@ -26,10 +26,16 @@ PATCH = (
 )
 
 
+def flags() -> list[str]:
+    """What sources with torch in them are compiled and linked with."""
+    includes = [f"-I{path}" for path in (*cpp_extension.include_paths(), sysconfig.get_paths()["include"])]
+    own = ["-DTORCH_TARGET_VERSION=0x020a000000000000ULL", f'-DFUSED_ADAPTIVE_VERSION="{__version__}"', *includes]
+    return [*own, *(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu"]
+
+
 def library() -> Path:
     """The path of the library."""
-    csrc, includes = build.ROOT / "csrc", [f"-I{path}" for path in cpp_extension.include_paths()]
-    includes.append(f"-I{sysconfig.get_paths()['include']}")
+    csrc = build.ROOT / "csrc"
     files = [p for pattern in ("*.h", "*.cpp", "cpu/*", "cuda/*") for p in sorted(csrc.glob(pattern))]
     texts = {p.relative_to(csrc).as_posix(): p.read_text() for p in files}
     build.patch(texts, PATCH)
@@ -39,9 +45,7 @@ def library() -> Path:
         del texts[name]
     # The CPU's loops are not what is looked at: the baseline's will do.
     texts["cpu/kernels.h"] = texts["cpu/kernels.h"].replace("#define FA_X86_LEVELS 1", "")
-    flags = ["-DTORCH_TARGET_VERSION=0x020a000000000000ULL", f'-DFUSED_ADAPTIVE_VERSION="{__version__}"', *includes]
-    flags += [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu"]
-    return build.cached(texts, flags)
+    return build.cached(texts, flags())
 
 
 def pytest_configure() -> None:
