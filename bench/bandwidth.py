@@ -10,6 +10,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 import fused_adaptive as fa
 
 from .machine import describe
+from .measure import device_seconds
 
 GOAL = 0.90
 INTERVAL = 5
@@ -27,15 +29,6 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Any], int]] = {
     "AdamW": (lambda p, **k: fa.AdamW(p, lr=1e-3, **k), 28),
     "ActiveAdamW": (lambda p, **k: fa.ActiveAdamW(p, lr=1e-3, interval=INTERVAL, **k), 40),
 }
-
-
-def milliseconds(run: Callable[[], Any]) -> float:
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    run()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end)
 
 
 def measure(name: str, backend: str, dtype: torch.dtype, numel: int, samples: int) -> dict[str, Any]:
@@ -48,7 +41,7 @@ def measure(name: str, backend: str, dtype: torch.dtype, numel: int, samples: in
     source, target = (torch.empty(2**30, dtype=torch.uint8, device="cuda") for _ in range(2))
     steps, copies = [], []
     for sample in range(-2 * INTERVAL, samples):  # the first compile, and pass an interval's end
-        step, copy = milliseconds(optimizer.step), milliseconds(lambda: target.copy_(source))
+        step, copy = (1e3 * device_seconds(run) for run in (optimizer.step, partial(target.copy_, source)))
         if sample >= 0:
             steps.append(step)
             copies.append(copy)

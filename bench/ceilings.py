@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_adaptive import _extension
+from fused_adaptive.backends import native
 
 from .algorithms import Algorithm
 from .rivals import Contender, Steps, Unavailable
@@ -89,10 +89,8 @@ def _null(algorithm: Algorithm, maker: Callable[[torch.device], NullStep]) -> Ca
 
 def _native() -> Callable[[torch.device], NullStep]:
     def make(device: torch.device) -> NullStep:
-        if reason := _extension.why_not():
+        if reason := native.why_not([device]):
             raise Unavailable(reason)
-        if device.type == "cuda" and not _extension.has_cuda():
-            raise Unavailable("the native library was built without CUDA kernels")
         return torch.ops.fused_adaptive.null_step.default
 
     return make

@@ -28,6 +28,7 @@ from . import controllers_data, controllers_fetch, controllers_report
 from .controllers_data import Splits
 from .controllers_runs import METHODS, Job, Run, train
 from .machine import processor
+from .results import fill
 
 ROOT = Path(__file__).resolve().parent.parent
 #: A first rate at which training with SGD cannot survive.
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if results["runs"]:
             controllers_report.plot(results, args.output.with_suffix(".png"))
         if args.document:
-            controllers_report.fill(args.document, "runs", controllers_report.markdown(results))
+            fill(args.document, "runs", controllers_report.markdown(results))
     except KeyboardInterrupt:
         print("\ninterrupted: finished runs are kept; the same command goes on", file=sys.stderr)
         return 130

@@ -19,7 +19,8 @@ from rich.console import Console
 import fused_adaptive as fa
 from fused_adaptive.controllers import snapshots
 
-from .controllers_report import fill, markdown_table
+from .controllers_report import markdown_table
+from .results import fill
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "bench" / "results" / "controllers_memory.json"

@@ -99,20 +99,6 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, ("---",) * len(header), *body))
 
 
-def fill(document: Path, name: str, text: str) -> None:
-    """Replaces what stands between ``<!-- name:begin -->`` and ``<!-- name:end -->``.
-
-    Raises:
-        ValueError: if the document has no such marks.
-    """
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    content = document.read_text(encoding="utf-8")
-    if begin not in content or end not in content:
-        raise ValueError(f"{document} has no marks {begin} and {end}")
-    head, tail = content.split(begin)[0], content.split(end)[1]
-    document.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
-
-
 def plot(results: Results, path: Path) -> None:
     """Rates and validation accuracy over epochs; a line a seed."""
     import matplotlib

@@ -1,4 +1,7 @@
-"""The steps of ``bench/gpu_check.sh``: each a command with a limit, its output kept, its outcome in one JSON."""
+"""The two calls of ``bench/gpu_check.sh``: commands with a limit each, their output kept, their outcome in one JSON.
+
+What runs here needs nothing beyond torch, triton, numpy and pytest.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,11 @@ from .machine import describe
 
 NO_GPU = "no GPU: torch finds none here, so nothing was checked"
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu")
-TRITON = "tests/test_gpu_triton.py"
+#: The files that are collected.
+NATIVE, TRITON, GRAPHS = "tests/test_gpu.py", "tests/test_gpu_triton.py", "tests/test_gpu_graphs.py"
+#: Where a few others are.
+OTHERS = tuple(f"tests/test_{name}.py" for name in ("null_step", "state", "bad_input", "controllers_snapshots"))
+HUGE, WAITS = "two_to_the_31", "does_not_wait"
 #: A few cases of each kernel: the sanitizers slow everything down a hundredfold.
 SANITIZED = "test_counters_on_the_device and decoupled and not amsgrad and not rectify and (AdamW or SGD-nesterov)"
 
@@ -36,8 +43,8 @@ class Step:
     seconds: int
 
 
-def steps(out: Path) -> list[Step]:
-    """What is run, in order of worth: a limit on the whole cuts the last ones."""
+def steps(part: int, out: Path) -> list[Step]:
+    """What a call runs, in order of worth: a limit on the whole cuts the last ones. Each begins on a bare machine."""
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     workers = ("-n", "8") if find_spec("xdist") else ()
     lists = ("--shapes", "10x5M", "2000x1000", "--rivals", "torch", "composition", "--parts", "cases", "--seconds", "3")
@@ -48,18 +55,32 @@ def steps(out: Path) -> list[Step]:
     def junit(name: str) -> tuple[str, str]:
         return "--junitxml", str(out / f"{name}.xml")
 
-    def sanitized(tool: str) -> tuple[str, ...]:
-        options = (sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all")
-        return (*options, *PYTEST, "tests/test_gpu.py", "-k", SANITIZED)
+    def tests(name: str, seconds: int, chosen: str, *files: str, parallel: bool = True) -> Step:
+        return Step(name, (*PYTEST, *(workers if parallel else ()), *junit(name), *files, "-k", chosen), seconds)
 
+    def sanitized(tool: str, seconds: int) -> Step:
+        options = (sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all")
+        return Step(tool, (*options, *PYTEST, NATIVE, "-k", SANITIZED), seconds)
+
+    build = Step("build", (sys.executable, "setup.py", "build_ext", "--inplace"), 240)
+    if part == 1:
+        most = f"not {HUGE} and not {WAITS}"
+        return [
+            build,
+            tests("native", 150, most, NATIVE),
+            tests("triton", 150, most, TRITON),
+            tests("graphs", 120, most, GRAPHS),
+            tests("sync", 60, WAITS, NATIVE, TRITON, parallel=False),
+            tests("others", 60, most, *OTHERS, parallel=False),
+            Step("timing", timing, 90),
+            Step("bandwidth", bandwidth, 60),
+        ]
     return [
-        Step("build", (sys.executable, "setup.py", "build_ext", "--inplace"), 240),
-        Step("tests", (*PYTEST, *workers, *junit("tests"), "tests", "--ignore", TRITON), 240),
-        Step("triton", (*PYTEST, *workers, *junit("triton"), TRITON), 240),
-        Step("timing", timing, 90),
-        Step("bandwidth", bandwidth, 60),
-        Step("memcheck", sanitized("memcheck"), 120),
-        Step("racecheck", sanitized("racecheck"), 120),
+        build,
+        sanitized("memcheck", 120),
+        sanitized("racecheck", 120),
+        sanitized("synccheck", 60),
+        tests("huge", 90, HUGE, NATIVE, TRITON, parallel=False),  # most of the memory each
     ]
 
 
@@ -85,8 +106,9 @@ def run(step: Step, out: Path, left: float) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", type=int, choices=(1, 2), help="1: build and tests; 2: sanitizers, huge tensors")
     parser.add_argument("--out", type=Path, default=Path("build/gpu_check"))
-    parser.add_argument("--minutes", type=float, default=8.0, help="limit on the whole (default 8)")
+    parser.add_argument("--minutes", type=float, default=7.8, help="limit on the whole (default: %(default)s)")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print(f"gpu_check: {NO_GPU}")
@@ -96,10 +118,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     major, minor = torch.cuda.get_device_capability()
     os.environ |= {"TORCH_CUDA_ARCH_LIST": f"{major}.{minor}", "FUSED_ADAPTIVE_REQUIRE_EXT": "1"}
     record: dict[str, Any] = {"schema": 1, "machine": describe(device, torch.get_num_threads()), "steps": {}}
-    for step in steps(options.out):
+    path = options.out / f"gpu_check_{options.part}.json"
+
+    def save() -> None:
+        path.write_text(json.dumps(record, indent=1) + "\n")
+
+    save()
+    for step in steps(options.part, options.out):
         found = record["steps"][step.name] = run(step, options.out, end - time.monotonic())
         print(f"{step.name:<12}{found['outcome']:<12}{found.get('seconds', '')} {found.get('counts', '')}", flush=True)
-        (options.out / "gpu_check.json").write_text(json.dumps(record, indent=1) + "\n")
+        save()
         if step.name == "build" and found["outcome"] != "passed":
             print(found.get("end", found.get("why")))
             break

@@ -159,17 +159,9 @@ class Entry:
                 self.host.append(end - begin - in_updates)
 
     def _time_device(self, grads: Sequence[Sequence[Tensor]]) -> None:
-        """Device time alone: the stream is kept busy until the host has launched the whole step."""
         i = self.steps % len(self.replicas)
         self._give_one(i, grads)
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        ahead = min(0.05, 1.5 * self.host[-1] if self.host else 0.002) + 1e-4
-        torch.cuda._sleep(int(ahead * 2e9))  # cycles of a clock of at most 2 GHz
-        begin.record()
-        self.replicas[i].step()
-        end.record()
-        torch.cuda.synchronize(self.device)
-        self.seconds.append(begin.elapsed_time(end) / 1e3)
+        self.seconds.append(device_seconds(self.replicas[i].step, 1.5 * self.host[-1] if self.host else 0.002))
         self.steps += 1
 
     def row(self) -> dict[str, Any]:
@@ -192,6 +184,22 @@ class Entry:
             "wall": [rounded(s) for s in self.wall],
             "host": [rounded(s) for s in self.host],
         }
+
+
+def device_seconds(launch: Callable[[], Any], ahead: float = 0.002) -> float:
+    """Device time alone: the stream is kept busy until the host has launched everything.
+
+    Args:
+        launch: is called once.
+        ahead: the host's time for it, in seconds; at most 0.05 are waited for.
+    """
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(int((min(0.05, ahead) + 1e-4) * 2e9))  # cycles of a clock of at most 2 GHz
+    begin.record()
+    launch()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1e3
 
 
 def run_case(

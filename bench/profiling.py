@@ -50,10 +50,11 @@ class UpdateClock:
             yield
             return
 
-        def timed(*arguments: Any) -> None:
+        def timed(*arguments: Any) -> Any:
             begin = time.perf_counter()
-            operator.default(*arguments)
+            result = operator.default(*arguments)
             self.seconds += time.perf_counter() - begin
+            return result
 
         setattr(ops, "plan_step", SimpleNamespace(default=timed))  # noqa: B010
         try:

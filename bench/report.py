@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import results
-from .controllers_report import fill
 from .goals import LARGE, case_of, goals_table
-from .results import EXPLANATION, Record
+from .results import EXPLANATION, Record, fill
 
 GPU_RESULTS = Path(__file__).parent / "results" / "run_gpu.json"
 #: What the README shows of a case.

@@ -206,3 +206,17 @@ def end_to_end_table(record: Record) -> list[list[str]]:
         cells = [f"{gradients * 1e3:.2f}", f"{step * 1e3:.3f}", f"{share:.1f}"]
         body.append([f"{row['model']}: {row['parameters'] / 1e6:.2f}M in {row['tensors']}", row["optimizer"], *cells])
     return body
+
+
+def fill(document: Path, name: str, text: str) -> None:
+    """Replaces what stands between ``<!-- name:begin -->`` and ``<!-- name:end -->``.
+
+    Raises:
+        ValueError: if the document has no such marks.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    content = document.read_text(encoding="utf-8")
+    if begin not in content or end not in content:
+        raise ValueError(f"{document} has no marks {begin} and {end}")
+    head, tail = content.split(begin)[0], content.split(end)[1]
+    document.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")

@@ -129,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "end_to_end": [],
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
+    results.save(record, options.output)  # from now on there is a file, whenever the machine is taken away
 
     def in_time(share: float = 1.0) -> bool:
         return time.monotonic() - begin < share * 60 * options.minutes
@@ -146,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     grows = "growth" in options.parts and options.part in (None, 2)
     if grows:  # over tensors first: cases leave a heap behind in which nothing lies beside its neighbour
         record["growth"] += measure_growth(device, backends, brief, tensors, [], in_time, say)
+        results.save(record, options.output)
     for case in cases_of(options, device) if "cases" in options.parts else ():
         print(f"{case.backbone} ({', '.join(case.policies)}), {case.shapes}, {case.dtype}", flush=True)
         if not in_time(share_of_cases):

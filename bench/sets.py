@@ -36,6 +36,8 @@ class Case:
 
 def default_set(device: str) -> list[Case]:
     """In order of worth: where time runs out, the last are left out."""
+    if device == "cuda":
+        return _gpu_set()
     every = [
         Case("AdamW", FIXED_AND_ACTIVE, "10x5M"),
         Case("AdamW", FIXED_AND_ACTIVE, "2000x1000", families=tuple(f for f in FAMILIES if f != "authors")),
@@ -43,20 +45,34 @@ def default_set(device: str) -> list[Case]:
     ]
     for shapes in ("gpt2", "vit-b", "1e8", "1e5", "1e6", "1e7", "10000x64", "1000x1024", "odd", "misaligned"):
         every.append(Case("AdamW", FIXED_AND_ACTIVE, shapes, families=BASIC if "1e" not in shapes else BASIC[:2]))
-    # 80 GB hold each of ours with torch's fused optimizer beside it, but not all three.
     every += [Case("AdamW", (policy,), "7b", families=BASIC) for policy in FIXED_AND_ACTIVE]
+    return [*every, Case("AdamW", FIXED_AND_ACTIVE, "10x5M", torch.bfloat16, BASIC), *_backbones()]
+
+
+def _backbones() -> list[Case]:
+    """Every backbone and policy at one size."""
     others = {"SGD": ("trainable", "displacement", "hypergradient"), "AdamW": ("trainable", "hypergradient")}
     families = (*BASIC, "optimi", "pytorch_optimizer", "flashoptim")
-    half = [Case("AdamW", FIXED_AND_ACTIVE, "10x5M", torch.bfloat16, BASIC)]
+    cases = []
     for backbone in BACKBONES:
         policies = FIXED_AND_ACTIVE if backbone != "AdamW" else ("fixed",)
-        half.append(Case(backbone, (*policies, *others.get(backbone, ())), "10x5M", families=families, part=2))
-    if device == "cuda":
-        models = ("resnet50", "gpt2", "1e8", "7b")
-        large = [Case("AdamW", FIXED_AND_ACTIVE, s, torch.bfloat16, BASIC, 2) for s in models]
-        biggest = [Case("AdamW", FIXED_AND_ACTIVE, "1e9", d, BASIC[:2], 2) for d in (torch.float32, torch.bfloat16)]
-        return [*every, *half, *large, *biggest]
-    return [*every, *half]
+        cases.append(Case(backbone, (*policies, *others.get(backbone, ())), "10x5M", families=families, part=2))
+    return cases
+
+
+def _gpu_set() -> list[Case]:
+    """First what everybody asks for, in both dtypes, against torch's fused optimizer; compiled rivals once."""
+    dtypes = (torch.float32, torch.bfloat16)
+    first = [Case("AdamW", FIXED_AND_ACTIVE, "10x5M", families=tuple(f for f in FAMILIES if f != "authors"))]
+    first.append(Case("AdamW", FIXED_AND_ACTIVE, "10x5M", torch.bfloat16, BASIC))
+    for shapes in ("gpt2", "resnet50", "10000x64", "1e8"):
+        first += [Case("AdamW", FIXED_AND_ACTIVE, shapes, dtype, BASIC[:2]) for dtype in dtypes]
+    sizes = ("1e5", "1e6", "1e7", "2000x1000", "vit-b", "1000x1024", "odd", "misaligned")
+    first += [Case("AdamW", FIXED_AND_ACTIVE, shapes, families=BASIC[:2]) for shapes in sizes]
+    # 80 GB hold each of ours with torch's fused optimizer beside it, but not all three.
+    large = [Case("AdamW", (policy,), "7b", d, BASIC[:2], 2) for d in dtypes for policy in FIXED_AND_ACTIVE]
+    large += [Case("AdamW", FIXED_AND_ACTIVE, "1e9", d, BASIC[:2], 2) for d in dtypes]
+    return [*first, *_backbones(), *large]
 
 
 #: Two lists and a few contenders: does everything work here, and roughly how fast?

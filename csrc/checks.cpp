@@ -110,18 +110,18 @@ std::vector<Hyper> TensorPlan::hypers_of(const std::vector<double>& numbers) con
   return hypers;
 }
 
-void TensorPlan::step(const std::vector<double>& hypers, const std::optional<Tensor>& draws,
-                      const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
-                      const std::vector<Tensor>& lrs, const std::vector<int64_t>& lr_groups) {
+Traces TensorPlan::step(const std::vector<double>& hypers, const std::optional<Tensor>& draw,
+                        const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
+                        const std::vector<Tensor>& lrs, const std::vector<int64_t>& lr_groups) {
   FA_CHECK(is_ready_, "take the gradients first");
   StepInputs inputs;
   inputs.hypers = hypers_of(hypers);
-  if (draws.has_value()) {
-    FA_CHECK(draws->scalar_type() == torch::headeronly::ScalarType::Double &&
-                 same_device(*draws, device_type_, device_index_),
-             "draws must be float64, on the parameters' device");
-    for (const Member& m : plan_.members) FA_CHECK(m.index < draws->numel(), "one draw a parameter");
-    inputs.draws = static_cast<const double*>(draws->data_ptr());
+  if (draw.has_value()) {
+    FA_CHECK(draw->scalar_type() == torch::headeronly::ScalarType::Long && draw->is_contiguous() &&
+                 draw->numel() == sizeof(DrawTable) / sizeof(int64_t) &&
+                 same_device(*draw, device_type_, device_index_),
+             "draw must be int64, of seed, step and width, on the parameters' device");
+    inputs.draw = static_cast<const DrawTable*>(draw->data_ptr());
   }
   if (grad_scale.has_value()) inputs.grad_scale = device_number(*grad_scale, "grad_scale");
   if (found_inf.has_value()) {
@@ -137,13 +137,15 @@ void TensorPlan::step(const std::vector<double>& hypers, const std::optional<Ten
   plan_.executor->step(plan_, inputs);
   is_ready_ = false;
   grads_.clear();
+  return plan_.executor->take_traces();
 }
 
-void TensorPlan::end_interval(const std::vector<double>& hypers) {
+Traces TensorPlan::end_interval(const std::vector<double>& hypers) {
   const std::vector<Hyper> own = hypers_of(hypers);
   for (size_t i = 0; i < size(); ++i) leave_out(i);
   is_ready_ = false;
   plan_.executor->end_interval(plan_, own);
+  return plan_.executor->take_traces();
 }
 
 }  // namespace fused_adaptive

@@ -40,7 +40,7 @@ bool decay_is_coupled(const Group& group, const Scalars<T>& r) {
 }
 
 inline double draw(const Member& m, const StepInputs& inputs) {
-  return inputs.draws == nullptr ? 1.0 : inputs.draws[m.index];
+  return inputs.draw == nullptr ? 1.0 : drawn_factor(*inputs.draw, m.index);
 }
 
 // Of every policy, whether the step under way is the last of its interval. The count is the same in all its tensors.

@@ -2,7 +2,7 @@
 // stochastic rounding. The torch definition, which is its oracle, is fused_adaptive/masters.py.
 #pragma once
 
-#include "portable.h"
+#include "philox.h"
 
 namespace fused_adaptive {
 
@@ -27,24 +27,13 @@ struct Noise {
 };
 constexpr int kNoiseBlock = 8;  // elements that share one call of the generator, 16 bits each
 
-// Philox4x32-10 [Salmon et al., SC 2011] of one block of elements. The last word is one that ASLR's draws never have.
+// The random numbers of one block of elements. The last word is one that ASLR's draws never have.
 FA_INLINE void random_words(const Noise& noise, int64_t block, uint32_t (&x)[4]) {
   x[0] = static_cast<uint32_t>(block);
   x[1] = noise.step;
   x[2] = noise.index;
   x[3] = 0x80000000u | static_cast<uint32_t>(block >> 32);
-  uint32_t key0 = static_cast<uint32_t>(noise.seed), key1 = static_cast<uint32_t>(noise.seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = static_cast<uint64_t>(x[0]) * 0xD2511F53u, p1 = static_cast<uint64_t>(x[2]) * 0xCD9E8D57u;
-    const uint32_t x0 = static_cast<uint32_t>(p1 >> 32) ^ x[1] ^ key0;
-    const uint32_t x2 = static_cast<uint32_t>(p0 >> 32) ^ x[3] ^ key1;
-    x[1] = static_cast<uint32_t>(p1);
-    x[3] = static_cast<uint32_t>(p0);
-    x[0] = x0;
-    x[2] = x2;
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
-  }
+  philox(noise.seed, x);
 }
 // The bits of a block's element i, in [0, 2^16).
 FA_INLINE uint32_t random_bits(const uint32_t (&words)[4], int i) { return (words[i / 2] >> (16 * (i % 2))) & 0xffffu; }

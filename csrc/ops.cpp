@@ -101,12 +101,16 @@ int64_t plan_check(int64_t number, Tensors held, Tensors grads, Ints absent) {
   return outcome;
 }
 
-void plan_step(int64_t number, Doubles hypers, std::optional<Tensor> draws, std::optional<Tensor> grad_scale,
-               std::optional<Tensor> found_inf, Tensors lrs, Ints lr_groups) {
-  plan_of(number)->step(hypers, draws, grad_scale, found_inf, lrs, lr_groups);
+int64_t number_of(Traces traces) { return (traces.is_captured ? 1 : 0) | (traces.is_elsewhere ? 2 : 0); }
+
+int64_t plan_step(int64_t number, Doubles hypers, std::optional<Tensor> draw, std::optional<Tensor> grad_scale,
+                  std::optional<Tensor> found_inf, Tensors lrs, Ints lr_groups) {
+  return number_of(plan_of(number)->step(hypers, draw, grad_scale, found_inf, lrs, lr_groups));
 }
 
-void plan_end_interval(int64_t number, Doubles hypers) { plan_of(number)->end_interval(hypers); }
+int64_t plan_end_interval(int64_t number, Doubles hypers) { return number_of(plan_of(number)->end_interval(hypers)); }
+
+Tensors plan_memory(int64_t number) { return plan_of(number)->memory(); }
 
 void plan_free(int64_t number) {
   const std::lock_guard<std::mutex> lock(mutex);
@@ -120,7 +124,7 @@ int64_t plan_count() {
 
 // A whole step of one param group without a cached plan: what it changes stands in its schema.
 void step(Tensors params, Tensors grads, Tensors state, Ints roles, int64_t backbone, bool coupled, bool maximize,
-          Doubles hypers, Ints policies, Doubles policy_arguments, std::optional<Tensor> draws,
+          Doubles hypers, Ints policies, Doubles policy_arguments, std::optional<Tensor> draw,
           std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, bool on_device) {
   const size_t n = params.size();
   if (n == 0) return;
@@ -144,10 +148,17 @@ void step(Tensors params, Tensors grads, Tensors state, Ints roles, int64_t back
   const Readiness outcome = made.end_check();
   FA_CHECK(outcome == kReady, outcome == kStale ? "state of the backbone is missing"
                                                 : "gradients must be dense and laid out as their parameters");
-  made.step(hypers, draws, grad_scale, found_inf);
+  made.step(hypers, draw, grad_scale, found_inf);
 }
 
 std::string build_version() { return FUSED_ADAPTIVE_VERSION; }
+std::string why_not_on_gpu(int64_t device) {
+#ifdef FUSED_ADAPTIVE_WITH_CUDA
+  return why_not_on_cuda(static_cast<int>(device));
+#else
+  return "it has no CUDA kernels";
+#endif
+}
 std::string cpu_capability() { return cpu::best_kernels().name; }
 
 }  // namespace
@@ -162,7 +173,7 @@ std::shared_ptr<TensorPlan> plan_of(int64_t number) {
 STABLE_TORCH_LIBRARY(fused_adaptive, m) {
   m.def(
       "step(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] state, int[] roles, int backbone, bool coupled, "
-      "bool maximize, float[] hypers, int[] policies, float[] policy_arguments, Tensor? draws=None, "
+      "bool maximize, float[] hypers, int[] policies, float[] policy_arguments, Tensor? draw=None, "
       "Tensor? grad_scale=None, Tensor? found_inf=None, bool on_device=False) -> ()");
   m.def(
       "plan_new(Tensor[] params, int[] groups, int[] indices, int[] backbones, int[] coupled, int[] maximize, "
@@ -177,14 +188,16 @@ STABLE_TORCH_LIBRARY(fused_adaptive, m) {
   m.def("plan_check(int plan, Tensor[] held, Tensor[] grads, int[] absent) -> int");
   m.def("python_calls() -> int[]");
   m.def(
-      "plan_step(int plan, float[] hypers, Tensor? draws, Tensor? grad_scale, Tensor? found_inf, Tensor[] lrs, "
-      "int[] lr_groups) -> ()");
-  m.def("plan_end_interval(int plan, float[] hypers) -> ()");
+      "plan_step(int plan, float[] hypers, Tensor? draw, Tensor? grad_scale, Tensor? found_inf, Tensor[] lrs, "
+      "int[] lr_groups) -> int");
+  m.def("plan_end_interval(int plan, float[] hypers) -> int");
+  m.def("plan_memory(int plan) -> Tensor[]");
   m.def("plan_free(int plan) -> ()");
   m.def("plan_count() -> int");
   m.def("declarations() -> str");
   m.def("build_version() -> str");
   m.def("cpu_capability() -> str");
+  m.def("why_not_on_gpu(int device) -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fused_adaptive, CompositeExplicitAutograd, m) {
@@ -201,11 +214,13 @@ STABLE_TORCH_LIBRARY_IMPL(fused_adaptive, CompositeExplicitAutograd, m) {
   m.impl("python_calls", TORCH_BOX(&python_calls));
   m.impl("plan_step", TORCH_BOX(&plan_step));
   m.impl("plan_end_interval", TORCH_BOX(&plan_end_interval));
+  m.impl("plan_memory", TORCH_BOX(&plan_memory));
   m.impl("plan_free", TORCH_BOX(&plan_free));
   m.impl("plan_count", TORCH_BOX(&plan_count));
   m.impl("declarations", TORCH_BOX(&declarations));
   m.impl("build_version", TORCH_BOX(&build_version));
   m.impl("cpu_capability", TORCH_BOX(&cpu_capability));
+  m.impl("why_not_on_gpu", TORCH_BOX(&why_not_on_gpu));
 }
 
 }  // namespace fused_adaptive

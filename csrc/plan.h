@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backbones.h"
+#include "draws.h"
 #include "element.h"
 #include "gain.h"
 #include "masters.h"
@@ -155,10 +156,10 @@ struct DeviceNumber {
 
 // What changes from step to step.
 struct StepInputs {
-  std::vector<Hyper> hypers;      // of each group
-  std::vector<DeviceNumber> lrs;  // of each group whose lr is a tensor on the device; empty: none is
-  const double* draws = nullptr;  // ASLR's factors, by Member::index; on the device
-  DeviceNumber grad_scale;        // AMP and clipping, on the device
+  std::vector<Hyper> hypers;        // of each group
+  std::vector<DeviceNumber> lrs;    // of each group whose lr is a tensor on the device; empty: none is
+  const DrawTable* draw = nullptr;  // ASLR's; on the device; null: none
+  DeviceNumber grad_scale;          // AMP and clipping, on the device
   const float* found_inf = nullptr;
 };
 
@@ -170,18 +171,28 @@ struct Sharing {
 
 struct Plan;
 
+// What those who own memory have to know of the last step or interval's end on a GPU.
+struct Traces {
+  bool is_captured = false;   // a CUDA graph points to the plan's memory now
+  bool is_elsewhere = false;  // it ran on a stream that the memory has not been used on before
+};
+
 class Executor {
  public:
   virtual ~Executor() = default;
   // Gradients, grad_scale and found_inf have been checked.
   virtual void step(Plan& plan, const StepInputs& inputs) = 0;
   virtual void end_interval(Plan& plan, const std::vector<Hyper>& hypers) = 0;
+  virtual Traces take_traces() { return {}; }
+  virtual std::vector<std::shared_ptr<void>> memory() const { return {}; }  // on a GPU
 };
 
 std::unique_ptr<Executor> make_cpu_executor(const Plan& plan);
 #ifdef FUSED_ADAPTIVE_WITH_CUDA
 // on_device: counters live on the device and may be read and counted there alone (capturable, fused AMP).
 std::unique_ptr<Executor> make_cuda_executor(const Plan& plan, int device, bool on_device);
+// "", or why the kernels cannot run on this GPU: they are compiled for others, for example.
+std::string why_not_on_cuda(int device);
 #endif
 
 // The pure data of a plan; the torch tensors that keep it alive are in tensors.h.

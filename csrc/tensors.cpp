@@ -309,4 +309,12 @@ void TensorPlan::finish() {
   FA_CHECK(false, "there are no native kernels for this device in this build");
 }
 
+std::vector<Tensor> TensorPlan::memory() const {
+  std::vector<Tensor> tensors;
+  for (const std::shared_ptr<void>& memory : plan_.executor->memory()) {
+    if (const OfTensor* of = std::get_deleter<OfTensor>(memory)) tensors.push_back(of->tensor);
+  }
+  return tensors;
+}
+
 }  // namespace fused_adaptive

@@ -46,6 +46,12 @@ struct View {
   const int64_t *sizes = nullptr, *strides = nullptr;
 };
 
+// Deletes memory of torch's allocator: with the tensor that it is of.
+struct OfTensor {
+  Tensor tensor;
+  void operator()(void*) const {}
+};
+
 // What the checks before a step come to: whether a step can be taken, or what has to happen in Python before that.
 enum Readiness : int64_t {
   kReady = 0,
@@ -88,10 +94,13 @@ class TensorPlan {
   void keep(std::vector<Tensor> grads) { grads_ = std::move(grads); }
   size_t size() const { return plan_.members.size(); }
 
-  void step(const std::vector<double>& hypers, const std::optional<Tensor>& draws,
-            const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
-            const std::vector<Tensor>& lrs = {}, const std::vector<int64_t>& lr_groups = {});
-  void end_interval(const std::vector<double>& hypers);
+  // draw: ASLR's, as DrawTable has it, or none.
+  Traces step(const std::vector<double>& hypers, const std::optional<Tensor>& draw,
+              const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
+              const std::vector<Tensor>& lrs = {}, const std::vector<int64_t>& lr_groups = {});
+  Traces end_interval(const std::vector<double>& hypers);
+  // What of torch's memory on a GPU it uses besides parameters, state and gradients.
+  std::vector<Tensor> memory() const;
 
  private:
   struct Bound {

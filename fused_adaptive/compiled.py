@@ -85,6 +85,7 @@ class Bound:
             scale_groups = tuple(groups[number[id(g)]] for g in own.scale_groups)
             slots.append(replace(own, param=alias, state=values, group=groups[i], scale_groups=scale_groups))
         self.gathered = Gathered(slots, by_policy(slots), [s.param for s in slots], groups, gathered.backbone, idle=[])
+        self.gathered.captured = gathered.captured
 
     def set_gradients(self, grads: Sequence[Tensor], applies: Sequence[bool]) -> None:
         present = iter(grads)
@@ -154,8 +155,8 @@ def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_i
             raise RuntimeError(NO_STATE)
         optimizer.grad_norm.copy_(norm)  # an attribute that is set in a graph is lost
     draw = optimizer._rate_draw
-    draw_step = [] if draw is None else [draw.step]
-    _COMPILED_STEP(gathered.key, params, grads, state, applies, tensors, floats, draw_step, grad_scale, found_inf)
+    tables = [] if draw is None else [draw.table]
+    _COMPILED_STEP(gathered.key, params, grads, state, applies, tensors, floats, tables, grad_scale, found_inf)
     count_idle_calls(optimizer._traced_idle, found_inf)
 
 
@@ -175,7 +176,7 @@ def _compiled_step(
     applies: list[bool],
     tensors: list[Tensor],
     floats: list[float],
-    draw_step: list[Tensor],
+    draw_table: list[Tensor],
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
@@ -196,12 +197,12 @@ def _compiled_step(
     bound.set_numbers(tensors, floats)
     draw = optimizer._rate_draw
     if draw is not None:
-        draw = type(draw)(draw.seed, draw.relative_width, draw_step[0].clone())
+        draw = draw.over(draw_table[0])
     try:
         with torch.no_grad():
             optimizer._backend.step(bound.gathered, found_inf, grad_scale, draw)
-            if draw is not None:
-                draw_step[0].copy_(draw.step)
+            if draw is not None and draw.table is not draw_table[0]:
+                draw_table[0].copy_(draw.table)
     finally:
         bound.set_gradients([], [False] * len(params))  # they must not live longer than the parameters' own
 
@@ -244,7 +245,7 @@ _NO_GRAPH = _define("no_graph", "(str why) -> ()", lambda why: None, _no_graph)
 _COMPILED_STEP = _define(
     "compiled_step",
     "(int key, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] state, bool[] applies, Tensor[] tensors, "
-    "float[] floats, Tensor(c!)[] draw_step, Tensor? grad_scale, Tensor? found_inf) -> ()",
+    "float[] floats, Tensor(c!)[] draw_table, Tensor? grad_scale, Tensor? found_inf) -> ()",
     _compiled_step,
     lambda *_: None,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, repeat
@@ -49,6 +49,7 @@ class Gathered:
         uses_reference: the backend's kernels cannot step these tensors, and the reference does.
         owner: the optimizer, weakly.
         key: no other one's in this process.
+        captured: what CUDA graphs point to: the optimizer's, so that it outlives this object.
     """
 
     slots: list[Slot]
@@ -62,6 +63,7 @@ class Gathered:
     uses_reference: bool = False
     owner: Any = None
     key: int = field(default_factory=count(1).__next__)
+    captured: list[Any] = field(default_factory=list, repr=False)
     _waiting: list[Tensor] = field(default_factory=list, repr=False)
     _fingerprint: Fingerprint | None = field(default=None, repr=False)
 
@@ -77,6 +79,10 @@ class Gathered:
     def has_newcomers(self) -> bool:
         """Whether a parameter that is not in ``slots`` has a gradient."""
         return not all(map(is_, [p.grad for p in self._waiting], repeat(None)))
+
+    def keep(self, captured: Sequence[Any]) -> None:
+        """Keeps what launches that were captured in a CUDA graph point to, for as long as the optimizer lives."""
+        self.captured.extend(captured)
 
     def bring_gradients(self) -> None:
         """Gives the slots of DTensors this step's gradients, spread like their parameters; may communicate.

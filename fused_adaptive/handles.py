@@ -84,6 +84,7 @@ class Shared:
         self.owner = weakref.ref(owner)
         self.after_step: list[Callable[[], None]] = []
         self.after_end_interval: list[Callable[[], None]] = []
+        self._captured: list[Any] = []
 
 
 class _Attribute:
@@ -158,6 +159,8 @@ class Handled(Optimizer):
     _traced_idle: Any = _attribute()
     #: The controller that owns the learning rates.
     _lr_owner: Any = _attribute()
+    #: What CUDA graphs of its steps point to: tables, state, numbers.
+    _captured: list[Any] = _attribute()
 
 
 for _name in ("_shared", *_TORCHS):

@@ -374,6 +374,7 @@ class AdaptiveOptimizer(Handled):
         self._gathered = self._bound = None
         gathered = gather(self.backbone, self.param_groups, self.state, self._outline, self.process_group, in_step)
         self._outline = gathered.outline()
+        gathered.captured = self._captured
         if in_step:
             self._gathered = gathered
             compiled.announce(self, gathered)

@@ -5,6 +5,8 @@ import torch
 
 from fused_adaptive import backends
 
+from . import recording
+
 
 @pytest.fixture(autouse=True)
 def _seed_and_threads():
@@ -25,5 +27,6 @@ def pytest_collection_modifyitems(items):
         return
     skip = pytest.mark.skip(reason="no GPU")
     for item in items:
-        if "gpu" in item.keywords:
+        marker = item.get_closest_marker("gpu")
+        if marker is not None and not (recording.is_emulated() and marker.kwargs.get("emulated")):
             item.add_marker(skip)

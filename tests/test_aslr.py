@@ -165,7 +165,7 @@ def test_bad_arguments(arguments, error, message):
 
 
 def factor(seed: int, n: int, index: int, relative_width: float) -> float:
-    return RateDraw(seed, relative_width, torch.tensor(n)).factors(torch.tensor([index])).item()
+    return RateDraw(seed, relative_width, n).factors(torch.tensor([index])).item()
 
 
 def test_each_tensor_draws_at_each_step():

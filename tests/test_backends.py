@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import fused_adaptive as fa
-from fused_adaptive import __main__, backends
+from fused_adaptive import __main__, _extension, backends
+from fused_adaptive.backends import native, triton
 
 from .cases import all_equal, parameters, train
 
@@ -109,3 +111,29 @@ def test_the_reference_refuses_to_be_captured(monkeypatch):
     with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"):
         train(optimizer, 1)
     assert all_equal(before, optimizer.param_groups[0]["params"])
+
+
+def test_a_library_without_code_for_a_gpu_is_passed_over_with_the_reason(monkeypatch):
+    """As one that was built for other compute capabilities, without PTX for this one."""
+    if native.why_not([torch.device("cpu")]):
+        pytest.skip("no native library")
+    cuda = [torch.device("cuda", 0)]
+    monkeypatch.setattr(_extension, "has_cuda", lambda: True)
+    monkeypatch.setattr(_extension, "built", lambda: {"cuda": "8.0;9.0"})
+    monkeypatch.setattr(native, "_missing_code", lambda index: "no kernel image is available")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    reason = native.why_not(cuda)
+    assert "for 8.0;9.0, and none that run on cuda:0, of compute capability 7.5 (no kernel image is" in reason
+    assert "TORCH_CUDA_ARCH_LIST=7.5" in reason
+    with pytest.raises(RuntimeError, match=r"'native' cannot run: .*compute capability 7.5"):
+        backends.select("native", cuda)
+    monkeypatch.setattr(triton, "why_not", lambda devices: "")
+    assert backends.select("auto", cuda).name == "triton"
+    monkeypatch.setattr(native, "_missing_code", lambda index: "")
+    assert backends.select("auto", cuda).name == "native"
+
+
+def test_that_synchronisations_can_be_looked_for_is_no_error():
+    """torch.cuda.set_sync_debug_mode says this the first time, and warnings are errors here."""
+    text = "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations"
+    warnings.warn(text, UserWarning, stacklevel=1)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import compare, end_to_end, goals, gpu_bench, gpu_check, report, results, run
+from bench import compare, end_to_end, goals, report, results, run
 from bench.growth import fits
 
 from .cases import KERNELS
@@ -257,58 +253,6 @@ def test_training_steps_are_split_into_gradients_and_optimizer():
     assert all(len(f["step"]) == len(f["gradients"]) == 2 for f in found)
     sizes = {f["model"].split(",")[0]: f["parameters"] for f in found}
     assert 250_000 < sizes["ResNet-20"] < 300_000
-
-
-# ---- on a GPU machine ----
-
-
-@pytest.mark.parametrize(("script", "module"), [("gpu_check.sh", gpu_check), ("gpu_bench.sh 2", gpu_bench)])
-def test_the_gpu_scripts_say_that_there_is_no_gpu(script, module, tmp_path):
-    if torch.cuda.is_available():
-        pytest.skip("there is one")
-    command = [str(ROOT / "bench" / script.split()[0]), *script.split()[1:]]
-    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path / "out")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert module.NO_GPU in done.stdout
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_calls_of_the_gpu_scripts_are_understood(tmp_path):
-    for command in (
-        gpu_bench.command(2, 300, tmp_path),
-        next(s for s in gpu_check.steps(tmp_path) if s.name == "timing").command,
-    ):
-        assert command[:3] == (sys.executable, "-m", "bench.run")
-        assert run.arguments_of(command[3:]).device == "cuda"
-
-
-def test_both_runs_make_one_file(tmp_path):
-    first, second = made_up(), made_up()
-    second["cases"][0]["shapes"] = "other"
-    for name, record in (("1", first), ("2", second)):
-        results.save(record, tmp_path / name)
-    gpu_bench.main(["merge", str(tmp_path / "1"), str(tmp_path / "2"), str(tmp_path / "both")])
-    assert [case["shapes"] for case in results.load(tmp_path / "both")["cases"]] == ["10 x 5M", "other"]
-    other = copy.deepcopy(second)
-    other["machine"]["commit"] = "1" * 40
-    results.save(other, tmp_path / "2")
-    with pytest.raises(ValueError, match="differ in commit"):
-        gpu_bench.merge(tmp_path / "1", tmp_path / "2", tmp_path / "both")
-
-
-def test_a_step_of_the_gpu_check_says_how_it_ended(tmp_path):
-    def outcome(code: str, seconds: int = 60, left: float = 60) -> dict:
-        return gpu_check.run(gpu_check.Step("x", (sys.executable, "-c", code), seconds), tmp_path, left)
-
-    assert outcome("print('3 passed, 1 skipped in 2s')")["counts"] == {"passed": 3, "skipped": 1}
-    assert outcome("raise SystemExit(2)")["outcome"] == "failed"
-    assert outcome("import time; time.sleep(60)", seconds=6)["outcome"] == "timed out"
-    assert outcome("", left=1)["outcome"] == "not run"
-    missing = gpu_check.run(gpu_check.Step("x", ("/nonexistent",), 60), tmp_path, 60)
-    assert missing["outcome"] == "not run"
-    names = {step.name for step in gpu_check.steps(tmp_path)}
-    assert names >= {"build", "tests", "triton", "timing", "bandwidth", "memcheck", "racecheck"}
 
 
 def test_json_has_no_numbers_that_are_none(tmp_path):

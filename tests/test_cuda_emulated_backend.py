@@ -22,6 +22,7 @@ SUITES = {
     "changes": ("tests/test_gather.py", "native and (seen or many_changes)"),
     "masters": ("tests/test_masters.py", "native"),
     "clipping": ("tests/test_clipping.py", "native"),
+    "graphs": ("tests/test_gpu_graphs.py", "native"),
     "compiled": ("tests/test_compile.py", "native and aot_eager or skipped or draws"),
     # CUDA kernels take gradients of the parameter's dtype (others are converted before), so not "low_precision".
     "operators": (
@@ -36,6 +37,7 @@ FEATURES = {
     "golden": ["golden trajectories in float64"],
     "masters": ["exact float32 masters of bfloat16 parameters", "stochastic rounding of bfloat16 parameters"],
     "clipping": ["max_grad_norm= and skip_nonfinite=, inside of the step"],
+    "graphs": ["a captured CUDA graph, through interval ends"],
     "compiled": ["torch.compile(fullgraph=True), no recompiles with a tensor lr"],
     "changes": ["intermittent gradients, groups and policies that change"],
     "operators": [

@@ -87,9 +87,8 @@ class Pair:
         state_before = [{name: v.clone() for name, v in self.optimizer.state.get(p, {}).items()} for p in self.params]
         reference._rate_draw = draw
         reference.found_inf, reference.grad_scale = found_inf, grad_scale  # as GradScaler does
-        draws = None if draw is None else draw.factors(torch.arange(len(self.params)))
         skips = found_inf is not None and bool(found_inf)
-        self.emulated.step(found_inf, grad_scale, draws, skips)
+        self.emulated.step(found_inf, grad_scale, None if draw is None else draw.table, skips)
         reference.step()
         self.compare(before, state_before)
 

@@ -50,35 +50,6 @@ def test_counters_on_the_device_change_no_bit(case):
     assert all(torch.equal(state[name].cpu(), other_state[name].cpu()) for name in state)
 
 
-@pytest.mark.feature("a captured CUDA graph, through interval ends", backend="native")
-@every_policy
-def test_a_captured_graph_goes_through_interval_ends(policy):
-    """Replays of one captured step, against steps as they come: three intervals and more."""
-    runs = []
-    for captured in (False, True):
-        params = on_gpu(parameters(torch.float32))
-        optimizer = Case("AdamW", policy, True).build(params, backend="native", capturable=True)
-        gradients, graph = Gradients(), torch.cuda.CUDAGraph()
-        buffers = [torch.zeros_like(p) for p in params]
-        for step in range(10):
-            gradients.set(params, step)
-            for p, buffer in zip(params, buffers, strict=True):
-                buffer.copy_(p.grad)
-                p.grad = buffer
-            if not captured or step < 2:
-                optimizer.step()
-                continue
-            if step == 2:
-                torch.cuda.synchronize()
-                with torch.cuda.graph(graph):
-                    optimizer.step()
-            graph.replay()
-        runs.append((params, state_of(optimizer)))
-    (params, state), (other_params, other_state) = runs
-    assert all_equal(params, other_params)
-    assert all(torch.equal(state[name], other_state[name]) for name in state)
-
-
 @pytest.mark.feature("GradScaler, with and without fused=True", backend="native")
 @every_policy
 @pytest.mark.parametrize("optimizer", ["SGD-momentum", "AdamW"])
@@ -124,6 +95,61 @@ def test_the_host_does_not_wait_in_a_step(policy):
                 optimizer.step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_step_with_a_tensor_lr_draws_and_clipping_does_not_wait():
+    params = on_gpu(parameters(torch.float32))
+    lr = torch.tensor(0.1, device="cuda")
+    optimizer = fa.ActiveAdamW(params, lr=lr, interval=2, capturable=True, max_grad_norm=1.0, skip_nonfinite=True)
+    search = fa.ASLR(optimizer)
+    train(optimizer, 2)
+    Gradients().set(params, 2)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            lr.mul_(0.9)
+            optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    search.remove()
+
+
+def test_counters_on_the_host_cannot_skip():
+    params = on_gpu(parameters(torch.float32))
+    optimizer = fa.AdamW(params, skip_nonfinite=True, backend="native")
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(RuntimeError, match="capturable=True, or fused=True"):
+        train(optimizer, 1)
+    assert all_equal(before, params)
+
+
+@pytest.mark.parametrize("master", ["split", "stochastic"])
+@pytest.mark.parametrize("policy", ["fixed", "active"])
+def test_masters_have_the_bits_of_the_cpu(policy, master):
+    case, runs = Case("AdamW", policy, True), []
+    for device in ("cpu", "cuda"):
+        params = [p.detach().to(device).requires_grad_() for p in parameters(torch.bfloat16, [(20_001,), (3, 5)])]
+        optimizer = case.build(params, backend="native", master=master)
+        train(optimizer, 7)
+        runs.append([p.detach().cpu() for p in params] + [v.cpu() for v in state_of(optimizer).values()])
+    assert all_equal(*runs)
+
+
+@pytest.mark.parametrize("compiler", ["inductor"])
+def test_a_compiled_step(compiler):
+    runs = []
+    for compiled in (False, True):
+        params = on_gpu(parameters(torch.float32))
+        lr = torch.tensor(0.1, device="cuda")
+        optimizer = fa.ActiveAdamW(params, lr=lr, interval=2, capturable=True, max_grad_norm=1.0)
+        step = torch.compile(optimizer.step, fullgraph=True, backend=compiler) if compiled else optimizer.step
+        for i in range(8):
+            Gradients().set(params, i)
+            (step if i else optimizer.step)()
+            lr.mul_(0.9)
+        runs.append(params)
+    for found, expected in zip(*runs, strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.feature("10 000 tensors", backend="native")

@@ -64,37 +64,6 @@ def test_counters_on_the_device_change_no_bit(case):
     assert differing(run(case, torch.float32), run(case, torch.float32, capturable=True)) == []
 
 
-@pytest.mark.feature("a captured CUDA graph, through interval ends", backend="triton")
-@every_policy
-@pytest.mark.parametrize("fresh", [False, True], ids=["same gradients", "gradients of the graph"])
-def test_a_captured_graph_goes_through_interval_ends(policy, fresh):
-    """Replays of one captured step, against steps as they come: three intervals and more."""
-    runs = []
-    for captured in (False, True):
-        params = on_gpu(parameters(torch.float32))
-        optimizer = Case("AdamW", policy, True).build(params, backend="triton", capturable=True)
-        gradients, graph = Gradients(), torch.cuda.CUDAGraph()
-        buffers = [torch.zeros_like(p) for p in params]
-        for step in range(10):
-            gradients.set(params, step)
-            for p, buffer in zip(params, buffers, strict=True):
-                buffer.copy_(p.grad)
-                p.grad = buffer
-            if not captured or step < 2:
-                optimizer.step()
-                continue
-            if step == 2:
-                torch.cuda.synchronize()
-                with torch.cuda.graph(graph):
-                    if fresh:  # as a captured backward pass makes them: elsewhere than in the step before
-                        for p, buffer in zip(params, buffers, strict=True):
-                            p.grad = buffer.clone()
-                    optimizer.step()
-            graph.replay()
-        runs.append(dict(enumerate(params)) | state_of(optimizer))
-    assert differing(*runs) == []
-
-
 @every_policy
 def test_a_skipped_step_changes_nothing(policy):
     params = on_gpu(parameters(torch.float32))

@@ -110,6 +110,33 @@ def test_counts_plans_and_errors():
     run_tests(CASES, "-m", "not heavy", "-k", "not matrix and not broken and not noticed")
 
 
+@needs_triton
+def test_the_order_of_threads():
+    run_tests("tests/triton_order.py", "-k", "tlr-gradient-global or missing or two_threads or read or drawing")
+
+
+@needs_triton
+@pytest.mark.heavy
+def test_the_order_of_threads_under_every_policy():
+    run_tests("tests/triton_order.py")
+
+
+GRAPHS = "tests/test_gpu_graphs.py"
+
+
+@needs_triton
+def test_captured_steps():
+    in_turn = "in_turn and AdamW and (fixed or tlr-times-active)"
+    run_tests(GRAPHS, "-k", f"triton and (({in_turn}) or points_to or tables_of or says_so or (draw and fixed))")
+
+
+@pytest.mark.feature("a captured CUDA graph, through interval ends", backend="triton", emulated=True)
+@needs_triton
+@pytest.mark.heavy
+def test_captured_steps_of_every_policy():
+    run_tests(GRAPHS, "-k", "triton")
+
+
 @pytest.mark.feature("every optimizer, policy, decay and dtype within rounding of float64", backend="triton")
 @needs_triton
 @pytest.mark.heavy

@@ -33,7 +33,10 @@ def run_tests(*arguments: str) -> None:
 def pytest_configure() -> None:
     from fused_adaptive.backends import triton
 
+    from . import recording
+
     assert triton.is_interpreted()
+    recording.emulated["triton"] = True
     patch_once()
 
 

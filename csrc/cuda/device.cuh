@@ -83,9 +83,10 @@ FA_DEVICE E* at(const Tensor& x, int role, int64_t element) {
 // True in every thread of the block that is the last of all launches to arrive here; it sees what the others wrote.
 FA_DEVICE bool is_last_block(const Launch& launch) {
   FA_SHARED(bool, last);
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
+    // After the barrier, so that it is for what the whole block has written, and by the thread that draws the ticket.
+    __threadfence();
     last = atomicAdd(launch.ticket, 1u) == launch.blocks - 1;
     if (last) *launch.ticket = 0;  // for the next step
     __threadfence();
@@ -124,8 +125,12 @@ FA_DEVICE Hyper hyper_of(const Step& step, int group) {
   return hyper;
 }
 
+// Out of line: ten rounds of the generator are much code, and only ASLR draws.
+__device__ FA_NOINLINE inline double drawn_factor_of(const DrawTable* draw, int64_t index) {
+  return drawn_factor(*draw, index);
+}
 FA_DEVICE double draw_of(const Step& step, const Tensor& x) {
-  return step.draws != nullptr ? step.draws[x.index] : 1.0;
+  return step.draw != nullptr ? drawn_factor_of(step.draw, x.index) : 1.0;
 }
 
 FA_DEVICE const void* grad_of(const Step& step, int tensor) {
@@ -172,7 +177,7 @@ FA_DEVICE void store_weights(const Compute<P> (&weights)[kCount], const Tensor& 
       for (int i = 0; i < kCount; ++i) split(weights[i], p[i], low[i]);
       store(low, at<int16_t>(x, kLow, element));
       is_done = true;
-    } else if (x.rounding_step != nullptr) {
+    } else if (x.numbers.rounding_step != nullptr) {
       static_assert(kCount == 1 || kCount == kNoiseBlock, "one block of random numbers");
       const Noise noise = {static_cast<uint64_t>(x.seed), rounding_step, static_cast<uint32_t>(x.index)};
       uint32_t words[4];
@@ -192,13 +197,6 @@ FA_DEVICE void store_weights(const Compute<P> (&weights)[kCount], const Tensor& 
   }
   store(p, at<P>(x, kParam, element));
 }
-
-FA_DEVICE double step_count(const Tensor& x) {
-  return x.step_is_double ? *static_cast<double*>(x.step) : *static_cast<float*>(x.step);
-}
-
-// Whether the call that makes it `calls` in the running interval ends it.
-FA_DEVICE bool ends_at(const Rule& rule, int64_t calls) { return rule.interval > 0 && calls >= rule.interval; }
 
 // The backbone's scalars, kept while neighbouring tensors have the same: powers in double take a while.
 struct BackboneScalars {

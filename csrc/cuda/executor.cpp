@@ -1,9 +1,11 @@
 // A step on a GPU: which launches, in which order. The kernels decide on the device what the phase of an interval and
 // AMP's found_inf mean; where the plan counts on the host, the host counts alongside and leaves out launches that have
-// no work.
+// no work. Of what the device has, the host believes only what nobody else can change: replays of a CUDA graph repeat
+// what was uploaded in its capture, at times that the host does not see.
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "../counting.h"
 #include "kernels.h"
@@ -49,6 +51,15 @@ class CudaExecutor : public Executor {
     count_on_host(plan, inputs.hypers, ending);
   }
 
+  Traces take_traces() override { return {std::exchange(capturing_, false), std::exchange(is_elsewhere_, false)}; }
+
+  std::vector<std::shared_ptr<void>> memory() const override {
+    std::vector<std::shared_ptr<void>> all;
+    if (layout_ != nullptr) all = layout_->memory();
+    all.push_back(mirrors_memory_.memory());
+    return all;
+  }
+
   void end_interval(Plan& plan, const std::vector<Hyper>& hypers) override {
     const DeviceGuard guard(device_);
     begin(plan, hypers);
@@ -79,9 +90,12 @@ class CudaExecutor : public Executor {
       if (plan.policies[unit.rule].kind == PolicyKind::trainable) measure(unit, args, When::now);
     }
     if (on_device_) return;
-    for (Policy& policy : plan.policies) {
-      if (policy.kind == PolicyKind::active) restart_active(plan, policy);
-      if (policy.kind == PolicyKind::trainable) restart_on_host(plan, policy);
+    for (const Policy& policy : plan.policies) {
+      for (int member : policy.members) {
+        const Numbers n = host_numbers(plan.members[member]);
+        if (policy.kind == PolicyKind::active) restart_active(n);
+        if (policy.kind == PolicyKind::trainable) end_on_host(policy, n, false);
+      }
     }
     remember(plan);
   }
@@ -109,23 +123,41 @@ class CudaExecutor : public Executor {
             "fused_adaptive: parameters, state, their number or whether there is weight decay have changed, and the "
             "tables cannot be rebuilt while a CUDA graph is being captured: take one step before the capture");
       }
-      layout_ = std::make_unique<Layout>(plan, couples, device_, on_device_);
-      uploader_ = std::make_unique<Uploader>(device_);
+      if (uploader_ == nullptr) {
+        uploader_ = std::make_unique<Uploader>(device_);
+        mirrors_memory_.allocate_zeros(device_, plan.members.size() * sizeof(Mirror), stream_);
+      }
+      if (was_captured_) captured_.push_back(std::move(layout_));
+      layout_ = std::make_unique<Layout>(plan, couples, mirrors_memory_.at<Mirror>(), on_device_, device_, stream_);
       couples_ = std::move(couples);
-      mirrors_.clear();
-      grads_.clear();
-      hypers_.clear();
-      lrs_.clear();
+      streams_.clear();
+      was_captured_ = false;
+      forget_uploads();
     }
+    was_captured_ |= capturing_;
+    note_stream();
     if (on_device_ && !mirrors_.empty()) return;
     // The kernels count alongside: only a count that was changed from outside has to be brought to them.
     std::vector<Mirror> found;
     found.reserve(plan.members.size());
     for (const Member& m : plan.members) found.push_back(on_device_ ? first_only(m) : mirror_of(m));
     if (!same(found, mirrors_)) {
-      uploader_->send(layout_->mirrors, found.data(), found.size() * sizeof(Mirror), stream_);
+      uploader_->send(mirrors_memory_.at<Mirror>(), found.data(), found.size() * sizeof(Mirror), stream_);
       mirrors_ = std::move(found);
     }
+  }
+
+  // Torch has to know of each stream that uses its memory, besides the one that was current when it gave it.
+  void note_stream() {
+    if (std::find(streams_.begin(), streams_.end(), stream_) != streams_.end()) return;
+    streams_.push_back(stream_);
+    is_elsewhere_ = true;
+  }
+
+  void forget_uploads() {
+    grads_.clear();
+    hypers_.clear();
+    lrs_.clear();
   }
 
   // Of counters that live on the device, only whether a momentum buffer holds anything is told by the host.
@@ -151,13 +183,12 @@ class CudaExecutor : public Executor {
   Step upload(const Plan& plan, const StepInputs& inputs) {
     Step args = step_args(plan);
     args.grads = layout_->grads;
-    args.draws = inputs.draws;
+    args.draw = inputs.draw;
     args.grad_scale = inputs.grad_scale;
     args.found_inf = inputs.found_inf;
     found_grads_.clear();
     for (const Member& m : plan.members) found_grads_.push_back(m.grad);
-    // A graph has to bring its own: what was sent while it was captured has not arrived anywhere.
-    if (capturing_ || found_grads_ != grads_) {
+    if (was_captured_ || found_grads_ != grads_) {
       uploader_->send(layout_->grads, found_grads_.data(), found_grads_.size() * sizeof(void*), stream_);
       grads_.swap(found_grads_);
     }
@@ -167,15 +198,10 @@ class CudaExecutor : public Executor {
       const auto same = [](const DeviceNumber& a, const DeviceNumber& b) {
         return a.at == b.at && a.is_double == b.is_double;
       };
-      if (capturing_ || !std::equal(lrs_.begin(), lrs_.end(), inputs.lrs.begin(), inputs.lrs.end(), same)) {
+      if (was_captured_ || !std::equal(lrs_.begin(), lrs_.end(), inputs.lrs.begin(), inputs.lrs.end(), same)) {
         uploader_->send(layout_->lrs, inputs.lrs.data(), inputs.lrs.size() * sizeof(DeviceNumber), stream_);
         lrs_ = inputs.lrs;
       }
-    }
-    if (capturing_) {
-      grads_.clear();
-      hypers_.clear();
-      lrs_.clear();
     }
     return args;
   }
@@ -185,7 +211,7 @@ class CudaExecutor : public Executor {
     const size_t bytes = hypers.size() * sizeof(Hyper);
     if (layout_->hypers == nullptr) {
       std::copy(hypers.begin(), hypers.end(), args.hypers);
-    } else if (capturing_ || bytes != hypers_.size() * sizeof(Hyper) ||
+    } else if (was_captured_ || bytes != hypers_.size() * sizeof(Hyper) ||
                std::memcmp(hypers_.data(), hypers.data(), bytes) != 0) {
       uploader_->send(layout_->hypers, hypers.data(), bytes, stream_);
       hypers_ = hypers;
@@ -233,36 +259,42 @@ class CudaExecutor : public Executor {
       if (m.grad == nullptr) continue;
       m.first = false;
       if (on_device_) continue;
-      count_step(m);
-      count_rounding(m);
+      host_numbers(m).count_step();
+      host_numbers(m).count_rounding();
     }
     if (on_device_) return;
     for (size_t i = 0; i < plan.policies.size(); ++i) {
-      Policy& policy = plan.policies[i];
-      if (policy.kind == PolicyKind::active) {
-        ending[i] ? restart_active(plan, policy) : count_active(plan, policy, hypers);
-      }
-      if (policy.kind == PolicyKind::hypergradient) note_directions(plan, policy);
-      if (policy.kind != PolicyKind::trainable) continue;
+      const Policy& policy = plan.policies[i];
       for (int member : policy.members) {
         const Member& m = plan.members[member];
-        count(m, kTlrStep) += 1;
-        count(m, kTlrApplied) += m.grad != nullptr;
+        const Numbers n = host_numbers(m);
+        const bool applied = m.grad != nullptr;
+        if (policy.kind == PolicyKind::active) {
+          count_active(policy, n, applied, hypers[m.group].has_rate());
+        } else if (ending[i]) {
+          end_on_host(policy, n, applied);
+        } else {
+          count_scalar(policy, n, applied, 0, 0);
+        }
       }
-      if (ending[i]) restart_on_host(plan, policy);
     }
     remember(plan);
+  }
+
+  // The counts, which are the host's; gains and sums of rates are the device's.
+  static Numbers host_numbers(const Member& m) {
+    Numbers n = numbers_of(m);
+    n.gain = n.lr_sum = n.lr_last = nullptr;
+    return n;
   }
 
   // Whether a tensor could move (its rates and its gain are not 0) is known on the device alone. There tlr_applied_prev
   // is right, and the host's, which goes into checkpoints, differs only where nothing moved; so does the sign of
   // active_applied where lr is a tensor on the device.
-  static void restart_on_host(Plan& plan, const Policy& policy) {
-    for (int member : policy.members) {
-      const Member& m = plan.members[member];
-      if (policy.has_eta && count(m, kTlrApplied) > 0) count(m, kTlrAppliedPrev) = count(m, kTlrApplied);
-      count(m, kTlrStep) = count(m, kTlrApplied) = 0;
-    }
+  static void end_on_host(const Policy& policy, const Numbers& n, bool applied) {
+    const int64_t steps = applied_steps(n, {applied, 0});
+    if (policy.has_eta && steps > 0) *n.tlr_applied_prev = steps;
+    restart_trainable(n);
   }
 
   void remember(const Plan& plan) {
@@ -273,7 +305,9 @@ class CudaExecutor : public Executor {
   const int device_;
   const bool on_device_;
   std::unique_ptr<Layout> layout_;
+  std::vector<std::unique_ptr<Layout>> captured_;  // earlier ones, which CUDA graphs point to
   std::unique_ptr<Uploader> uploader_;
+  Buffer mirrors_memory_;
   std::vector<bool> couples_;
   std::vector<Mirror> mirrors_;  // what the device has counted, or was told
   std::vector<const void*> grads_, found_grads_;
@@ -281,7 +315,9 @@ class CudaExecutor : public Executor {
   std::vector<DeviceNumber> lrs_;
   cudaStream_t stream_ = nullptr;
   Sharing sharing_;
-  bool capturing_ = false;
+  std::vector<cudaStream_t> streams_;  // that have used the layout
+  bool capturing_ = false, is_elsewhere_ = false;
+  bool was_captured_ = false;  // a CUDA graph points to the layout
 };
 
 }  // namespace
@@ -291,6 +327,16 @@ namespace fused_adaptive {
 
 std::unique_ptr<Executor> make_cuda_executor(const Plan&, int device, bool on_device) {
   return std::make_unique<cuda::CudaExecutor>(device, on_device);
+}
+
+std::string why_not_on_cuda(int device) {
+  const cuda::DeviceGuard guard(device);
+  cudaFuncAttributes attributes;
+  const cudaError_t result =
+      cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(cuda::small_upload_kernel()));
+  if (result == cudaSuccess) return "";
+  cudaGetLastError();  // or the next to ask would be told of it
+  return cudaGetErrorString(result);
 }
 
 }  // namespace fused_adaptive

@@ -52,12 +52,23 @@ const E* as_offset(size_t offset) {
   return reinterpret_cast<const E*>(offset);
 }
 
+// Counts become those of a mirror: an address on the device, which is not to be read here.
+void point_to(Mirror& mirror, Numbers& numbers) {
+  numbers.active_step = &mirror.active_step;
+  numbers.active_applied = &mirror.active_applied;
+  numbers.tlr_step = &mirror.tlr_step;
+  numbers.tlr_applied = &mirror.tlr_applied;
+  numbers.tlr_applied_prev = &mirror.tlr_applied_prev;
+  numbers.direction_valid = &mirror.direction_valid;
+  if (numbers.rounding_step != nullptr) numbers.rounding_step = &mirror.rounding_step;
+}
+
 }  // namespace
 
 Mirror mirror_of(const Member& m) {
   const auto counted = [&](Role role) { return m.at[role] != nullptr ? count(m, role) : 0; };
   Mirror mirror = {};
-  mirror.step = m.at[kStep] != nullptr ? step_count(m) : (m.first || m.at[kState0] == nullptr ? 0 : 1);
+  mirror.step = m.at[kStep] != nullptr ? numbers_of(m).step_count() : (m.first || m.at[kState0] == nullptr ? 0 : 1);
   mirror.active_step = counted(kActiveStep);
   mirror.active_applied = counted(kActiveApplied);
   mirror.tlr_step = counted(kTlrStep);
@@ -68,17 +79,19 @@ Mirror mirror_of(const Member& m) {
   return mirror;
 }
 
-Layout::Layout(const Plan& plan, const std::vector<bool>& couples, int device, bool on_device) {
-  build_tensors(plan, couples, on_device);
+Layout::Layout(const Plan& plan, const std::vector<bool>& couples, Mirror* mirrors, bool on_device, int device,
+               cudaStream_t stream)
+    : device_(device), stream_(stream) {
+  add_tensors(plan, couples, mirrors, on_device);
   std::vector<DeviceRule> table;
   for (const Policy& policy : plan.policies) table.push_back(device_rule_of(policy));
   rules = as_offset<DeviceRule>(packer_.add(table));
-  build_buckets(plan, couples, device);
-  build_units(plan, device);
-  packer_.send(tables_);
+  build_buckets(plan, couples);
+  build_units(plan);
+  build_scratch(plan);
+  packer_.send(tables_, device_, stream_);
   packer_ = Packer();
-  // Torch's streams do not wait for the default stream. Tables are built rarely, so the host may.
-  check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
+  to_pointer(tensors, tables_);
   to_pointer(rules, tables_);
   for (Bucket& bucket : buckets) to_pointer(bucket.chunks, tables_);
   for (Unit& unit : units) {
@@ -88,32 +101,19 @@ Layout::Layout(const Plan& plan, const std::vector<bool>& couples, int device, b
   }
 }
 
-void Layout::build_tensors(const Plan& plan, const std::vector<bool>& couples, bool on_device) {
-  mirrors_memory_.allocate(plan.members.size() * sizeof(Mirror));
-  mirrors = mirrors_memory_.at<Mirror>();
+void Layout::add_tensors(const Plan& plan, const std::vector<bool>& couples, Mirror* mirrors, bool on_device) {
   std::vector<Tensor> table;
   for (size_t i = 0; i < plan.members.size(); ++i) {
     const Member& m = plan.members[i];
     const Group& group = plan.groups[m.group];
     Tensor x = {};
     std::copy_n(m.at.begin(), static_cast<int>(kElementRoles), x.at);
-    x.gain = static_cast<double*>(m.at[kTensorGain]);
-    x.lr_sum = static_cast<double*>(m.at[kLrSum]);
-    x.lr_last = static_cast<double*>(m.at[kLrLast]);
-    Mirror& mirror = mirrors[i];  // an address on the device; not to be read here
-    const auto place = [&](Role role, int64_t* mirrored) {
-      return on_device ? static_cast<int64_t*>(m.at[role]) : mirrored;
-    };
-    const bool own_step = on_device && m.at[kStep] != nullptr;
-    x.step = own_step ? m.at[kStep] : &mirror.step;
-    x.step_is_double = own_step ? m.step_is_double : true;
-    x.active_step = place(kActiveStep, &mirror.active_step);
-    x.active_applied = place(kActiveApplied, &mirror.active_applied);
-    x.tlr_step = place(kTlrStep, &mirror.tlr_step);
-    x.tlr_applied = place(kTlrApplied, &mirror.tlr_applied);
-    x.tlr_applied_prev = place(kTlrAppliedPrev, &mirror.tlr_applied_prev);
-    x.direction_valid = place(kDirectionValid, &mirror.direction_valid);
-    x.rounding_step = m.at[kRoundingStep] != nullptr ? place(kRoundingStep, &mirror.rounding_step) : nullptr;
+    x.numbers = numbers_of(m);
+    if (!on_device) point_to(mirrors[i], x.numbers);
+    if (m.at[kStep] == nullptr || !on_device) {
+      x.numbers.step = &mirrors[i].step;
+      x.numbers.step_is_double = true;
+    }
     x.seed = m.seed;
     x.numel = m.numel;
     x.index = m.index;
@@ -128,13 +128,10 @@ void Layout::build_tensors(const Plan& plan, const std::vector<bool>& couples, b
     x.state_is_double = m.dtype == DType::f64;
     table.push_back(x);
   }
-  Packer packer;
-  packer.add(table);
-  packer.send(tensors_memory_);
-  tensors = tensors_memory_.at<Tensor>();
+  tensors = as_offset<Tensor>(packer_.add(table));
 }
 
-void Layout::build_buckets(const Plan& plan, const std::vector<bool>& couples, int device) {
+void Layout::build_buckets(const Plan& plan, const std::vector<bool>& couples) {
   std::map<std::tuple<int, int, bool, DType>, std::vector<int>> parts;
   for (size_t i = 0; i < plan.members.size(); ++i) {
     const Member& m = plan.members[i];
@@ -148,13 +145,12 @@ void Layout::build_buckets(const Plan& plan, const std::vector<bool>& couples, i
     if (chunks.empty() && (!buckets.empty() || &members != &parts.rbegin()->second)) continue;
     const Kernel kernel = update_kernel(backbone, mode, coupled, dtype);
     const int64_t count = static_cast<int64_t>(chunks.size());
-    buckets.push_back({kernel, as_offset<Chunk>(packer_.add(chunks)), count, grid_size(kernel, count, device), dtype,
+    buckets.push_back({kernel, as_offset<Chunk>(packer_.add(chunks)), count, grid_size(kernel, count, device_), dtype,
                        (mode & kScalesElements) != 0});
   }
 }
 
-void Layout::build_units(const Plan& plan, int device) {
-  size_t most_partials = 0, most_groups = 0, most_shares = 0;
+void Layout::build_units(const Plan& plan) {
   for (size_t rule = 0; rule < plan.policies.size(); ++rule) {
     const Policy& policy = plan.policies[rule];
     Unit unit;
@@ -178,7 +174,7 @@ void Layout::build_units(const Plan& plan, int device) {
         const Kernel kernel = key.first < 0 ? measure_kernel(key.second) : slope_kernel(key.first, key.second);
         const int64_t count = static_cast<int64_t>(chunks.size());
         unit.launches.push_back(
-            {kernel, as_offset<Chunk>(packer_.add(chunks)), count, grid_size(kernel, count, device), partial});
+            {kernel, as_offset<Chunk>(packer_.add(chunks)), count, grid_size(kernel, count, device_), partial});
         unit.blocks += unit.launches.back().blocks;
         partial += count;
       }
@@ -197,21 +193,24 @@ void Layout::build_units(const Plan& plan, int device) {
       unit.group_count = static_cast<int64_t>(groups.size());
       unit.shares = as_offset<Share>(packer_.add(shares));
       unit.share_count = static_cast<int32_t>(shares.size());
-      most_partials = std::max(most_partials, static_cast<size_t>(partial));
-      most_groups = std::max(most_groups, groups.size());
-      most_shares = std::max(most_shares, shares.size());
+      most_partials_ = std::max(most_partials_, static_cast<size_t>(partial));
+      most_groups_ = std::max(most_groups_, groups.size());
+      most_shares_ = std::max(most_shares_, shares.size());
     }
     units.push_back(std::move(unit));
   }
-  Packer sizes;  // lays the scratch memory out
+}
+
+void Layout::build_scratch(const Plan& plan) {
+  Packer sizes;  // lays it out
   const size_t at_ticket = sizes.add(std::vector<uint64_t>(1));
   const size_t at_grads = sizes.add(std::vector<const void*>(plan.members.size()));
   const size_t at_hypers = sizes.add(std::vector<Hyper>(plan.groups.size()));
   const size_t at_lrs = sizes.add(std::vector<DeviceNumber>(plan.groups.size()));
-  const size_t at_partials = sizes.add(std::vector<Products>(most_partials));
-  const size_t at_groups = sizes.add(std::vector<Products>(most_groups));
-  const size_t at_outcomes = sizes.add(std::vector<Outcome>(most_shares));
-  sizes.send(scratch_);
+  const size_t at_partials = sizes.add(std::vector<Products>(most_partials_));
+  const size_t at_groups = sizes.add(std::vector<Products>(most_groups_));
+  const size_t at_outcomes = sizes.add(std::vector<Outcome>(most_shares_));
+  scratch_.allocate_zeros(device_, sizes.size(), stream_);
   ticket = scratch_.at<uint32_t>(at_ticket);
   grads = scratch_.at<const void*>(at_grads);
   hypers = plan.groups.size() > kNearHypers ? scratch_.at<Hyper>(at_hypers) : nullptr;

@@ -41,12 +41,12 @@ struct Unit {
 class Layout {
  public:
   // couples: of each group, whether decay goes into the gradient. Without decay it does not, were the parameter
-  // infinite.
-  Layout(const Plan& plan, const std::vector<bool>& couples, int device, bool on_device);
+  // infinite. mirrors: of each member, on the device. The stream is torch's current one.
+  Layout(const Plan& plan, const std::vector<bool>& couples, Mirror* mirrors, bool on_device, int device,
+         cudaStream_t stream);
 
   const Tensor* tensors = nullptr;
   const DeviceRule* rules = nullptr;
-  Mirror* mirrors = nullptr;
   const void** grads = nullptr;
   Hyper* hypers = nullptr;  // null: they fit into the arguments
   DeviceNumber* lrs = nullptr;
@@ -56,13 +56,19 @@ class Layout {
   std::vector<Bucket> buckets;
   std::vector<Unit> units;  // by policy; without launches where it has no inner products
 
- private:
-  void build_tensors(const Plan& plan, const std::vector<bool>& couples, bool on_device);
-  void build_buckets(const Plan& plan, const std::vector<bool>& couples, int device);
-  void build_units(const Plan& plan, int device);
+  std::vector<std::shared_ptr<void>> memory() const { return {tables_.memory(), scratch_.memory()}; }
 
+ private:
+  void add_tensors(const Plan& plan, const std::vector<bool>& couples, Mirror* mirrors, bool on_device);
+  void build_buckets(const Plan& plan, const std::vector<bool>& couples);
+  void build_units(const Plan& plan);
+  void build_scratch(const Plan& plan);
+
+  const int device_;
+  const cudaStream_t stream_;
   Packer packer_;
-  Buffer tables_, scratch_, tensors_memory_, mirrors_memory_;
+  Buffer tables_, scratch_;
+  size_t most_partials_ = 0, most_groups_ = 0, most_shares_ = 0;
 };
 
 // What a parameter's counts are on the host.

@@ -1,7 +1,5 @@
 #include "runtime.h"
 
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -27,43 +25,22 @@ DeviceGuard::~DeviceGuard() {
   if (previous_ >= 0) cudaSetDevice(previous_);
 }
 
-cudaStream_t current_stream(int device) {
-  // Looked up at run time, so that one library loads with every torch. Torch's libraries are not in the global scope.
-  using Function = int32_t (*)(int32_t, void**);
-  static const Function function = [] {
-    void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
-    void* symbol = library != nullptr ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
-    return reinterpret_cast<Function>(symbol);
-  }();
-  void* stream = nullptr;
-  if (function != nullptr && function(device, &stream) != 0) {
-    throw std::runtime_error(
-        "fused_adaptive: torch does not tell its current CUDA stream; check the driver with nvidia-smi");
-  }
-  return static_cast<cudaStream_t>(stream);
-}
-
 bool is_capturing(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   check(cudaStreamIsCapturing(stream, &status), "cudaStreamIsCapturing");
   return status != cudaStreamCaptureStatusNone;
 }
 
-void Buffer::allocate(size_t bytes) {
-  reset();
-  check(cudaMalloc(&data_, std::max<size_t>(bytes, 16)), "cudaMalloc");
-  check(cudaMemset(data_, 0, bytes), "cudaMemset");
+void Buffer::allocate_zeros(int device, size_t bytes, cudaStream_t stream) {
+  allocate(device, bytes);
+  check(cudaMemsetAsync(data_.get(), 0, bytes, stream), "cudaMemsetAsync");
 }
 
-void Buffer::reset() {
-  // At the end of the process the driver may be gone before us; then the memory is too.
-  if (data_ != nullptr) cudaFree(data_);
-  data_ = nullptr;
-}
-
-void Packer::send(Buffer& to) const {
-  to.allocate(bytes_.size());
-  check(cudaMemcpy(to.at<void*>(), bytes_.data(), bytes_.size(), cudaMemcpyHostToDevice), "cudaMemcpy");
+void Packer::send(Buffer& to, int device, cudaStream_t stream) const {
+  to.allocate(device, bytes_.size());
+  // From memory that is not pinned: it has been read when the call returns.
+  check(cudaMemcpyAsync(to.at<void*>(), bytes_.data(), bytes_.size(), cudaMemcpyHostToDevice, stream),
+        "cudaMemcpyAsync");
 }
 
 Uploader::Uploader(int device) {

@@ -1,9 +1,10 @@
-// The CUDA runtime as the executor uses it: errors as exceptions, memory that frees itself, torch's current stream.
+// The CUDA runtime as the executor uses it, errors as exceptions, and what it has from torch: memory, streams.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <memory>
 #include <vector>
 
 #include "tables.h"
@@ -24,27 +25,27 @@ class DeviceGuard {
   int previous_ = -1;  // -1: it was the same
 };
 
-// Torch's current stream on the device; the default stream in a process whose torch has no CUDA.
+// Torch's current stream on the device (csrc/torch_cuda.cpp).
 cudaStream_t current_stream(int device);
 bool is_capturing(cudaStream_t stream);
+
+// Memory of torch's allocator on the device, for work in the order of torch's current stream (csrc/torch_cuda.cpp). It
+// can be given back at any time, in anybody's capture of a CUDA graph too. What is in it is undefined.
+std::shared_ptr<void> allocate(int device, size_t bytes);
 
 // Device memory.
 class Buffer {
  public:
-  Buffer() = default;
-  ~Buffer() { reset(); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  void allocate(size_t bytes);  // zeros
-  void reset();
+  void allocate(int device, size_t bytes) { data_ = cuda::allocate(device, bytes); }
+  void allocate_zeros(int device, size_t bytes, cudaStream_t stream);
   template <class E>
   E* at(size_t offset = 0) const {
-    return reinterpret_cast<E*>(static_cast<char*>(data_) + offset);
+    return reinterpret_cast<E*>(static_cast<char*>(data_.get()) + offset);
   }
-  explicit operator bool() const { return data_ != nullptr; }
+  const std::shared_ptr<void>& memory() const { return data_; }
 
  private:
-  void* data_ = nullptr;
+  std::shared_ptr<void> data_;
 };
 
 // Brings arrays to the device as one block: add them all, then send.
@@ -58,7 +59,8 @@ class Packer {
     if (!values.empty()) std::memcpy(bytes_.data() + offset, values.data(), values.size() * sizeof(E));
     return offset;
   }
-  void send(Buffer& to) const;
+  void send(Buffer& to, int device, cudaStream_t stream) const;
+  size_t size() const { return bytes_.size(); }
 
  private:
   std::vector<char> bytes_;

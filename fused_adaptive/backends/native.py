@@ -7,9 +7,10 @@ gathered anew, and lives as long as they do.
 from __future__ import annotations
 
 import ctypes
+import functools
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,28 @@ def why_not(devices: Iterable[torch.device]) -> str:
             return f"the native library has no CUDA kernels: {left_out}; then {_extension.REBUILD}"
         if device.type not in ("cpu", "cuda") or (device.type == "cuda" and torch.version.hip):
             return f"there are native kernels for the CPU and for NVIDIA GPUs, not for {device.type}"
+        if device.type == "cuda" and (reason := _why_not_on(device.index)):
+            return reason
     return ""
+
+
+def _why_not_on(index: int | None) -> str:
+    """Why the library has no machine code for this GPU, nor PTX that its driver compiles; "" if it has."""
+    index = torch.cuda.current_device() if index is None else index
+    why = _missing_code(index)
+    if not why:
+        return ""
+    own = ".".join(map(str, torch.cuda.get_device_capability(index)))
+    built = _extension.built().get("cuda")
+    return (
+        f"the native library has CUDA kernels for {built}, and none that run on cuda:{index}, of compute capability "
+        f"{own} ({why}); with TORCH_CUDA_ARCH_LIST={own} in the environment, {_extension.REBUILD}"
+    )
+
+
+@functools.cache
+def _missing_code(index: int) -> str:
+    return torch.ops.fused_adaptive.why_not_on_gpu(index)
 
 
 def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None, draw: RateDraw | None) -> None:
@@ -55,20 +77,19 @@ def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None
 
     On a GPU the host neither waits for the device nor reads from it.
     """
-    if found_inf is not None and found_inf.device.type == "cpu" and bool(found_inf):
+    on_host = found_inf is not None and _is_on_host(found_inf)
+    if found_inf is not None and on_host and bool(found_inf):
         gathered.check_gradients()
         return
     plans = ready(gathered, _plans, "native")
     if plans is None:
         reference.step(gathered, found_inf, grad_scale, draw)
         return
-    draws = None
-    if draw is not None and plans:
-        draws = draw.factors(torch.arange(sum(len(g["params"]) for g in gathered.groups), device=plans[0].device))
+    table = None if draw is None else draw.table_on([plan.device for plan in plans])
     for plan in plans:
-        plan.step(found_inf, grad_scale, draws)
+        gathered.keep(plan.step(found_inf, grad_scale, table))
     if draw is not None:
-        draw.count(None if found_inf is None or found_inf.device.type == "cpu" else found_inf)
+        draw.count(None if on_host else found_inf)
 
 
 def end_interval(gathered: Gathered) -> None:
@@ -92,6 +113,11 @@ def _plans(gathered: Gathered) -> list[Plan] | None:
     return gathered.compiled
 
 
+def _is_on_host(found_inf: Tensor) -> bool:
+    """Whether reading it waits for nothing."""
+    return found_inf.device.type == "cpu"
+
+
 def _on_device(slot: Slot) -> bool:
     """Whether its counters are on a GPU (``capturable`` or ``fused``)."""
     return slot.param.device.type != "cpu" and bool(slot.group.get("capturable") or slot.group.get("fused"))
@@ -99,6 +125,9 @@ def _on_device(slot: Slot) -> bool:
 
 #: The numbers of what operators take by number.
 ROLE_NUMBERS, STRUCTURE_NUMBERS = ({name: i for i, name in enumerate(table)} for table in (ROLES, STRUCTURES))
+
+#: The bits of what a step returns (csrc/ops.cpp).
+CAPTURED, ELSEWHERE = 1, 2
 
 
 class Plan:
@@ -211,34 +240,38 @@ class Plan:
         absent = list(range(len(self._params)))
         return not torch.ops.fused_adaptive.plan_check(self._number, self._held, [], absent)
 
-    def step(self, found_inf: Tensor | None, grad_scale: Tensor | None, draws: Tensor | None) -> None:
-        """The step with the gradients that were taken."""
+    def step(self, found_inf: Tensor | None, grad_scale: Tensor | None, draw: Tensor | None) -> Sequence[Any]:
+        """The step with the gradients that were taken. Returns what a CUDA graph points to that it was captured in."""
         self._written.raise_versions(self._absent)
         for param, dense in self._copies:
             dense.copy_(param)
         numbers, rates = self._numbers.read(self.device)
         on_device = [i for i, rate in enumerate(rates) if rate is not None]
         lrs = [_scalar(rates[i], self.device, torch.float64) for i in on_device]
-        torch.ops.fused_adaptive.plan_step.default(
-            self._number,
-            numbers,
-            None if draws is None else draws.to(self.device),
-            _scalar(grad_scale, self.device, torch.float64),
-            _scalar(found_inf, self.device),
-            lrs,
-            on_device,
-        )
+        draw = None if draw is None else draw.to(self.device)
+        scale, inf = _scalar(grad_scale, self.device, torch.float64), _scalar(found_inf, self.device)
+        traces = torch.ops.fused_adaptive.plan_step.default(self._number, numbers, draw, scale, inf, lrs, on_device)
         self._raise_failure()
         for param, dense in self._copies:
             param.copy_(dense)
         self._grads = []  # a gradient must not live longer than its parameter's .grad
+        return self._follow(traces, draw, scale, inf, *lrs)
 
-    def end_interval(self) -> None:
+    def end_interval(self) -> Sequence[Any]:
+        """Ends the running interval of every policy. Returns what ``step`` does."""
         for param, dense in self._copies:
             dense.copy_(param)
         self._written.raise_versions(range(len(self._params)))
-        torch.ops.fused_adaptive.plan_end_interval(self._number, self._numbers.read(self.device)[0])
+        traces = torch.ops.fused_adaptive.plan_end_interval(self._number, self._numbers.read(self.device)[0])
         self._raise_failure()
+        return self._follow(traces)
+
+    def _follow(self, traces: int, *inputs: Tensor | None) -> Sequence[Any]:
+        """What follows for memory from where the kernels were launched, see ``Traces`` in csrc/plan.h."""
+        if traces & ELSEWHERE:
+            for tensor in torch.ops.fused_adaptive.plan_memory(self._number):
+                tensor.record_stream(torch.cuda.current_stream(self.device))
+        return (self, *inputs) if traces & CAPTURED else ()
 
     def _raise_failure(self) -> None:
         if self._failures:

@@ -40,7 +40,7 @@ class AnyPlan(Protocol):
 
     def holds(self) -> bool: ...
 
-    def end_interval(self) -> None: ...
+    def end_interval(self) -> Sequence[Any]: ...
 
 
 P = TypeVar("P", bound=AnyPlan)
@@ -84,7 +84,7 @@ def end_interval(gathered: Gathered, plans_of: Callable[[Gathered], list[P] | No
         reference.end_interval(gathered)
         return
     for plan in own:
-        plan.end_interval()
+        gathered.keep(plan.end_interval())
 
 
 def parts(gathered: Gathered, on_device: Callable[[Slot], bool]) -> list[list[Slot]] | None:
@@ -264,6 +264,11 @@ def rule_of(policy: Policy) -> Rule:
         eta=number("eta", math.nan),
         hyper_lr=number("hyper_lr", 0.0),
     )
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured on the device's current stream; the device is the current one."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def conform(grad: Tensor, param: Tensor, dtype: torch.dtype) -> Tensor:

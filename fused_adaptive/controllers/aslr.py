@@ -6,7 +6,6 @@ import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_UP, Context, Decimal
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
 
 from ..optimizer import AdaptiveOptimizer
@@ -148,7 +147,7 @@ class ASLR(Controller):
         self._bounds = (None if low is None else Decimal(low), None if high is None else Decimal(high))
         self._center, self._best, self._direction = center, best, direction
         self._range, self._moves = search_range, moves
-        self._draw = None if seed is None else RateDraw(seed, 0.0, torch.tensor(n, dtype=torch.int64))
+        self._draw = None if seed is None else RateDraw(seed, 0.0, n)
         self._attach()
         self._scale_draw()
         return self.center

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,24 +16,63 @@ if TYPE_CHECKING:
     from ..slot import Slot
 
 
-@dataclass
 class RateDraw:
     """What a step needs to draw ``1 + width·(u − ½)`` for each tensor [ASLR, Eq. 10].
 
     Args:
         seed: of the Philox generator.
         relative_width: ``s/c``, dimensionless; the controller changes it once an epoch.
-        step: applied steps of the optimizer so far, int64, 0-dim. A tensor, so that a step can be counted, and the
-            count be read, without the host's waiting for the device.
+        step: applied steps of the optimizer so far.
+
+    Attributes:
+        table: seed, step and width as kernels read them (csrc/draws.h), int64; the width by its bits. On the CPU until
+            the first step on a GPU: a step is counted, and a captured graph draws anew, without the host.
     """
 
-    seed: int
-    relative_width: float
-    step: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
+    def __init__(self, seed: int, relative_width: float, step: int = 0) -> None:
+        self.seed, self._relative_width = seed, relative_width
+        self.table = _table(seed, step, relative_width, torch.device("cpu"))
+
+    @property
+    def step(self) -> Tensor:
+        """Applied steps so far, 0-dim: a view, so that it can be counted on its device."""
+        return self.table[1]
+
+    @property
+    def relative_width(self) -> float:
+        return self._relative_width
+
+    @relative_width.setter
+    def relative_width(self, value: float) -> None:
+        self._relative_width = value
+        self.table.view(torch.float64)[2].fill_(value)
+
+    def __reduce__(self) -> Any:  # copies begin on the CPU
+        return RateDraw, (self.seed, self._relative_width, int(self.step))
+
+    def over(self, table: Tensor) -> RateDraw:
+        """The same draws, counted in another tensor."""
+        other = RateDraw.__new__(RateDraw)
+        other.__dict__ |= self.__dict__
+        other.table = table
+        return other
+
+    def table_on(self, devices: Sequence[torch.device]) -> Tensor:
+        """The table, which moves to the first GPU that it meets. The host does not wait for that.
+
+        Raises:
+            RuntimeError: if it had to move while a CUDA graph is being captured.
+        """
+        gpu = next((device for device in devices if device.type != "cpu"), None)
+        if gpu is not None and self.table.device.type == "cpu":
+            if gpu.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError("ASLR has drawn for no step yet: take one step before the capture of a CUDA graph")
+            self.table = _table(self.seed, int(self.step), self._relative_width, gpu)
+        return self.table
 
     def factors(self, index: Tensor) -> Tensor:
         """The factors of this step on ``γ``, float64, for int64 positions ``index``, on their device."""
-        return 1 + self.relative_width * (uniform(self.seed, self.step.to(index.device), index) - 0.5)
+        return 1 + self._relative_width * (uniform(self.seed, self.step.to(index.device), index) - 0.5)
 
     def assign(self, slots: Sequence[Slot]) -> None:
         """Gives each slot its factor, all in one pass."""
@@ -45,10 +83,18 @@ class RateDraw:
     def count(self, found_inf: Tensor | None) -> None:
         """One step more, unless AMP skipped it."""
         if found_inf is None:
-            self.step += 1
+            self.step.add_(1)
         else:
-            self.step = self.step.to(found_inf.device)
-            self.step += (found_inf == 0).to(torch.int64).reshape(())
+            self.step.add_((found_inf == 0).to(self.table.device).reshape(()))
+
+
+def _table(seed: int, step: int, relative_width: float, device: torch.device) -> Tensor:
+    """Filled number by number: by kernels' arguments, where a copy from the host would wait."""
+    table = torch.empty(3, dtype=torch.int64, device=device)
+    table[0].fill_((seed + 2**63) % 2**64 - 2**63)  # the low 64 bits, as a signed number
+    table[1].fill_(step)
+    table.view(torch.float64)[2].fill_(relative_width)
+    return table
 
 
 class GroupDraws:

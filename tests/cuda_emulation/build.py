@@ -21,10 +21,6 @@ FLAGS = ["-std=c++20", "-O1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasin
 FLAGS += ["-fvisibility=hidden", "-fno-gnu-unique"]
 
 
-#: The emulated device has one stream. Torch is not asked for it: built for CUDA, it has none to tell without a driver.
-STREAM = ("cuda/runtime.cpp", 'dlopen("libtorch_cuda.so"', 'dlopen("no library"')
-
-
 def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++"))
 
@@ -42,7 +38,7 @@ def library(patches: Sequence[tuple[str, str, str]] = (), small: bool = False) -
     if small:
         texts = {name: text for name, text in texts.items() if "step_" not in name}
         patches = [*patches, ("cuda/reduce.cu", "FA_FOR_EACH_BACKBONE(FA_CASE)", "")]
-    patch(texts, *patches, STREAM)
+    patch(texts, *patches)
     texts |= {f"emulation/{p.name}": p.read_text() for p in sorted(HERE.iterdir()) if p.suffix in (".h", ".cpp")}
     if not small:
         del texts["emulation/stubs.cpp"]

@@ -1,7 +1,7 @@
 // As much of the CUDA runtime as csrc/cuda needs, for g++: kernels run on the CPU, each thread a fiber, so that
 // barriers, shared memory and the order of blocks mean what they mean on a GPU. Device memory is the host's; launches
-// and copies are done when they return. It checks logic and arithmetic, and says nothing about speed, races of memory
-// or hardware.
+// and copies are done when they return, but that a capture records launches, to be replayed. It checks logic and
+// arithmetic, and says nothing about speed, races of memory or hardware.
 #pragma once
 
 #include <cstddef>
@@ -39,8 +39,15 @@ void barrier();
 void* shared(const void* name, size_t bytes);
 
 extern int processors, blocks_a_processor;
+extern bool has_code;  // for the emulated GPU
 extern bool is_capturing;
 extern int launches;
+// A launch of the graph that is being captured, to be run by each replay.
+void record(std::function<void()> launch);
+// What this thread has written is seen by who sees what it writes next.
+void fence();
+// The emulated threads that count in an atomic without a fence since their last barrier are counted.
+void draw_ticket();
 
 }  // namespace emulation
 
@@ -51,14 +58,17 @@ extern dim3 threadIdx, blockIdx, gridDim, blockDim;
   Type& name = *static_cast<Type*>(emulation::shared(&name##_tag, sizeof(Type)))
 
 inline void __syncthreads() { emulation::barrier(); }
-inline void __threadfence() {}
-inline unsigned atomicAdd(unsigned* at, unsigned by) { return std::exchange(*at, *at + by); }
+inline void __threadfence() { emulation::fence(); }
+inline unsigned atomicAdd(unsigned* at, unsigned by) {
+  emulation::draw_ticket();
+  return std::exchange(*at, *at + by);
+}
 template <class T>
 T __ldcs(const T* from) {
   return *from;
 }
 
-enum cudaError_t { cudaSuccess, cudaErrorMemoryAllocation };
+enum cudaError_t { cudaSuccess, cudaErrorStreamCaptureUnsupported, cudaErrorNoKernelImageForDevice };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrComputeCapabilityMajor };
 enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
@@ -80,22 +90,29 @@ inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* 
   *status = emulation::is_capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return cudaSuccess;
 }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaMalloc(void** data, size_t bytes) {
-  *data = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
-  return *data != nullptr ? cudaSuccess : cudaErrorMemoryAllocation;
-}
-inline cudaError_t cudaFree(void* data) { return std::free(data), cudaSuccess; }
-inline cudaError_t cudaMemset(void* data, int value, size_t bytes) {
+inline cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
+  if (emulation::is_capturing) return cudaErrorStreamCaptureUnsupported;
   return std::memset(data, value, bytes), cudaSuccess;
 }
-inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  if (emulation::is_capturing) return cudaErrorStreamCaptureUnsupported;
   return std::memcpy(to, from, bytes), cudaSuccess;
 }
+struct cudaFuncAttributes {};
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel) {
+  return emulation::has_code ? cudaSuccess : cudaErrorNoKernelImageForDevice;
+}
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 
 template <class... Args>
 cudaError_t cudaLaunchKernel(void (*kernel)(Args...), dim3 blocks, dim3 threads, void** args, size_t, cudaStream_t) {
   const auto call = [&]<size_t... i>(std::index_sequence<i...>) {
+    if (emulation::is_capturing) {
+      const std::tuple<Args...> kept(*static_cast<Args*>(args[i])...);
+      emulation::record([=] { emulation::run(blocks.x, threads.x, [&] { std::apply(kernel, kept); }); });
+      return;
+    }
     emulation::run(blocks.x, threads.x, [&] { kernel(*static_cast<Args*>(args[i])...); });
   };
   call(std::index_sequence_for<Args...>());

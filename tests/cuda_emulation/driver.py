@@ -31,6 +31,7 @@ def load(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     library.emulation_error.restype = ctypes.c_char_p
     library.emulation_plan.restype = ctypes.c_void_p
+    library.emulation_memory.restype = ctypes.c_int64
     return library
 
 
@@ -69,7 +70,7 @@ class Emulated:
         self,
         found_inf: Tensor | None = None,
         grad_scale: Tensor | None = None,
-        draws: Tensor | None = None,
+        draw: Tensor | None = None,
         skips: bool = False,
     ) -> None:
         """One step with the gradients of the parameters. ``skips``: nothing is expected to happen."""
@@ -81,7 +82,7 @@ class Emulated:
                 self._plan,
                 (ctypes.c_void_p * len(grads))(*grads),
                 self._hypers(),
-                *(ctypes.c_void_p(None if t is None else t.data_ptr()) for t in (draws, grad_scale, found_inf)),
+                *(ctypes.c_void_p(None if t is None else t.data_ptr()) for t in (draw, grad_scale, found_inf)),
             )
         )
         for p in list(self._buffers):  # a buffer is state once it holds something

@@ -14,7 +14,7 @@ dim3 threadIdx, blockIdx, gridDim, blockDim;
 namespace emulation {
 
 int processors = 2, blocks_a_processor = 2, launches = 0;
-bool is_capturing = false;
+bool is_capturing = false, has_code = true;
 
 namespace {
 
@@ -32,6 +32,7 @@ struct Fiber {
   ucontext_t context;
   jmp_buf point;
   bool started = false, done = true;
+  bool fenced = false;  // since its last barrier
 };
 
 Fiber* current;
@@ -70,7 +71,11 @@ struct Block {
   bool done = false;
 };
 
+using Graph = std::vector<std::function<void()>>;
+
 std::vector<Block> pool;
+std::vector<Graph> graphs;
+int unfenced = 0;
 Block* current_block;
 
 // Runs every thread of a block to its next barrier, or to its end.
@@ -93,7 +98,13 @@ void advance(Block& block, unsigned number, unsigned threads) {
 
 }  // namespace
 
+void record(std::function<void()> launch) { graphs.back().push_back(std::move(launch)); }
+
+void fence() { current->fenced = true; }
+void draw_ticket() { unfenced += !current->fenced; }
+
 void barrier() {
+  current->fenced = false;
   if (_setjmp(current->point) == 0) _longjmp(scheduler, 1);
 }
 
@@ -117,7 +128,7 @@ void run(unsigned blocks, unsigned threads, const std::function<void()>& kernel)
     block.memory.clear();
     block.done = false;
     while (block.fibers.size() < threads) block.fibers.push_back(std::make_unique<Fiber>());
-    for (unsigned t = 0; t < threads; ++t) block.fibers[t]->done = false;
+    for (unsigned t = 0; t < threads; ++t) block.fibers[t]->done = block.fibers[t]->fenced = false;
   }
   if (order == 2) {
     for (bool all = false; !all;) {
@@ -144,6 +155,16 @@ void emulation_configure(int order, int processors, int blocks_a_processor) {
   emulation::processors = processors;
   emulation::blocks_a_processor = blocks_a_processor;
 }
-void emulation_capture(int on) { emulation::is_capturing = on != 0; }
+// The number of the graph that has been captured, or is going to be.
+int emulation_capture(int on) {
+  if (on != 0) emulation::graphs.emplace_back();
+  emulation::is_capturing = on != 0;
+  return static_cast<int>(emulation::graphs.size()) - 1;
+}
+void emulation_replay(int graph) {
+  for (const auto& launch : emulation::graphs[graph]) launch();
+}
+void emulation_has_code(int has) { emulation::has_code = has != 0; }
+int emulation_unfenced() { return std::exchange(emulation::unfenced, 0); }
 int emulation_launches() { return std::exchange(emulation::launches, 0); }
 }

@@ -72,7 +72,7 @@ void emulation_member(Emulated* e, void* const* at, int64_t numel, int64_t index
   e->plan.members.push_back(m);
 }
 
-int emulation_step(Emulated* e, const void* const* grads, const double* hypers, const double* draws,
+int emulation_step(Emulated* e, const void* const* grads, const double* hypers, const DrawTable* draw,
                    const float* grad_scale, const float* found_inf) {
   return guarded([&] {
     Plan& plan = e->plan;
@@ -80,7 +80,7 @@ int emulation_step(Emulated* e, const void* const* grads, const double* hypers, 
     for (size_t i = 0; i < plan.members.size(); ++i) plan.members[i].grad = grads[i];
     StepInputs inputs;
     inputs.hypers = hypers_of(plan, hypers);
-    inputs.draws = draws;
+    inputs.draw = draw;
     inputs.grad_scale = {grad_scale, false};
     inputs.found_inf = found_inf;
     plan.executor->step(plan, inputs);

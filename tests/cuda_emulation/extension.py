@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sysconfig
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch.utils import cpp_extension
 from fused_adaptive import __version__, _extension
 from fused_adaptive.backends import native, plans
 
+from .. import recording
 from . import build
 
 #: On the CPU too, the executor is that of CUDA.
@@ -24,25 +26,31 @@ PATCH = (
 )
 
 
+def flags() -> list[str]:
+    """What sources with torch in them are compiled and linked with."""
+    includes = [f"-I{path}" for path in (*cpp_extension.include_paths(), sysconfig.get_paths()["include"])]
+    own = ["-DTORCH_TARGET_VERSION=0x020a000000000000ULL", f'-DFUSED_ADAPTIVE_VERSION="{__version__}"', *includes]
+    return [*own, *(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu"]
+
+
 def library() -> Path:
     """The path of the library."""
-    csrc, includes = build.ROOT / "csrc", [f"-I{path}" for path in cpp_extension.include_paths()]
-    includes.append(f"-I{sysconfig.get_paths()['include']}")
+    csrc = build.ROOT / "csrc"
     files = [p for pattern in ("*.h", "*.cpp", "cpu/*", "cuda/*") for p in sorted(csrc.glob(pattern))]
     texts = {p.relative_to(csrc).as_posix(): p.read_text() for p in files}
-    build.patch(texts, PATCH, build.STREAM)
+    build.patch(texts, PATCH)
     texts |= {f"emulation/{p.name}": p.read_text() for p in build.HERE.iterdir() if p.suffix in (".h", ".cpp")}
-    for name in ("emulation/stubs.cpp", "emulation/entry.cpp", "cpu/kernels_v3.cpp", "cpu/kernels_v4.cpp"):
+    own = ("torch_cuda.cpp", "emulation/stubs.cpp", "emulation/entry.cpp")
+    for name in (*own, "cpu/kernels_v3.cpp", "cpu/kernels_v4.cpp"):
         del texts[name]
     # The CPU's loops are not what is looked at: the baseline's will do.
     texts["cpu/kernels.h"] = texts["cpu/kernels.h"].replace("#define FA_X86_LEVELS 1", "")
-    flags = ["-DTORCH_TARGET_VERSION=0x020a000000000000ULL", f'-DFUSED_ADAPTIVE_VERSION="{__version__}"', *includes]
-    flags += [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu"]
-    return build.cached(texts, flags)
+    return build.cached(texts, flags())
 
 
 def pytest_configure() -> None:
     torch.ops.load_library(str(library()))
+    recording.emulated["native"] = ctypes.CDLL(str(library()))
     assert _extension.why_not() == "", "the library that is loaded is taken for the installed one"
     # Counters that a GPU would keep are kept where a GPU would.
     native._on_device = lambda slot: bool(slot.group.get("capturable") or slot.group.get("fused"))

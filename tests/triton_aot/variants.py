@@ -44,11 +44,11 @@ def variants(warp_size: int, is_cuda: bool) -> Iterator[Variant]:
     import torch
 
     from fused_adaptive.backends.triton import kernels, prepare, reduce
-    from fused_adaptive.backends.triton.sizes import lanes_options, options, sizes_for
+    from fused_adaptive.backends.triton.sizes import THREADS, lanes_options, options, sizes_for
     from fused_adaptive.backends.triton.tables import SOURCES, STORED, STRUCTURES, Kind
 
     tables = {"chunks": "*i64", "tensors": "*i64", "scalars": "*fp64", "flags": "*i32"}
-    lanes = lanes_options(is_cuda)
+    lanes = lanes_options(is_cuda, warp_size)
     gradients, partials = {"grads": "*i64"}, {"partials": "*fp64"}
     by_update = {s.update.__name__: s for s in STRUCTURES.values()}  # the others differ in scalars alone
     directions = {s.direction.__name__: s for s in STRUCTURES.values() if s.direction is not None}
@@ -74,21 +74,21 @@ def variants(warp_size: int, is_cuda: bool) -> Iterator[Variant]:
         if dtype in (torch.float32, torch.float64):
             constants = {"TYPE": computed, "BLOCK": sizes.tail}
             yield Variant(f"end_active {short}", kernels.end_active, tables, constants, options(sizes))
-    for now in (False, True):
+    for now, draws in ((False, False), (False, True), (True, False)):
         signature = {
             "tensors": "*i64",
             "tensor_count": "i32",
             "grads": "*i64",
             "hypers": "*fp64",
             "rules": "*fp64",
-            "draws": "*fp64",
-            "draw_stride": "i32",
+            "draw": "*i64",
             "grad_scale": "*fp32",
             "found_inf": "*fp32",
             "scalars": "*fp64",
             "flags": "*i32",
         }
-        yield Variant(f"prepare{' now' * now}", prepare.prepare, signature, {"NOW": now, "BLOCK": 64}, lanes)
+        constants = {"DRAWS": draws, "NOW": now, "BLOCK": THREADS}
+        yield Variant(f"prepare{' now' * now}{' draws' * draws}", prepare.prepare, signature, constants, lanes)
     signature = {
         "tensors": "*i64",
         "scalars": "*fp64",
@@ -102,7 +102,7 @@ def variants(warp_size: int, is_cuda: bool) -> Iterator[Variant]:
         "share_count": "i32",
         "outcomes": "*fp64",
     }
-    yield Variant("finish", reduce.finish, signature, {"BLOCK": 128}, lanes)
+    yield Variant("finish", reduce.finish, signature, {"BLOCK": THREADS}, lanes)
 
 
 def compiled(variant: Variant, target: str) -> dict[str, Any]:

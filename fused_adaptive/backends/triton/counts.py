@@ -34,10 +34,6 @@ class HostCounts:
         """Whether someone has written to them since the device had the same; or nobody can tell."""
         return self._versions is None or self._versions != self._current()
 
-    def forget(self) -> None:
-        """The device has none of them."""
-        self._versions = None
-
     def remember(self) -> None:
         """The device has the same."""
         self._versions = self._current()
@@ -47,17 +43,18 @@ class HostCounts:
             return None
         return [t._version for t in self._tensors]
 
-    def rows(self, fresh: Iterable[int], count: int) -> Tensor:
+    def rows(self, fresh: Iterable[int], count: int, on_device: bool) -> Tensor:
         """All of them, a row a tensor, as int64; the first of a row is a float64.
 
-        An SGD has no step: 0 stands for "no momentum buffer yet", as for those in ``fresh``.
+        An SGD has no step: 0 stands for "no momentum buffer yet", as for those in ``fresh``. The others stay 0 where
+        they are on the device: kernels read them there, and the host would wait.
         """
         rows = torch.zeros(count, len(COUNTERS), dtype=torch.int64)
         steps, fresh = rows.view(torch.float64), set(fresh)
         for i in self._bound.get("state0", {}):
             steps[i, 0] = 0.0 if i in fresh else 1.0
         for place, role in enumerate(COUNTERS):
-            for i, tensor in self._bound.get(role, {}).items():
+            for i, tensor in () if on_device else self._bound.get(role, {}).items():
                 (steps if role == "step" else rows)[i, place] = tensor.item()
         return rows.flatten()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from ...policies.base import ScalarPolicy
@@ -29,11 +28,9 @@ def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None
         reference.step(gathered, found_inf, grad_scale, draw)
         return
     found_inf = None if on_host else found_inf
-    draws = None
-    if draw is not None and ready:
-        draws = draw.factors(torch.arange(sum(len(g["params"]) for g in gathered.groups), device=ready[0].device))
+    table = None if draw is None else draw.table_on([plan.device for plan in ready])
     for plan in ready:
-        plan.step(found_inf, grad_scale, draws)
+        gathered.keep(plan.step(found_inf, grad_scale, table))
     if draw is not None:
         draw.count(found_inf)
 

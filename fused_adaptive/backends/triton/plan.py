@@ -31,7 +31,7 @@ from .counts import COUNTERS, HostCounts
 from .kernels import end_active, update
 from .prepare import prepare
 from .reduce import finish, measure, slope
-from .sizes import Sizes, lanes_options, options, sizes_of
+from .sizes import THREADS, Sizes, lanes_options, options, sizes_of
 from .tables import SOURCES, STORED, Tables, Unit
 from .uploads import Uploader
 
@@ -82,13 +82,18 @@ class Plan:
         self._addresses = [t.data_ptr() for t in self._watched]
         self._forms = _forms(self._dense)
         self._sizes: dict[torch.dtype, Sizes] = {p.dtype: sizes_of(p.dtype, self.device) for p in self._dense}
-        self._lanes = lanes_options(any(sizes.is_cuda for sizes in self._sizes.values()))
+        some = next(iter(self._sizes.values()))
+        self._lanes = lanes_options(some.is_cuda, some.tail // some.warps)
         self._counts = HostCounts(self._bound, self._members)
         self._grads: list[Tensor | None] = []
         self._pointers: list[int] = []
         self._tables: Tables | None = None
         self._couples: list[bool] = []
         self._uploader = Uploader(self.device)
+        # The device's copies of counts that are on the host; whatever becomes of the tables, they go on.
+        self._mirrors = torch.zeros(len(slots) * len(COUNTERS), dtype=torch.int64, device=self.device)
+        self._has_mirrors = False
+        self._streams: list[int] = []  # that have used the tables
         self._written = Written(self._params, self._bound.values())
 
     def _check_state(self) -> None:
@@ -161,8 +166,8 @@ class Plan:
                     return plans.STALE
         return plans.READY
 
-    def step(self, found_inf: Tensor | None, grad_scale: Tensor | None, draws: Tensor | None) -> None:
-        """The step with the gradients that were taken."""
+    def step(self, found_inf: Tensor | None, grad_scale: Tensor | None, draw: Tensor | None) -> Sequence[Any]:
+        """The step with the gradients that were taken. Returns what a CUDA graph points to that it was captured in."""
         if found_inf is not None and not self.on_device:
             raise RuntimeError("found_inf on the device needs counters on the device: use fused=True")
         for param, dense in self._copies:
@@ -170,7 +175,7 @@ class Plan:
         moved = [i for i, pointer in enumerate(self._pointers) if pointer]
         with _launching(self.device):
             tables = self._begin()
-            self._prepare(tables, found_inf, grad_scale, draws)
+            inputs = self._prepare(tables, found_inf, grad_scale, draw)
             ending = self._ending(tables)
             for unit in tables.units:
                 if _measures_before(unit.policy) and ending[unit.policy]:
@@ -199,13 +204,15 @@ class Plan:
             param.copy_(dense)
         self._grads = []  # a gradient must not live longer than its parameter's .grad
         self._written.raise_versions([i for i, pointer in enumerate(self._pointers) if not pointer])
+        return self._captured(inputs)
 
-    def end_interval(self) -> None:
+    def end_interval(self) -> Sequence[Any]:
+        """Ends the running interval of every policy. Returns what ``step`` does."""
         for param, dense in self._copies:
             dense.copy_(param)
         with _launching(self.device):
             tables = self._begin()
-            self._prepare(tables, None, None, None, now=True)
+            inputs = self._prepare(tables, None, None, None, now=True)
             for kind, chunks in tables.buckets:
                 if kind.scales:
                     sizes = self._sizes[kind.dtype]
@@ -224,12 +231,16 @@ class Plan:
         if not self.on_device:
             self._counts.restart(self._members)
         self._written.raise_versions(range(len(self._params)))
+        return self._captured(inputs)
+
+    def _captured(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        return (self, self._tables, *self._uploader.memory(), *inputs) if self._capturing else ()
 
     # ---- what goes to the device ----
 
     def _begin(self) -> Tables:
         """The tables, with this step's gradients and hyperparameters, and counts that are what they are on the host."""
-        capturing = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        capturing = self._capturing = plans.is_capturing(self.device)
         if capturing and not self.on_device:
             raise RuntimeError(
                 "this optimizer counts on the host and cannot be captured in a CUDA graph: construct it with "
@@ -245,17 +256,28 @@ class Plan:
             by_group = {id(group): one for group, one in zip(self._groups, couples, strict=True)}
             own = [by_group[id(slot.group)] for slot in self._slots]
             chunk_size = {dtype: sizes.chunk for dtype, sizes in self._sizes.items()}
-            self._tables = Tables(self._slots, self._dense, self._bound, self._members, own, self.on_device, chunk_size)
+            self._tables = Tables(
+                self._slots, self._dense, self._bound, self._members, own, self._mirrors, self.on_device, chunk_size
+            )
             self._uploader.resize(len(self._slots), len(self._groups))
-            self._couples = couples
-            self._counts.forget()
-            self._has_mirrors = False
+            self._couples, self._streams = couples, []
+        self._note_stream(self._tables)
         self._uploader.send(self._pointers or [0] * len(self._slots), self._numbers, capturing)
-        if self._counts.have_changed() and not (self.on_device and self._has_mirrors):
-            self._uploader.copy(self._counts.rows(self._first, len(self._slots)), self._tables.mirrors)
+        if not self._has_mirrors or (not self.on_device and self._counts.have_changed()):
+            self._uploader.copy(self._counts.rows(self._first, len(self._slots), self.on_device), self._mirrors)
             self._counts.remember()
             self._has_mirrors = True
         return self._tables
+
+    def _note_stream(self, tables: Tables) -> None:
+        """Tells torch's allocator of each stream that uses its memory, besides the one that it was given for."""
+        stream = None if self.device.type != "cuda" else torch.cuda.current_stream()
+        if stream is None or stream.cuda_stream in self._streams:
+            return
+        self._streams.append(stream.cuda_stream)
+        for tensor in (self._mirrors, *tables.memory(), *self._uploader.memory()):
+            if tensor.device.type == "cuda":
+                tensor.record_stream(stream)
 
     # ---- launches ----
 
@@ -264,27 +286,30 @@ class Plan:
         tables: Tables,
         found_inf: Tensor | None,
         grad_scale: Tensor | None,
-        draws: Tensor | None,
+        draw: Tensor | None,
         now: bool = False,
-    ) -> None:
+    ) -> tuple[Tensor, ...]:
         scale, inf = plans.scalar(grad_scale, self.device, torch.float64), plans.scalar(found_inf, self.device)
-        block = 64
-        prepare[(-(-len(self._slots) // block),)](
+        inputs = (
+            self._mirrors if draw is None else draw.to(self.device),
+            tables.single_one if scale is None else scale,
+            tables.single_zero if inf is None else inf,
+        )
+        prepare[(-(-len(self._slots) // THREADS),)](
             tables.tensors,
             len(self._slots),
             self._uploader.grads,
             self._uploader.hypers,
             tables.rules,
-            tables.one if draws is None else draws.to(self.device),
-            0 if draws is None else 1,
-            tables.single_one if scale is None else scale,
-            tables.single_zero if inf is None else inf,
+            *inputs,
             tables.scalars,
             tables.flags,
+            DRAWS=draw is not None,
             NOW=now,
-            BLOCK=block,
+            BLOCK=THREADS,
             **self._lanes,
         )
+        return inputs
 
     def _measure(self, tables: Tables, unit: Unit) -> None:
         """The inner products of a policy, and the gains that come of them."""
@@ -319,7 +344,7 @@ class Plan:
             unit.shares,
             len(unit.shares),
             tables.outcomes,
-            BLOCK=128,
+            BLOCK=THREADS,
             **self._lanes,
         )
 

@@ -56,6 +56,16 @@ def count_step(row, traits, counts, moves):
 
 
 @triton.jit
+def drawn_factor(draw, index):
+    """What ASLR multiplies the rates of the tensors at these positions by [ASLR, Eq. 10]."""
+    step, width = tl.load(draw + 1), tl.load((draw + 2).to(tl.pointer_type(tl.float64)))
+    zeros = (index * 0).to(tl.uint32)
+    low, high = (step & 0xFFFFFFFF).to(tl.uint32), ((step >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    bits, _, _, _ = tl.philox(tl.load(draw), zeros + low, zeros + high, index.to(tl.uint32), zeros)
+    return 1.0 + width * ((bits >> 8).to(tl.float64) * 5.9604644775390625e-8 - 0.5)  # 2^-24
+
+
+@triton.jit
 def prepare_active(row, shared, rules, here, moves, has_rate, lr_ref, NOW: tl.constexpr):
     """ActiveLR: the interval's phase. Returns flags."""
     active = column(row, ACTIVE, here)
@@ -127,12 +137,12 @@ def prepare(
     grads,
     hypers,
     rules,
-    draws,
-    draw_stride,
+    draw,
     grad_scale,
     found_inf,
     scalars,
     flags,
+    DRAWS: tl.constexpr,
     NOW: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -141,9 +151,10 @@ def prepare(
     Args:
         tensors, hypers, rules: the tables of ``fields``.
         grads: addresses, int64, a tensor; 0 where it has none.
-        draws, draw_stride: ASLR's factors, float64, by the tensors' INDEX; a single 1 and stride 0 without them.
+        draw: what ASLR draws from, see controllers.draws.RateDraw.table.
         grad_scale, found_inf: AMP's, float32; a single 1 and a single 0 without it.
         scalars, flags: what is written.
+        DRAWS: each tensor's rate is drawn.
         NOW: ``end_interval()``, outside of a step: there are no gradients.
     """
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -160,7 +171,9 @@ def prepare(
     traits = column(row, TRAITS, alive).to(tl.int32)
     hyper = hypers + column(row, GROUP, alive) * HYPER_FIELDS
     lr, weight_decay = column(hyper, LR, alive), column(hyper, WEIGHT_DECAY, alive)
-    draw = tl.load(draws + column(row, INDEX, alive) * draw_stride, mask=alive, other=0)
+    factor = tl.full([BLOCK], 1.0, tl.float64)
+    if DRAWS:
+        factor = drawn_factor(draw, column(row, INDEX, alive))
 
     scalar_rule = column(row, SCALAR, alive)
     has_scalar = alive & (scalar_rule >= 0)
@@ -171,7 +184,7 @@ def prepare(
     has_rate = (lr != 0) & (lr_ref != 0)
     flag = prepare_active(row, shared, rules, alive, moves, has_rate, lr_ref, NOW)
     tl.store(shared + S_LR_SCALE, column(hyper, LR_SCALE, alive), mask=has_scalar)
-    flag |= prepare_trainable(row, shared, rule, trains, moves, lr, draw, NOW)
+    flag |= prepare_trainable(row, shared, rule, trains, moves, lr, factor, NOW)
 
     if not NOW:
         beta1, beta2 = column(hyper, BETA1, alive), column(hyper, BETA2, alive)
@@ -194,10 +207,10 @@ def prepare(
         flag |= bit((traits & ADAPTS) != 0, ADAPTIVE)
 
         momentum, dampening = column(hyper, MOMENTUM, alive), column(hyper, DAMPENING, alive)
-        factor = 1.0 / tl.load(grad_scale).to(tl.float64)
-        tl.store(shared + S_GRAD_FACTOR, tl.where((traits & MAXIMIZES) != 0, -factor, factor), mask=alive)
+        unscaled = 1.0 / tl.load(grad_scale).to(tl.float64)
+        tl.store(shared + S_GRAD_FACTOR, tl.where((traits & MAXIMIZES) != 0, -unscaled, unscaled), mask=alive)
         tl.store(shared + S_LR, lr, mask=alive)
-        tl.store(shared + S_DRAW, draw, mask=alive)
+        tl.store(shared + S_DRAW, factor, mask=alive)
         tl.store(shared + S_WEIGHT_DECAY, weight_decay, mask=alive)
         tl.store(shared + S_DECAY1, tl.where(has_moments, beta1, momentum), mask=alive)
         tl.store(shared + S_WEIGHT1, 1.0 - tl.where(has_moments, beta1, dampening), mask=alive)

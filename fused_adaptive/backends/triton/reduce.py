@@ -81,23 +81,26 @@ def measure(
         for first in range(0, count, LANES):
             offsets = first + tl.arange(0, LANES)
             mean = tl.zeros([LANES], TYPE)
+            counted = offsets < previous_end
+            previous = tl.load(pointer(previous_at, TYPE, WIDE=False) + offsets, mask=counted, other=0)
             if SOURCE_OF != DISPLACEMENT:
                 total = read(sum_at, first, count, TYPE, LANES, WIDE=False)
                 if SOURCE_OF == GRADIENT:
                     g = tl.load(pointer(g_at, STORED, WIDE=False) + offsets, mask=offsets < grads_end, other=0)
                     total = tl.where(has_grad, total + widen(g, TYPE) * factor, total)
                 mean = divide(total, applied + mean)
-                write(sum_at, first, count, tl.zeros([LANES], TYPE), TYPE, LANES, WIDE=False)
             direction = mean
             if SOURCE_OF != GRADIENT:
                 now = widen(read(p_at, first, count, STORED, LANES, WIDE=False), TYPE)
                 begun = read(start_at, first, count, TYPE, LANES, WIDE=False)
                 direction = divide(begun - now, travelled + tl.zeros([LANES], TYPE))
-                write(start_at, first, count, now, TYPE, LANES, WIDE=False)
             if SOURCE_OF == DISPLACEMENT:
                 mean = direction
-            counted = offsets < previous_end
-            previous = tl.load(pointer(previous_at, TYPE, WIDE=False) + offsets, mask=counted, other=0)
+            tl.debug_barrier()  # what is stored need not be by the thread that has loaded it
+            if SOURCE_OF != DISPLACEMENT:
+                write(sum_at, first, count, tl.zeros([LANES], TYPE), TYPE, LANES, WIDE=False)
+            if SOURCE_OF != GRADIENT:
+                write(start_at, first, count, now, TYPE, LANES, WIDE=False)
             tl.store(pointer(previous_at, TYPE, WIDE=False) + offsets, direction, mask=counted)
             wide = mean.to(tl.float64)
             nums += tl.where(counted, wide * previous.to(tl.float64), 0.0)
@@ -254,6 +257,7 @@ def finish(
         tl.debug_barrier()
 
         all_num, all_sq, all_slope, all_measured = total_of(outcomes, share_count)
+        tl.debug_barrier()  # O_MEASURED is overwritten from here on
         for begin in range(0, share_count, BLOCK):
             here = begin + lane < share_count
             tensor = column(shares + (begin + lane).to(tl.int64) * SHARE_FIELDS, 0, here)

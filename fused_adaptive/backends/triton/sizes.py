@@ -63,6 +63,12 @@ def options(sizes: Sizes, arrays: int = 0) -> dict[str, Any]:
     return chosen
 
 
-def lanes_options(is_cuda: bool) -> dict[str, Any]:
+#: Threads of a program of ``prepare``, ``measure``, ``slope`` and ``finish``. Where a program takes tensors, it takes
+#: as many: of two threads that had the same one, one would read what the other has counted.
+THREADS = 128
+
+
+def lanes_options(is_cuda: bool, warp_size: int = 32) -> dict[str, Any]:
     """Of the kernels whose blocks are of fixed size."""
-    return {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False} | ({"maxnreg": 128} if is_cuda else {})
+    chosen = {"num_warps": max(1, THREADS // warp_size), "num_stages": 1, "enable_fp_fusion": False}
+    return chosen | ({"maxnreg": 128} if is_cuda else {})

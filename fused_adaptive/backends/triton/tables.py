@@ -132,6 +132,7 @@ class Tables:
         members: of every policy, its tensors, by their place in ``slots``.
         coupled: of each member, whether decay goes into the gradient. Without decay it does not, were the parameter
             infinite.
+        mirrors: the counts that the device keeps of its own, a row a tensor.
         on_device: whether counters live on the device.
         chunk_size: elements that an update program takes, by dtype.
     """
@@ -143,6 +144,7 @@ class Tables:
         bound: Mapping[str, Mapping[int, Tensor]],
         members: Mapping[Policy, Sequence[int]],
         coupled: Sequence[bool],
+        mirrors: Tensor,
         on_device: bool,
         chunk_size: Mapping[torch.dtype, int],
     ) -> None:
@@ -152,7 +154,7 @@ class Tables:
         self.grads = self._zeros(count)
         self.scalars = self._zeros(count * fields.SCALAR_FIELDS.value, torch.float64)
         self.flags = self._zeros(count, torch.int32)
-        self.mirrors = self._zeros(count * len(COUNTERS))
+        self.mirrors = mirrors
         self.one = torch.ones(1, dtype=torch.float64, device=self.device)
         self.single_one, self.single_zero = self.one.float(), self._zeros(1, torch.float32)
         self.policies = [policy for policy in members if type(policy) in KINDS and not policy.naive]
@@ -172,6 +174,13 @@ class Tables:
         self.partials = self._zeros(2 * partials, torch.float64)
         self.group_sums = self._zeros(2 * max([len(u.groups) for u in units], default=0), torch.float64)
         self.outcomes = self._zeros(shares * fields.OUTCOME_FIELDS.value, torch.float64)
+
+    def memory(self) -> list[Tensor]:
+        """Its own tensors on the device, those of which others are parts included."""
+        own = [value for value in vars(self).values() if isinstance(value, Tensor)]
+        own += [chunks for _, chunks in self.buckets]
+        own += [t for unit in self.units for t in (unit.groups, unit.shares, *(m.chunks for m in unit.measurements))]
+        return own
 
     def _zeros(self, size: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.zeros(max(size, 1), dtype=dtype, device=self.device)

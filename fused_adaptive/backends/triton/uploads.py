@@ -16,13 +16,13 @@ class Uploader:
 
     Copies start from pinned memory and are asynchronous. Each has a buffer of its own, which torch's allocator hands
     out again only when the stream has passed the copy: reuse is guarded by its events. A captured CUDA graph copies
-    anew whenever it is replayed, so a buffer that was captured is kept for good.
+    anew whenever it is replayed, and the host does not see when: from the first capture on each step sends its own.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._known: Any = None  # what the device has
-        self._captured: list[Tensor] = []
+        self._sent: Tensor | None = None  # what was captured last
         self._spare: Tensor | None = None  # memory cannot be pinned during a capture
         self.resize(0, 0)
 
@@ -32,7 +32,11 @@ class Uploader:
         self._device_memory = torch.zeros(max(self._size, 1), dtype=torch.int64, device=self._device)
         self.grads = self._device_memory[:tensors]
         self.hypers = self._device_memory[tensors:].view(torch.float64)
-        self._known, self._spare = None, None
+        self._known, self._sent, self._spare = None, None, None
+
+    def memory(self) -> list[Tensor]:
+        """What a graph that was just captured points to."""
+        return [self._device_memory, *(() if self._sent is None else (self._sent,))]
 
     def send(self, pointers: list[int], groups: plans.GroupNumbers, capturing: bool) -> None:
         """This step's gradients and hyperparameters.
@@ -40,19 +44,19 @@ class Uploader:
         Args:
             pointers: one a tensor; 0 where it has no gradient.
             groups: the param groups. An lr that is a tensor on the device stays there.
-            capturing: a CUDA graph; what was sent before it may not be there when it is replayed.
+            capturing: a CUDA graph.
         """
         numbers, rates = groups.read(self._device)
-        if capturing or (pointers, numbers) != self._known:
+        if capturing or self._sent is not None or (pointers, numbers) != self._known:
             host = self._take_spare() if capturing else self._pinned()
             host[: len(pointers)] = torch.tensor(pointers, dtype=torch.int64)
             host[len(pointers) :].view(torch.float64).copy_(torch.tensor(numbers, dtype=torch.float64))
             self._device_memory.copy_(host, non_blocking=True)
-            self._known = None if capturing else (pointers, numbers)
+            self._known = pointers, numbers
         for i, lr in enumerate(rates):
             if lr is not None:
                 self.hypers[i * fields.HYPER_FIELDS.value].copy_(lr.reshape(()), non_blocking=True)
-        if not capturing and self._spare is None and self._device.type == "cuda":
+        if not capturing and self._spare is None:
             self._spare = self._pinned()
 
     def copy(self, values: Tensor, to: Tensor) -> None:
@@ -67,6 +71,5 @@ class Uploader:
     def _take_spare(self) -> Tensor:
         if self._spare is None:
             raise RuntimeError("take one step between two captures of a CUDA graph: each needs memory of its own")
-        self._captured.append(self._spare)
-        self._spare = None
-        return self._captured[-1]
+        self._sent, self._spare = self._spare, None
+        return self._sent
