@@ -263,7 +263,8 @@ def main() -> None:
         for feature, cells in new["features"].items():
             for backend, cell in cells.items():
                 kept = features.setdefault(feature, {}).setdefault(backend, {"tests": {}})
-                kept.update({**cell, "tests": {**kept["tests"], **cell["tests"]}})
+                others = kept["tests"] if arguments.files else {}  # all of its tests have run
+                kept.update({**cell, "tests": {**others, **cell["tests"]}})
         results = {"where": new["where"], "features": features}
         RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
     write_table(results)
