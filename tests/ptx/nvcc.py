@@ -1,0 +1,137 @@
+"""csrc/cuda as nvcc compiles it, on the CPU: its own host objects, with the PTX of their kernels for the device code.
+
+Everything of the product is compiled as for a GPU. In libcudart's place stands ``cudart.cpp``, whose launches run the
+PTX, translated to C++.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+from ..cuda_emulation import build as emulation
+from .compile import CACHE, HERE, OBJECT_FLAGS, cached, compiled, digest, run
+from .parse import Module, parse
+from .translate import translate
+
+#: As in setup.py, where it has a say in the kernels.
+NVCC_FLAGS = ["-std=c++17", "-O3", "--fmad=false", "-Xcompiler", "-ffp-contract=off,-fPIC,-fvisibility=hidden,-w"]
+NVCC_FLAGS += ["-DFUSED_ADAPTIVE_WITH_CUDA", "-gencode", "arch=compute_90,code=compute_90"]
+#: Entries of a translated file: several files are compiled at once.
+ENTRIES = 10
+
+Patch = tuple[str, str, str]
+
+
+@cache
+def nvcc() -> str | None:
+    from ..test_cuda_machine_code import find
+
+    return find("nvcc")
+
+
+def why_not() -> str:
+    """Why there is no such library here; "" if there is."""
+    if emulation.compiler() is None:
+        return "no C++ compiler"
+    return "" if nvcc() else "no nvcc"
+
+
+def library(patches: Sequence[Patch] = (), small: bool = False, ptx_patches: Sequence[tuple[str, str]] = ()) -> Path:
+    """The path of the library, with the interface of tests/cuda_emulation's.
+
+    Args:
+        patches, small: as of :func:`tests.cuda_emulation.build.library`.
+        ptx_patches: (a text of the PTX, what takes its place wherever it stands).
+    """
+    texts = sources(patches, small)
+    own = {f"ptx/{p.name}": p.read_text() for p in sorted(HERE.iterdir()) if p.suffix in (".h", ".cpp", ".py")}
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w") as lock:  # tests run side by side
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        key = [digest({**texts, **own}), *NVCC_FLAGS, str(nvcc()), repr(ptx_patches)]
+        return cached("library", ".so", key, lambda to: make(to, texts, ptx_patches))
+
+
+def sources(patches: Sequence[Patch], small: bool) -> dict[str, str]:
+    csrc = emulation.ROOT / "csrc"
+    files = [p for pattern in ("*.h", "cuda/*") for p in sorted(csrc.glob(pattern))]
+    texts = {p.relative_to(csrc).as_posix(): p.read_text() for p in files}
+    if small:
+        texts = {name: text for name, text in texts.items() if "step_" not in name}
+        texts["cuda/stubs.cu"] = (emulation.HERE / "stubs.cpp").read_text()
+        patches = [*patches, ("cuda/reduce.cu", "FA_FOR_EACH_BACKBONE(FA_CASE)", "")]
+    emulation.patch(texts, *patches, emulation.STREAM)
+    entries = ["entry.cpp", "null_entry.cpp"]
+    return texts | {f"emulation/{name}": (emulation.HERE / name).read_text() for name in entries}
+
+
+def make(target: Path, texts: Mapping[str, str], ptx_patches: Sequence[tuple[str, str]]) -> None:
+    headers = {name: text for name, text in texts.items() if not name.endswith((".cpp", ".cu"))}
+    with tempfile.TemporaryDirectory(dir=CACHE) as scratch, ThreadPoolExecutor(2) as workers:
+        for name, text in texts.items():
+            path = Path(scratch, name)
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+
+        def host(name: str) -> list[Path]:
+            """The object of a source, and of a .cu also the PTX."""
+            key = [name, digest({**headers, name: texts[name]}), *NVCC_FLAGS, str(nvcc())]
+            if name.endswith(".cu"):
+                folder = cached("cuda", "", key, lambda to: compile_cuda(Path(scratch, name), to))
+                return sorted(folder.iterdir())
+            include = [f"-I{scratch}", f"-I{cuda_headers()}"]
+            return [cached("host", ".o", key, lambda to: compiled(Path(scratch, name), to, *include))]
+
+        units = sorted(set(texts) - set(headers), key=lambda name: -("step_" in name))  # the long ones first
+        made = [path for paths in workers.map(host, units) for path in paths]
+        modules = [path.read_text() for path in made if path.suffix == ".ptx"]
+        kernels = [task for text in modules for task in translations(text, ptx_patches)]
+        objects = [path for path in made if path.suffix == ".o"]
+        objects += workers.map(lambda code: cached("kernels", ".o", [code], lambda to: kernel_object(code, to)), kernels)
+        for source in (HERE / "cudart.cpp", HERE / "runtime.cpp", emulation.HERE / "emulation.cpp"):
+            include = [f"-I{cuda_headers()}"] if source.stem == "cudart" else []
+            key = [digest({p.name: p.read_text() for p in (source, *HERE.glob("*.h"), *emulation.HERE.glob("*.h"))})]
+            objects.append(cached("runtime", ".o", key, lambda to, s=source, i=include: compiled(s, to, *i)))
+        run([emulation.compiler() or "g++", "-shared", "-o", str(target), *map(str, objects), "-ldl"])
+
+
+def compile_cuda(source: Path, folder: Path) -> None:
+    folder.mkdir()
+    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+        options = [*NVCC_FLAGS, "--keep", "--keep-dir", scratch, f"-I{source.parents[1]}"]
+        run([nvcc() or "nvcc", *options, "-c", "-o", str(folder / f"{source.stem}.o"), str(source)])
+        shutil.copy(Path(scratch, f"{source.stem}.ptx"), folder)
+
+
+def translations(text: str, patches: Sequence[tuple[str, str]]) -> list[str]:
+    for old, new in patches:
+        text = text.replace(old, new)
+    module = parse(text)
+    entries = entries_of(module)
+    return [translate(module, entries[i : i + ENTRIES]) for i in range(0, len(entries), ENTRIES)]
+
+
+def entries_of(module: Module) -> list[str]:
+    return sorted(f.name for f in module.functions.values() if f.is_entry)
+
+
+def kernel_object(code: str, target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+        source = Path(scratch, "kernels.cpp")
+        source.write_text(code)
+        run([emulation.compiler() or "g++", *OBJECT_FLAGS, "-c", str(source), "-o", str(target)])
+
+
+@cache
+def cuda_headers() -> Path:
+    """The folder of cuda_runtime_api.h."""
+    done = subprocess.run([nvcc() or "nvcc", "--dryrun", "-x", "cu", "/dev/null"], capture_output=True, text=True)
+    line = next(line for line in done.stderr.splitlines() if "INCLUDES=" in line)
+    return Path(line.partition("-I")[2].split('"')[0])
