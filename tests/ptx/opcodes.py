@@ -85,7 +85,7 @@ OPERATIONS = rows(
     ("shfl.sync.bfly", "b", "t u32 all u32", "t", "shuffled({0}, (threadIdx.x ^ {1}) & 31, {3})"),
     ("redux.sync.max", "i", "t u32", "t", "largest_of_warp({0}, {1})"),
     # What the caches are told.
-    ("createpolicy.fractional.L2::evict_first", "b", "f32", "t", "0"),
+    ("createpolicy.fractional.L2::evict_first", "b", "unread", "t", "0"),
 )
 
 #: (opcode, to, from) → C++; besides these, integers become each other without an entry.

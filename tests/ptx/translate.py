@@ -6,7 +6,7 @@ Registers keep their names, with ``$`` for ``%``, and their declared sizes; an i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from .opcodes import (
     CACHES,
@@ -26,8 +26,12 @@ from .parse import Brace, Function, Instruction, Label, Module, Parameter, Regis
 ALIGNMENT = 16
 
 
-def translate(module: Module, entries: Iterable[str]) -> str:
-    """A C++ file with these entries, and all that they call."""
+def translate(module: Module, entries: Iterable[str], names: Mapping[str, str] | None = None) -> str:
+    """A C++ file with these entries, and all that they call.
+
+    Args:
+        names: what entries are known by, where that is not their name.
+    """
     layout, size = {}, 0
     for name, own in sorted(module.shared.items(), key=lambda item: item[1] is None):  # the launch's comes last
         layout[name] = size
@@ -38,8 +42,8 @@ def translate(module: Module, entries: Iterable[str]) -> str:
     lines += [f"{f.signature()};" for f in functions]
     for f in functions:
         lines += [f"{f.signature()} {{", *f.lines(), "}"]
-    names = [name for name in wanted if module.functions[name].is_entry]
-    lines += [f'const ptx::Kernel of_{name}("{name}", {name}, kShared);' for name in names]
+    known = {name: (names or {}).get(name, name) for name in wanted if module.functions[name].is_entry}
+    lines += [f'const ptx::Kernel of_{name}("{own}", {name}, kShared);' for name, own in known.items()]
     return "\n".join([*lines, "}  // namespace", ""])
 
 
@@ -128,6 +132,8 @@ class Translator:
         if column == "all":
             if operand not in ("31", "0x1f"):
                 raise Unknown(s.text)
+            return ""
+        if column == "unread":
             return ""
         return self.read(operand, of_type(column, s.types[0]))
 

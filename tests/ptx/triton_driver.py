@@ -1,0 +1,168 @@
+"""The Triton backend as on a GPU, on the CPU: Triton's own JIT, whose driver runs the PTX that it has compiled.
+
+``python -m pytest -p tests.ptx.triton_driver …`` lets every test that takes a backend meet this one. In a process of
+its own: the driver stays for good, and Triton must not have been told to interpret.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.runtime import driver
+
+from fused_adaptive.backends import triton as backend
+from fused_adaptive.backends.triton import launch, plan, sizes
+
+from ..cuda_emulation import build as emulation
+from .compile import CACHE, FLAGS, HERE, OBJECT_FLAGS, cached, digest, run
+from .parse import parse
+from .translate import translate
+
+WARP_SIZE = 32
+TARGET = GPUTarget("cuda", 90, WARP_SIZE)
+ARGUMENTS: dict[str, Callable[[Any], Any]] = {"i32": ctypes.c_int32, "i64": ctypes.c_int64}
+
+#: Changes the PTX of every kernel before it is run; tests break it so.
+change: Callable[[str], str] = lambda ptx: ptx  # noqa: E731
+#: What has been launched, with its PTX.
+launched: dict[str, str] = {}
+
+
+@cache
+def runtime() -> ctypes.CDLL:
+    """What all kernels share."""
+    sources = [HERE / "runtime.cpp", emulation.HERE / "emulation.cpp"]
+    files = [*sources, *HERE.glob("*.h"), *emulation.HERE.glob("*.h")]
+    include = [f"-I{HERE}", f"-I{emulation.HERE}"]
+
+    def make(target: Path) -> None:
+        command = [emulation.compiler() or "g++", *FLAGS, "-fvisibility=default", "-O1", *include, "-shared"]
+        run([*command, "-o", str(target), *map(str, sources)])
+
+    path = locked("runtime", [digest({p.name: p.read_text() for p in files})], make)
+    library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    library.ptx_launch.restype = ctypes.c_char_p
+    return library
+
+
+def locked(kind: str, key: list[str], make: Callable[[Path], None]) -> Path:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / f"lock-{digest({kind: ''.join(key)})[:2]}", "w") as lock:  # tests run side by side
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return cached(kind, ".so", key, make)
+
+
+@cache
+def kernel(name: str, ptx: str) -> tuple[str, int]:
+    """Loads a kernel; returns the name that the runtime knows it by, and the number of its parameters."""
+    module = parse(ptx)
+    own = f"{name}-{digest({'': ptx})}"
+    code = translate(module, [name], names={name: own})
+
+    def make(target: Path) -> None:
+        source = target.with_suffix(".cpp")
+        source.write_text(code)
+        run([emulation.compiler() or "g++", *OBJECT_FLAGS, "-shared", "-o", str(target), str(source)])
+        source.unlink()
+
+    runtime()
+    ctypes.CDLL(str(locked("triton", [code, *OBJECT_FLAGS], make)))
+    return own, len(module.functions[name].parameters)
+
+
+class Utils:
+    """Takes the PTX where a driver takes machine code."""
+
+    def __init__(self) -> None:
+        self.ptx = ""
+        knobs.runtime.kernel_load_start_hook.add(self.remember)
+
+    def remember(self, module: Any, function: Any, name: str, files: dict[str, str], key: str) -> None:
+        self.ptx = Path(files[f"{name}.ptx"]).read_text()
+
+    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[Any, ...]:
+        registers, spills, threads = 0, 0, 1024
+        return object(), (name, change(self.ptx)), registers, spills, threads
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": 232448, "multiprocessor_count": 132}
+
+
+class Launcher:
+    """Calls a kernel with Python's arguments."""
+
+    def __init__(self, source: Any, metadata: Any) -> None:
+        self.types = list(source.signature.values())
+        self.threads, self.shared = metadata.num_warps * WARP_SIZE, metadata.shared
+
+    def __call__(self, x: int, y: int, z: int, stream: Any, function: Any, *rest: Any) -> None:
+        assert (y, z) == (1, 1)
+        name, count = kernel(*function)
+        launched[name] = function[1]
+        arguments = rest[-len(self.types) :]  # after the metadata and hooks
+        given = [self.argument(t, a) for t, a in zip(self.types, arguments, strict=True) if t != "constexpr"]
+        given += [ctypes.c_uint64(0)] * (count - len(given))  # scratch memory, which no kernel of ours asks for
+        pointers = (ctypes.c_void_p * count)(*map(ctypes.addressof, given))
+        error = runtime().ptx_launch(name.encode(), x, self.threads, self.shared, pointers)
+        if error:
+            raise RuntimeError(error.decode())
+
+    @staticmethod
+    def argument(kind: str, value: Any) -> Any:
+        return ctypes.c_uint64(value.data_ptr()) if kind.startswith("*") else ARGUMENTS[kind](value)
+
+
+class Driver(DriverBase):
+    """As much of a driver as Triton's JIT asks for."""
+
+    def __init__(self) -> None:
+        self.utils, self.launcher_cls = Utils(), Launcher
+        self.get_current_device = self.get_current_stream = lambda *_: 0
+        self.set_current_device = lambda device: None
+
+    @classmethod
+    def is_active(cls) -> bool:
+        return True
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGET
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        raise NotImplementedError
+
+    def get_benchmarker(self) -> Any:
+        raise NotImplementedError
+
+    def get_device_interface(self) -> Any:
+        return SimpleNamespace(current_device=lambda: 0)
+
+
+def pytest_configure() -> None:
+    assert not backend.is_interpreted(), "Triton compiles here"
+    driver.set_active(Driver())
+    # For what surrounds the kernels, the CPU is the device, as it is for the interpreter; they are sized as for a GPU.
+    for module in (backend, launch, plan):
+        module.is_interpreted = lambda: True
+    plan.sizes_of = lambda dtype, device: sizes.sizes_for(dtype, WARP_SIZE, is_cuda=True)
+
+
+orders: dict[str, int] = {}
+
+
+def pytest_runtest_setup(item: Any) -> None:
+    """Each test runs its threads and blocks in the next order."""
+    order = orders.setdefault(item.nodeid, len(orders) % 6)
+    runtime().emulation_configure(order, 2, 2)
