@@ -20,6 +20,7 @@ from .compile import CACHE, HERE, OBJECT_FLAGS, cached, compiled, digest, run
 from .parse import Module, parse
 from .translate import translate
 
+CSRC = emulation.ROOT / "csrc"
 #: As in setup.py, where it has a say in the kernels.
 NVCC_FLAGS = ["-std=c++17", "-O3", "--fmad=false", "-Xcompiler", "-ffp-contract=off,-fPIC,-fvisibility=hidden,-w"]
 NVCC_FLAGS += ["-DFUSED_ADAPTIVE_WITH_CUDA", "-gencode", "arch=compute_90,code=compute_90"]
@@ -43,56 +44,64 @@ def why_not() -> str:
     return "" if nvcc() else "no nvcc"
 
 
-def library(patches: Sequence[Patch] = (), small: bool = False, ptx_patches: Sequence[tuple[str, str]] = ()) -> Path:
+def library(patches: Sequence[Patch] = (), small: bool = False) -> Path:
     """The path of the library, with the interface of tests/cuda_emulation's.
 
     Args:
-        patches, small: as of :func:`tests.cuda_emulation.build.library`.
-        ptx_patches: (a text of the PTX, what takes its place wherever it stands).
+        patches: as of :func:`tests.cuda_emulation.build.library`.
+        small: with the update kernels of AdamW in float32 with decoupled decay only, and Hypergradient for AdamW.
     """
     texts = sources(patches, small)
     own = {f"ptx/{p.name}": p.read_text() for p in sorted(HERE.iterdir()) if p.suffix in (".h", ".cpp", ".py")}
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "lock", "w") as lock:  # tests run side by side
         fcntl.flock(lock, fcntl.LOCK_EX)
-        key = [digest({**texts, **own}), *NVCC_FLAGS, str(nvcc()), repr(ptx_patches)]
-        return cached("library", ".so", key, lambda to: make(to, texts, ptx_patches))
+        key = [digest({**texts, **own}), *NVCC_FLAGS, str(nvcc())]
+        return cached("library", ".so", key, lambda to: make(to, texts))
+
+
+def ptx_of(source: str) -> str:
+    """What nvcc makes of csrc/cuda's ``source``.cu."""
+    texts = sources((), False)
+    headers = {name: text for name, text in texts.items() if not name.endswith((".cpp", ".cu"))}
+    name = f"cuda/{source}.cu"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w") as lock, tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        write(texts, Path(scratch))
+        return next(p for p in cuda_files(Path(scratch), headers, name) if p.suffix == ".ptx").read_text()
 
 
 def sources(patches: Sequence[Patch], small: bool) -> dict[str, str]:
-    csrc = emulation.ROOT / "csrc"
-    files = [p for pattern in ("*.h", "cuda/*") for p in sorted(csrc.glob(pattern))]
-    texts = {p.relative_to(csrc).as_posix(): p.read_text() for p in files}
+    files = [p for pattern in ("*.h", "cuda/*") for p in sorted(CSRC.glob(pattern))]
+    texts = {p.relative_to(CSRC).as_posix(): p.read_text() for p in files}
     if small:
         texts = {name: text for name, text in texts.items() if "step_" not in name}
-        texts["cuda/stubs.cu"] = (emulation.HERE / "stubs.cpp").read_text()
-        patches = [*patches, ("cuda/reduce.cu", "FA_FOR_EACH_BACKBONE(FA_CASE)", "")]
+        texts["cuda/stubs.cu"] = (HERE / "stubs.cu").read_text()
+        patches = [*patches, ("cuda/reduce.cu", "FA_FOR_EACH_BACKBONE(FA_CASE)", "FA_CASE(AdamWPlain)")]
     emulation.patch(texts, *patches, emulation.STREAM)
     entries = ["entry.cpp", "null_entry.cpp"]
     return texts | {f"emulation/{name}": (emulation.HERE / name).read_text() for name in entries}
 
 
-def make(target: Path, texts: Mapping[str, str], ptx_patches: Sequence[tuple[str, str]]) -> None:
+def make(target: Path, texts: Mapping[str, str]) -> None:
     headers = {name: text for name, text in texts.items() if not name.endswith((".cpp", ".cu"))}
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch, ThreadPoolExecutor(2) as workers:
-        for name, text in texts.items():
-            path = Path(scratch, name)
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text)
+        folder = Path(scratch)
+        write(texts, folder)
 
         def host(name: str) -> list[Path]:
             """The object of a source, and of a .cu also the PTX."""
-            key = [name, digest({**headers, name: texts[name]}), *NVCC_FLAGS, str(nvcc())]
             if name.endswith(".cu"):
-                folder = cached("cuda", "", key, lambda to: compile_cuda(Path(scratch, name), to))
-                return sorted(folder.iterdir())
-            include = [f"-I{scratch}", f"-I{cuda_headers()}"]
-            return [cached("host", ".o", key, lambda to: compiled(Path(scratch, name), to, *include))]
+                return cuda_files(folder, headers, name)
+            key = [name, digest({**headers, name: texts[name]}), str(nvcc())]
+            include = [f"-I{folder}", f"-I{cuda_headers()}"]
+            return [cached("host", ".o", key, lambda to: compiled(folder / name, to, *include))]
 
         units = sorted(set(texts) - set(headers), key=lambda name: -("step_" in name))  # the long ones first
         made = [path for paths in workers.map(host, units) for path in paths]
         modules = [path.read_text() for path in made if path.suffix == ".ptx"]
-        kernels = [task for text in modules for task in translations(text, ptx_patches)]
+        kernels = [task for text in modules for task in translations(text)]
         objects = [path for path in made if path.suffix == ".o"]
         objects += workers.map(lambda code: cached("kernels", ".o", [code], lambda to: kernel_object(code, to)), kernels)
         for source in (HERE / "cudart.cpp", HERE / "runtime.cpp", emulation.HERE / "emulation.cpp"):
@@ -100,6 +109,20 @@ def make(target: Path, texts: Mapping[str, str], ptx_patches: Sequence[tuple[str
             key = [digest({p.name: p.read_text() for p in (source, *HERE.glob("*.h"), *emulation.HERE.glob("*.h"))})]
             objects.append(cached("runtime", ".o", key, lambda to, s=source, i=include: compiled(s, to, *i)))
         run([emulation.compiler() or "g++", "-shared", "-o", str(target), *map(str, objects), "-ldl"])
+
+
+def write(texts: Mapping[str, str], folder: Path) -> None:
+    for name, text in texts.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+
+def cuda_files(folder: Path, headers: Mapping[str, str], name: str) -> list[Path]:
+    """The object and the PTX of a .cu in a folder of sources."""
+    key = [name, digest({**headers, name: (folder / name).read_text()}), *NVCC_FLAGS, str(nvcc())]
+    made = cached("cuda", "", key, lambda to: compile_cuda(folder / name, to))
+    return sorted(made.iterdir())
 
 
 def compile_cuda(source: Path, folder: Path) -> None:
@@ -110,9 +133,7 @@ def compile_cuda(source: Path, folder: Path) -> None:
         shutil.copy(Path(scratch, f"{source.stem}.ptx"), folder)
 
 
-def translations(text: str, patches: Sequence[tuple[str, str]]) -> list[str]:
-    for old, new in patches:
-        text = text.replace(old, new)
+def translations(text: str) -> list[str]:
     module = parse(text)
     entries = entries_of(module)
     return [translate(module, entries[i : i + ENTRIES]) for i in range(0, len(entries), ENTRIES)]
