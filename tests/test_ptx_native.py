@@ -166,7 +166,7 @@ def entries_of(source: str) -> list[str]:
 
 @pytest.mark.heavy
 @pytest.mark.feature(
-    "every optimizer, policy, decay and dtype within rounding of float64", backend="native-cuda", by="ptx"
+    "every optimizer, policy, decay and dtype within rounding of float64", backend="native-cuda", ptx=True
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("structure", BACKBONES)

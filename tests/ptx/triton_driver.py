@@ -32,10 +32,23 @@ WARP_SIZE = 32
 TARGET = GPUTarget("cuda", 90, WARP_SIZE)
 ARGUMENTS: dict[str, Callable[[Any], Any]] = {"i32": ctypes.c_int32, "i64": ctypes.c_int64}
 
-#: Changes the PTX of every kernel before it is run; tests break it so.
-change: Callable[[str], str] = lambda ptx: ptx  # noqa: E731
-#: What has been launched, with its PTX.
-launched: dict[str, str] = {}
+#: What has been launched: the kernel's name, and its compile-time arguments.
+launched: set[tuple[str, frozenset[tuple[str, str]]]] = set()
+
+
+def change(name: str, ptx: str) -> str:
+    """The PTX that is run of a kernel. Tests put mistakes in here."""
+    return ptx
+
+
+def take_turns(order: int) -> None:
+    """How threads and blocks do; see tests/cuda_emulation/emulation.cpp."""
+    runtime().emulation_configure(order, 2, 2)
+
+
+def plain(value: Any) -> str:
+    """A compile-time argument as text: functions by their names."""
+    return str(getattr(value, "__name__", value))
 
 
 @cache
@@ -92,7 +105,7 @@ class Utils:
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[Any, ...]:
         registers, spills, threads = 0, 0, 1024
-        return object(), (name, change(self.ptx)), registers, spills, threads
+        return object(), (name, self.ptx), registers, spills, threads
 
     def get_device_properties(self, device: int) -> dict[str, int]:
         return {"max_shared_mem": 232448, "multiprocessor_count": 132}
@@ -103,12 +116,14 @@ class Launcher:
 
     def __init__(self, source: Any, metadata: Any) -> None:
         self.types = list(source.signature.values())
+        constants = {(source.fn.arg_names[i], plain(value)) for (i,), value in source.constants.items()}
+        self.variant = source.fn.__name__, frozenset(constants)
         self.threads, self.shared = metadata.num_warps * WARP_SIZE, metadata.shared
 
     def __call__(self, x: int, y: int, z: int, stream: Any, function: Any, *rest: Any) -> None:
         assert (y, z) == (1, 1)
-        name, count = kernel(*function)
-        launched[name] = function[1]
+        name, count = kernel(function[0], change(*function))
+        launched.add(self.variant)
         arguments = rest[-len(self.types) :]  # after the metadata and hooks
         given = [self.argument(t, a) for t, a in zip(self.types, arguments, strict=True) if t != "constexpr"]
         given += [ctypes.c_uint64(0)] * (count - len(given))  # scratch memory, which no kernel of ours asks for
@@ -158,11 +173,3 @@ def pytest_configure() -> None:
         module.is_interpreted = lambda: True
     plan.sizes_of = lambda dtype, device: sizes.sizes_for(dtype, WARP_SIZE, is_cuda=True)
 
-
-orders: dict[str, int] = {}
-
-
-def pytest_runtest_setup(item: Any) -> None:
-    """Each test runs its threads and blocks in the next order."""
-    order = orders.setdefault(item.nodeid, len(orders) % 6)
-    runtime().emulation_configure(order, 2, 2)
