@@ -46,9 +46,11 @@ def test_mistakes_are_noticed():
 
 @pytest.mark.feature("every optimizer, policy, decay and dtype within rounding of float64", backend="triton", ptx=True)
 @pytest.mark.heavy
-@pytest.mark.parametrize("part", ["SGD", "Ada and not AdaBelief", "AdaBelief"])
-def test_every_kernel_has_the_bits_of_native(part):
-    run_tests(CASES, "-k", f"(test_matrix or test_every_variant_of) and {part}")
+@pytest.mark.parametrize(
+    ("part", "optimizers"), [("momentum", "SGD"), ("moments", "Ada and not AdaBelief"), ("variances", "AdaBelief")]
+)
+def test_every_kernel_has_the_bits_of_native(part, optimizers):
+    run_tests(CASES, "-k", f"test_matrix and ({optimizers}) or by_hand or test_every_variant_of and {part}")
 
 
 @pytest.mark.feature("channels_last, strided and misaligned tensors", backend="triton", ptx=True)

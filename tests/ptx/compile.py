@@ -6,17 +6,18 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 
 from ..cuda_emulation import build as emulation
 
 HERE = Path(__file__).parent
 CACHE = emulation.ROOT / "build" / "ptx"
-FLAGS = ["-std=c++20", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-fwrapv", "-w", "-fvisibility=hidden"]
-FLAGS += ["-fno-gnu-unique", "-DFUSED_ADAPTIVE_WITH_CUDA"]
-#: Of translated kernels: they are long, and run for a short time.
-OBJECT_FLAGS = [*FLAGS, "-O0", f"-I{HERE}", f"-I{emulation.HERE}"]
+FLAGS = ["-std=c++20", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-fwrapv", "-w"]
+INCLUDE = [f"-I{HERE}", f"-I{emulation.HERE}"]
 
 
 def cached(kind: str, suffix: str, key: Sequence[str], make: Callable[[Path], None]) -> Path:
@@ -34,14 +35,39 @@ def cached(kind: str, suffix: str, key: Sequence[str], make: Callable[[Path], No
     return path
 
 
+@contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Tests run side by side, and what one makes the others need not."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / f"lock-{name}", "w") as lock:
+        flock(lock, LOCK_EX)
+        yield
+
+
 def digest(texts: Mapping[str, str]) -> str:
     text = "\0".join(f"{name}\0{texts[name]}" for name in sorted(texts))
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def compiled(source: Path, target: Path, *options: str) -> None:
-    include = [f"-I{emulation.HERE}"] if not options else []
-    run([emulation.compiler() or "g++", *FLAGS, "-O1", *options, *include, "-c", str(source), "-o", str(target)])
+def headers() -> dict[str, str]:
+    """What translated kernels and their runtime include."""
+    return {path.name: path.read_text() for folder in (HERE, emulation.HERE) for path in folder.glob("*.h")}
+
+
+def translated(code: str, kind: str, suffix: str, *options: str) -> Path:
+    """Translated kernels as an object or a library. Not optimized: they are long, and run for a short time."""
+
+    def make(target: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+            source = Path(scratch, "kernels.cpp")
+            source.write_text(code)
+            compiled([source], target, "-O0", *options)
+
+    return cached(kind, suffix, [code, digest(headers()), *options], make)
+
+
+def compiled(sources: Sequence[Path], target: Path, *options: str) -> None:
+    run([emulation.compiler() or "g++", *FLAGS, *options, *INCLUDE, "-o", str(target), *map(str, sources)])
 
 
 def run(command: Sequence[str]) -> None:

@@ -6,7 +6,6 @@ PTX, translated to C++.
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import subprocess
 import tempfile
@@ -16,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from ..cuda_emulation import build as emulation
-from .compile import CACHE, HERE, OBJECT_FLAGS, cached, compiled, digest, run
+from .compile import CACHE, HERE, cached, compiled, digest, headers, locked, run, translated
 from .parse import Module, parse
 from .translate import translate
 
@@ -24,6 +23,8 @@ CSRC = emulation.ROOT / "csrc"
 #: As in setup.py, where it has a say in the kernels.
 NVCC_FLAGS = ["-std=c++17", "-O3", "--fmad=false", "-Xcompiler", "-ffp-contract=off,-fPIC,-fvisibility=hidden,-w"]
 NVCC_FLAGS += ["-DFUSED_ADAPTIVE_WITH_CUDA", "-gencode", "arch=compute_90,code=compute_90"]
+#: Several libraries in one process must not share their tables.
+HOST_FLAGS = ["-O1", "-fvisibility=hidden", "-fno-gnu-unique", "-DFUSED_ADAPTIVE_WITH_CUDA", "-c"]
 #: Entries of a translated file: several files are compiled at once.
 ENTRIES = 10
 
@@ -53,23 +54,18 @@ def library(patches: Sequence[Patch] = (), small: bool = False) -> Path:
     """
     texts = sources(patches, small)
     own = {f"ptx/{p.name}": p.read_text() for p in sorted(HERE.iterdir()) if p.suffix in (".h", ".cpp", ".py")}
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with open(CACHE / "lock", "w") as lock:  # tests run side by side
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        key = [digest({**texts, **own}), *NVCC_FLAGS, str(nvcc())]
+    with locked("nvcc"):
+        key = [digest({**texts, **own, **headers()}), *NVCC_FLAGS, *HOST_FLAGS, str(nvcc())]
         return cached("library", ".so", key, lambda to: make(to, texts))
 
 
 def ptx_of(source: str) -> str:
     """What nvcc makes of csrc/cuda's ``source``.cu."""
     texts = sources((), False)
-    headers = {name: text for name, text in texts.items() if not name.endswith((".cpp", ".cu"))}
-    name = f"cuda/{source}.cu"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with open(CACHE / "lock", "w") as lock, tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked("nvcc"), tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         write(texts, Path(scratch))
-        return next(p for p in cuda_files(Path(scratch), headers, name) if p.suffix == ".ptx").read_text()
+        made = cuda_files(Path(scratch), included(texts), f"cuda/{source}.cu")
+        return next(p for p in made if p.suffix == ".ptx").read_text()
 
 
 def sources(patches: Sequence[Patch], small: bool) -> dict[str, str]:
@@ -84,31 +80,37 @@ def sources(patches: Sequence[Patch], small: bool) -> dict[str, str]:
     return texts | {f"emulation/{name}": (emulation.HERE / name).read_text() for name in entries}
 
 
+def included(texts: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for name, text in texts.items() if not name.endswith((".cpp", ".cu"))}
+
+
 def make(target: Path, texts: Mapping[str, str]) -> None:
-    headers = {name: text for name, text in texts.items() if not name.endswith((".cpp", ".cu"))}
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch, ThreadPoolExecutor(2) as workers:
-        folder = Path(scratch)
+        folder, ours = Path(scratch), included(texts)
         write(texts, folder)
 
         def host(name: str) -> list[Path]:
             """The object of a source, and of a .cu also the PTX."""
             if name.endswith(".cu"):
-                return cuda_files(folder, headers, name)
-            key = [name, digest({**headers, name: texts[name]}), str(nvcc())]
-            include = [f"-I{folder}", f"-I{cuda_headers()}"]
-            return [cached("host", ".o", key, lambda to: compiled(folder / name, to, *include))]
+                return cuda_files(folder, ours, name)
+            key = [name, digest({**ours, name: texts[name]}), *HOST_FLAGS, str(nvcc())]
+            options = [*HOST_FLAGS, f"-I{folder}", f"-I{cuda_headers()}"]
+            return [cached("host", ".o", key, lambda to: compiled([folder / name], to, *options))]
 
-        units = sorted(set(texts) - set(headers), key=lambda name: -("step_" in name))  # the long ones first
+        units = sorted(set(texts) - set(ours), key=lambda name: -("step_" in name))  # the long ones first
         made = [path for paths in workers.map(host, units) for path in paths]
-        modules = [path.read_text() for path in made if path.suffix == ".ptx"]
-        kernels = [task for text in modules for task in translations(text)]
+        kernels = [code for path in made if path.suffix == ".ptx" for code in translations(path.read_text())]
         objects = [path for path in made if path.suffix == ".o"]
-        objects += workers.map(lambda code: cached("kernels", ".o", [code], lambda to: kernel_object(code, to)), kernels)
-        for source in (HERE / "cudart.cpp", HERE / "runtime.cpp", emulation.HERE / "emulation.cpp"):
-            include = [f"-I{cuda_headers()}"] if source.stem == "cudart" else []
-            key = [digest({p.name: p.read_text() for p in (source, *HERE.glob("*.h"), *emulation.HERE.glob("*.h"))})]
-            objects.append(cached("runtime", ".o", key, lambda to, s=source, i=include: compiled(s, to, *i)))
+        objects += workers.map(lambda code: translated(code, "kernels", ".o", *HOST_FLAGS[1:]), kernels)
+        objects += map(runtime_object, (HERE / "cudart.cpp", HERE / "runtime.cpp", emulation.HERE / "emulation.cpp"))
         run([emulation.compiler() or "g++", "-shared", "-o", str(target), *map(str, objects), "-ldl"])
+
+
+def runtime_object(source: Path) -> Path:
+    # The emulated cuda_runtime.h is found in front of NVIDIA's, which has cuda_runtime_api.h.
+    options = [*HOST_FLAGS, f"-idirafter{cuda_headers()}"]
+    key = [digest({**headers(), source.name: source.read_text()}), *options]
+    return cached("runtime", ".o", key, lambda to: compiled([source], to, *options))
 
 
 def write(texts: Mapping[str, str], folder: Path) -> None:
@@ -118,9 +120,9 @@ def write(texts: Mapping[str, str], folder: Path) -> None:
         path.write_text(text)
 
 
-def cuda_files(folder: Path, headers: Mapping[str, str], name: str) -> list[Path]:
+def cuda_files(folder: Path, ours: Mapping[str, str], name: str) -> list[Path]:
     """The object and the PTX of a .cu in a folder of sources."""
-    key = [name, digest({**headers, name: (folder / name).read_text()}), *NVCC_FLAGS, str(nvcc())]
+    key = [name, digest({**ours, name: (folder / name).read_text()}), *NVCC_FLAGS, str(nvcc())]
     made = cached("cuda", "", key, lambda to: compile_cuda(folder / name, to))
     return sorted(made.iterdir())
 
@@ -141,13 +143,6 @@ def translations(text: str) -> list[str]:
 
 def entries_of(module: Module) -> list[str]:
     return sorted(f.name for f in module.functions.values() if f.is_entry)
-
-
-def kernel_object(code: str, target: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        source = Path(scratch, "kernels.cpp")
-        source.write_text(code)
-        run([emulation.compiler() or "g++", *OBJECT_FLAGS, "-c", str(source), "-o", str(target)])
 
 
 @cache

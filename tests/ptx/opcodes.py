@@ -80,7 +80,7 @@ OPERATIONS = rows(
     ("setp.geu", "f", "t t", "pred", "!({0} < {1})"),
     ("setp.nan", "f", "t t", "pred", "is_nan({0}) || is_nan({1})"),
     ("setp.num", "f", "t t", "pred", "!is_nan({0}) && !is_nan({1})"),
-    # The threads of a warp. "all": a shuffle's segment, which has to be the whole warp. The last operand is the members.
+    # The threads of a warp. "all": a shuffle's segment, which has to be the whole warp. The last operand: its members.
     ("shfl.sync.idx", "b", "t u32 all u32", "t", "shuffled({0}, {1} & 31, {3})"),
     ("shfl.sync.bfly", "b", "t u32 all u32", "t", "shuffled({0}, (threadIdx.x ^ {1}) & 31, {3})"),
     ("redux.sync.max", "i", "t u32", "t", "largest_of_warp({0}, {1})"),

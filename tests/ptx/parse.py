@@ -50,7 +50,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Brace:
-    """"{" or "}": names that are declared in between are not known outside."""
+    """ "{" or "}": names that are declared in between are not known outside."""
 
     text: str
 

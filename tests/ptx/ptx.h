@@ -28,13 +28,13 @@ uint64_t shown_by(unsigned lane);
 }  // namespace ptx
 
 // Both declare `at`.
-#define AT(address, size, text)                   \
-  const uint64_t at = (uint64_t)(address);        \
+#define AT(address, size, text)            \
+  const uint64_t at = (uint64_t)(address); \
   if (at & ((size) - 1)) ptx::fault("misaligned address", text);
-#define SHARED(offset, size, text)                                                                  \
-  const uint64_t inside = (offset);                                                       \
-  if (inside & ((size) - 1)) ptx::fault("misaligned address", text);                                \
-  if (inside + (size) > shared_size) ptx::fault("an address outside of the block's memory", text);  \
+#define SHARED(offset, size, text)                                                                 \
+  const uint64_t inside = (offset);                                                                \
+  if (inside & ((size) - 1)) ptx::fault("misaligned address", text);                               \
+  if (inside + (size) > shared_size) ptx::fault("an address outside of the block's memory", text); \
   const uint64_t at = (uint64_t)shared + inside;
 
 namespace {

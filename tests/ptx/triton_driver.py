@@ -7,24 +7,20 @@ its own: the driver stays for good, and Triton must not have been told to interp
 from __future__ import annotations
 
 import ctypes
-import fcntl
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import torch
 from triton import knobs
 from triton.backends.compiler import GPUTarget
-from triton.backends.driver import DriverBase
 from triton.runtime import driver
 
 from fused_adaptive.backends import triton as backend
 from fused_adaptive.backends.triton import launch, plan, sizes
 
 from ..cuda_emulation import build as emulation
-from .compile import CACHE, FLAGS, HERE, OBJECT_FLAGS, cached, digest, run
+from .compile import HERE, cached, compiled, digest, headers, locked, translated
 from .parse import parse
 from .translate import translate
 
@@ -55,41 +51,22 @@ def plain(value: Any) -> str:
 def runtime() -> ctypes.CDLL:
     """What all kernels share."""
     sources = [HERE / "runtime.cpp", emulation.HERE / "emulation.cpp"]
-    files = [*sources, *HERE.glob("*.h"), *emulation.HERE.glob("*.h")]
-    include = [f"-I{HERE}", f"-I{emulation.HERE}"]
-
-    def make(target: Path) -> None:
-        command = [emulation.compiler() or "g++", *FLAGS, "-fvisibility=default", "-O1", *include, "-shared"]
-        run([*command, "-o", str(target), *map(str, sources)])
-
-    path = locked("runtime", [digest({p.name: p.read_text() for p in files})], make)
+    key = [digest(headers() | {p.name: p.read_text() for p in sources})]
+    with locked("runtime"):
+        path = cached("runtime", ".so", key, lambda to: compiled(sources, to, "-O1", "-shared"))
     library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     library.ptx_launch.restype = ctypes.c_char_p
     return library
-
-
-def locked(kind: str, key: list[str], make: Callable[[Path], None]) -> Path:
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with open(CACHE / f"lock-{digest({kind: ''.join(key)})[:2]}", "w") as lock:  # tests run side by side
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return cached(kind, ".so", key, make)
 
 
 @cache
 def kernel(name: str, ptx: str) -> tuple[str, int]:
     """Loads a kernel; returns the name that the runtime knows it by, and the number of its parameters."""
     module = parse(ptx)
-    own = f"{name}-{digest({'': ptx})}"
-    code = translate(module, [name], names={name: own})
-
-    def make(target: Path) -> None:
-        source = target.with_suffix(".cpp")
-        source.write_text(code)
-        run([emulation.compiler() or "g++", *OBJECT_FLAGS, "-shared", "-o", str(target), str(source)])
-        source.unlink()
-
+    own = f"{name}-{digest({name: ptx})}"
     runtime()
-    ctypes.CDLL(str(locked("triton", [code, *OBJECT_FLAGS], make)))
+    with locked(own[-1]):
+        ctypes.CDLL(str(translated(translate(module, [name], {name: own}), "triton", ".so", "-shared")))
     return own, len(module.functions[name].parameters)
 
 
@@ -137,32 +114,13 @@ class Launcher:
         return ctypes.c_uint64(value.data_ptr()) if kind.startswith("*") else ARGUMENTS[kind](value)
 
 
-class Driver(DriverBase):
+class Driver:
     """As much of a driver as Triton's JIT asks for."""
 
     def __init__(self) -> None:
         self.utils, self.launcher_cls = Utils(), Launcher
         self.get_current_device = self.get_current_stream = lambda *_: 0
-        self.set_current_device = lambda device: None
-
-    @classmethod
-    def is_active(cls) -> bool:
-        return True
-
-    def get_current_target(self) -> GPUTarget:
-        return TARGET
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def map_python_to_cpp_type(self, ty: str) -> str:
-        raise NotImplementedError
-
-    def get_benchmarker(self) -> Any:
-        raise NotImplementedError
-
-    def get_device_interface(self) -> Any:
-        return SimpleNamespace(current_device=lambda: 0)
+        self.get_current_target = lambda: TARGET
 
 
 def pytest_configure() -> None:
@@ -170,6 +128,5 @@ def pytest_configure() -> None:
     driver.set_active(Driver())
     # For what surrounds the kernels, the CPU is the device, as it is for the interpreter; they are sized as for a GPU.
     for module in (backend, launch, plan):
-        module.is_interpreted = lambda: True
+        vars(module)["is_interpreted"] = lambda: True
     plan.sizes_of = lambda dtype, device: sizes.sizes_for(dtype, WARP_SIZE, is_cuda=True)
-
