@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import fused_adaptive as fa
+from fused_adaptive.controllers.draws import RateDraw
 
 from .cases import POLICIES, is_allowed
 from .cuda_emulation.driver import BACKBONES, DTYPES, Emulated, load
@@ -52,19 +53,41 @@ def launched(library: Path) -> set[str]:
 
 
 def differing(
-    structure: str, policy: Any, decoupled: bool, dtype: torch.dtype, library: Path, **options: Any
+    structure: str,
+    policy: Any,
+    decoupled: bool,
+    dtype: torch.dtype,
+    library: Path,
+    given: Mapping[str, Any] | None = None,
+    spoilt: Tensor | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> list[str]:
-    """What has other bits than on the CPU after some steps, and an interval that is ended by hand."""
+    """What has other bits than on the CPU after some steps, and an interval that is ended by hand.
+
+    Args:
+        given: further arguments of the optimizers.
+        spoilt: a number that stands in the gradients of the third step.
+        inputs: what the steps are given besides gradients; the third step's found_inf is set.
+        options: of Emulated.
+    """
     cls, arguments = STRUCTURES[structure]
-    arguments = {**arguments, "policy": policy, "decoupled_weight_decay": decoupled}
+    arguments = {**arguments, **(given or {}), "policy": policy, "decoupled_weight_decay": decoupled}
     params, others = parameters(dtype), parameters(dtype)
     optimizer, native = cls(params, backend="reference", **arguments), cls(others, backend="native", **arguments)
     emulated = Emulated(optimizer, library=library, **options)
     for step in range(STEPS):
         set_gradients(params, step, missing=0.15 * (step > 0))
+        if spoilt is not None and step == 2:
+            params[4].grad = torch.zeros_like(params[4]).index_fill_(0, torch.tensor([7]), spoilt.item())
         for p, q in zip(params, others, strict=True):
             q.grad = None if p.grad is None else p.grad.clone()
-        emulated.step()
+        if inputs is None:
+            emulated.step()
+        else:
+            found_inf, scale, draw = torch.tensor(float(step == 2)), inputs["grad_scale"], inputs["draw"]
+            emulated.step(found_inf, scale, draw.factors(torch.arange(len(params))), skips=step == 2)
+            native.found_inf, native.grad_scale, native._rate_draw = found_inf, scale, draw
         native.step()
     emulated.end_interval()
     native.end_interval()
@@ -166,6 +189,33 @@ def test_tables_of_any_size_are_uploaded():
             runs.append(flat)
         assert all(map(torch.equal, *runs))
     assert len([name for name in launched(library) if kind_of(name) == "upload"]) == 2
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("policy", SOME)
+def test_what_not_every_step_does(policy):
+    """Masters, stochastic rounding; AMP, draws and maximize; gradients that are no numbers."""
+    library, policy = nvcc.library(), POLICIES[policy]
+    for order in range(2 * ORDERS):
+        options = {"library": library, "order": order}
+        for master in ("split", "stochastic"):
+            given = {"master": master}
+            assert differing("AdamWPlain", policy, True, torch.bfloat16, given=given, **options) == [], (master, order)
+        inputs = {"grad_scale": torch.tensor(1024.0), "draw": RateDraw(seed=3, relative_width=0.5)}
+        given, amp = {"maximize": True, "fused": True}, {**options, "inputs": inputs, "on_device": True}
+        assert differing("AdamWPlain", policy, False, torch.float32, given=given, **amp) == [], order
+        for spoilt in (torch.nan, torch.inf):
+            options["spoilt"] = torch.tensor(spoilt)
+            assert differing("AdamWPlain", policy, True, torch.float32, **options) == [], (spoilt, order)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("policy", ["tlr-gradient-eta", "tlr-gradient-global"])
+def test_what_was_not_finite_is_forgotten(policy):
+    spoilt = torch.tensor(torch.nan)
+    for order in range(2 * ORDERS):
+        options = {"library": nvcc.library(), "order": order, "spoilt": spoilt}
+        assert differing("SgdMomentum", SLOWER.get(policy, POLICIES[policy]), True, torch.float64, **options) == []
 
 
 @cache

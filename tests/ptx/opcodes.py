@@ -82,7 +82,7 @@ OPERATIONS = rows(
     ("setp.num", "f", "t t", "pred", "!is_nan({0}) && !is_nan({1})"),
     # The threads of a warp. "all": a shuffle's segment, which has to be the whole warp. The last operand: its members.
     ("shfl.sync.idx", "b", "t u32 all u32", "t", "shuffled({0}, {1} & 31, {3})"),
-    ("shfl.sync.bfly", "b", "t u32 all u32", "t", "shuffled({0}, (threadIdx.x ^ {1}) & 31, {3})"),
+    ("shfl.sync.bfly", "b", "t u32 all u32", "t", "shuffled({0}, (ptx::thread() ^ {1}) & 31, {3})"),
     ("redux.sync.max", "i", "t u32", "t", "largest_of_warp({0}, {1})"),
     # What the caches are told.
     ("createpolicy.fractional.L2::evict_first", "b", "unread", "t", "0"),
@@ -107,10 +107,10 @@ CONVERSIONS = {
 }
 
 SPECIAL_REGISTERS = {
-    "%tid.x": "threadIdx.x",
-    "%ntid.x": "blockDim.x",
-    "%ctaid.x": "blockIdx.x",
-    "%nctaid.x": "gridDim.x",
+    "%tid.x": "ptx::thread()",
+    "%ntid.x": "ptx::threads()",
+    "%ctaid.x": "ptx::block()",
+    "%nctaid.x": "ptx::blocks()",
 }
 
 #: Where memory is: "" is an address of whatever space.

@@ -1,13 +1,15 @@
 // What translated PTX is made of. Threads, barriers and shared memory are those of tests/cuda_emulation.
 #pragma once
 
-#include <cmath>
+// Few includes: there are hundreds of files with one kernel each, and most of their compilation would be headers.
 #include <cstdint>
 #include <type_traits>
 
-#include "cuda_runtime.h"
-
 namespace ptx {
+
+unsigned thread(), threads(), block(), blocks();  // the special registers
+void barrier();
+void warp_barrier();
 
 // A kernel is known by its name as soon as its library is loaded.
 struct Kernel {
@@ -156,7 +158,7 @@ inline uint16_t to_half(float x) {
   if (size >= 65520) return sign | 0x7C00;
   int exponent;
   __builtin_frexp(size, &exponent);
-  const int unit = exponent < -13 ? -24 : exponent - 11;  // of the last bit
+  const int unit = size < 0x1p-14 ? -24 : exponent - 11;  // of the last bit
   const auto units = static_cast<uint32_t>(__builtin_nearbyint(__builtin_ldexp(size, -unit)));
   return sign | (((unit + 24) << 10) + units);
 }
@@ -169,19 +171,19 @@ template <class T>
 T shuffled(T mine, uint32_t lane, uint32_t members) {
   check_members(members);
   ptx::show(mine);
-  emulation::warp_barrier();
+  ptx::warp_barrier();
   const auto found = static_cast<T>(ptx::shown_by(lane));
-  emulation::warp_barrier();  // nobody shows the next value before all have seen this one
+  ptx::warp_barrier();  // nobody shows the next value before all have seen this one
   return found;
 }
 template <class T>
 T largest_of_warp(T mine, uint32_t members) {
   check_members(members);
   ptx::show(mine);
-  emulation::warp_barrier();
+  ptx::warp_barrier();
   T found = mine;
   for (unsigned lane = 0; lane < 32; ++lane) found = larger(found, static_cast<T>(ptx::shown_by(lane)));
-  emulation::warp_barrier();
+  ptx::warp_barrier();
   return found;
 }
 

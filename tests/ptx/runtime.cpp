@@ -1,6 +1,7 @@
 // Launches of translated kernels, and how faults of their threads come out: as exceptions of the launch.
 #include "runtime.h"
 
+#include <cuda_runtime.h>
 #include <signal.h>
 
 #include <map>
@@ -44,6 +45,13 @@ class Guard {
 Kernel::Kernel(const char* name, Entry entry, unsigned shared) : name(name), entry(entry), shared(shared) {
   kernels()[name] = this;
 }
+
+unsigned thread() { return threadIdx.x; }
+unsigned threads() { return blockDim.x; }
+unsigned block() { return blockIdx.x; }
+unsigned blocks() { return gridDim.x; }
+void barrier() { emulation::barrier(); }
+void warp_barrier() { emulation::warp_barrier(); }
 
 void fault(const char* what, const char* instruction) {
   emulation::fail(std::string(what) + " in `" + instruction + "`, thread " + std::to_string(threadIdx.x) +

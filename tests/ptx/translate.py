@@ -138,6 +138,8 @@ class Translator:
         return self.read(operand, of_type(column, s.types[0]))
 
     def convert(self, s: Instruction) -> str:
+        if len(s.types) != 2:
+            raise Unknown(s.text)
         to, source = s.types
         code = CONVERSIONS.get((s.name, to, source))
         if code is None and s.name == "cvt" and "f" not in to + source:
@@ -150,7 +152,10 @@ class Translator:
 
     def declared(self, register: str) -> str:
         """The type that a register was declared with."""
-        return self.registers.get(register) or self.registers[register.rstrip("0123456789")]
+        for name in (register, register.rstrip("0123456789")):
+            if name in self.registers:
+                return self.registers[name]
+        raise Unknown(register)
 
     def read(self, operand: str, kind: str) -> str:
         """An operand as a value of that type."""
@@ -294,7 +299,7 @@ class Translator:
     def barrier(self, s: Instruction) -> str:
         if s.name not in ("bar.sync", "barrier.sync") or s.operands != ("0",):
             raise Unknown(s.text)
-        return "emulation::barrier();"
+        return "ptx::barrier();"
 
 
 HANDLERS: dict[str, Callable[[Translator, Instruction], str]] = {

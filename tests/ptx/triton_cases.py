@@ -17,6 +17,7 @@ from fused_adaptive.backends.triton.uploads import Uploader
 from ..cases import POLICIES, Case, Gradients
 from ..triton_aot.variants import Variant, variants
 from ..triton_cases import PAIRS, differing, params_of, worst
+from . import load
 from . import triton_driver as driver
 
 #: How threads and blocks take turns; see tests/cuda_emulation/emulation.cpp. Three more have the threads reversed.
@@ -65,7 +66,7 @@ SOME = ["fixed", "active", "tlr-gradient-tensor", "tlr-preconditioned-global", "
 @pytest.mark.parametrize("policy", [marked(p, p) for p in SOME])
 def test_some(policy):
     for order in range(2 * ORDERS):
-        driver.take_turns(order)
+        load.take_turns(order)
         assert runs(policy, capturable=order % 2 == 1) == [], order
 
 
@@ -77,14 +78,14 @@ def test_some(policy):
 def test_matrix(turn):
     """The parity suite's cases, in every dtype: within rounding of float64, and bit-equal to native."""
     for order in (turn % ORDERS, turn % ORDERS + ORDERS):
-        driver.take_turns(order)
+        load.take_turns(order)
         assert worst(PAIRS[turn]) <= 1.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_intervals_that_end_by_hand(dtype):
     for order in range(2 * ORDERS):
-        driver.take_turns(order)
+        load.take_turns(order)
         assert runs("active", dtype) == [], order
 
 
@@ -170,7 +171,7 @@ def found(policy: str) -> list[str]:
     """What goes wrong, in all orders."""
     seen = []
     for order in range(2 * ORDERS):
-        driver.take_turns(order)
+        load.take_turns(order)
         try:
             seen += runs(policy)
         except RuntimeError as error:

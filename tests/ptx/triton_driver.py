@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,7 @@ from triton.runtime import driver
 from fused_adaptive.backends import triton as backend
 from fused_adaptive.backends.triton import launch, plan, sizes
 
-from ..cuda_emulation import build as emulation
-from .compile import HERE, cached, compiled, digest, headers, locked, translated
-from .parse import parse
-from .translate import translate
+from . import load
 
 WARP_SIZE = 32
 TARGET = GPUTarget("cuda", 90, WARP_SIZE)
@@ -37,37 +33,9 @@ def change(name: str, ptx: str) -> str:
     return ptx
 
 
-def take_turns(order: int) -> None:
-    """How threads and blocks do; see tests/cuda_emulation/emulation.cpp."""
-    runtime().emulation_configure(order, 2, 2)
-
-
 def plain(value: Any) -> str:
     """A compile-time argument as text: functions by their names."""
     return str(getattr(value, "__name__", value))
-
-
-@cache
-def runtime() -> ctypes.CDLL:
-    """What all kernels share."""
-    sources = [HERE / "runtime.cpp", emulation.HERE / "emulation.cpp"]
-    key = [digest(headers() | {p.name: p.read_text() for p in sources})]
-    with locked("runtime"):
-        path = cached("runtime", ".so", key, lambda to: compiled(sources, to, "-O1", "-shared"))
-    library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-    library.ptx_launch.restype = ctypes.c_char_p
-    return library
-
-
-@cache
-def kernel(name: str, ptx: str) -> tuple[str, int]:
-    """Loads a kernel; returns the name that the runtime knows it by, and the number of its parameters."""
-    module = parse(ptx)
-    own = f"{name}-{digest({name: ptx})}"
-    runtime()
-    with locked(own[-1]):
-        ctypes.CDLL(str(translated(translate(module, [name], {name: own}), "triton", ".so", "-shared")))
-    return own, len(module.functions[name].parameters)
 
 
 class Utils:
@@ -99,15 +67,11 @@ class Launcher:
 
     def __call__(self, x: int, y: int, z: int, stream: Any, function: Any, *rest: Any) -> None:
         assert (y, z) == (1, 1)
-        name, count = kernel(function[0], change(*function))
         launched.add(self.variant)
         arguments = rest[-len(self.types) :]  # after the metadata and hooks
         given = [self.argument(t, a) for t, a in zip(self.types, arguments, strict=True) if t != "constexpr"]
-        given += [ctypes.c_uint64(0)] * (count - len(given))  # scratch memory, which no kernel of ours asks for
-        pointers = (ctypes.c_void_p * count)(*map(ctypes.addressof, given))
-        error = runtime().ptx_launch(name.encode(), x, self.threads, self.shared, pointers)
-        if error:
-            raise RuntimeError(error.decode())
+        # Parameters besides those are scratch memory, which no kernel of ours asks for.
+        load.launch(function[0], change(*function), x, self.threads, self.shared, given)
 
     @staticmethod
     def argument(kind: str, value: Any) -> Any:
