@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -279,10 +278,9 @@ def test_float64_trajectories_are_those_of_the_reference():
             torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-12, atol=1e-12)
 
 
-def make_many(groups: int, tensors: int, library: Path | None = None) -> Emulated:
+def make_many(groups: int, tensors: int) -> Emulated:
     params = [[torch.randn(3).requires_grad_() for _ in range(tensors)] for _ in range(groups)]
-    own = [{"params": p, "lr": 0.01 * (i + 1)} for i, p in enumerate(params)]
-    return Emulated(fa.AdamW(own, backend="reference"), library=library)
+    return Emulated(fa.AdamW([{"params": p, "lr": 0.01 * (i + 1)} for i, p in enumerate(params)], backend="reference"))
 
 
 @pytest.mark.parametrize(("groups", "tensors"), [(1, 10_000), (40, 3)])

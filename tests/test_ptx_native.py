@@ -191,6 +191,9 @@ def test_tables_of_any_size_are_uploaded():
     assert len([name for name in launched(library) if kind_of(name) == "upload"]) == 2
 
 
+@pytest.mark.feature("exact float32 masters of bfloat16 parameters", backend="native-cuda", ptx=True)
+@pytest.mark.feature("stochastic rounding of bfloat16 parameters", backend="native-cuda", ptx=True)
+@pytest.mark.feature("maximize", backend="native-cuda", ptx=True)
 @pytest.mark.heavy
 @pytest.mark.parametrize("policy", SOME)
 def test_what_not_every_step_does(policy):
@@ -225,6 +228,7 @@ def entries_of(source: str) -> list[str]:
 
 
 @pytest.mark.heavy
+@pytest.mark.feature("end_interval() by hand", backend="native-cuda", ptx=True)
 @pytest.mark.feature(
     "every optimizer, policy, decay and dtype within rounding of float64", backend="native-cuda", ptx=True
 )
@@ -293,6 +297,7 @@ def far(patches: list[tuple[str, str, str]]) -> Path:
     return nvcc.library([*begin, *patches], small=True)
 
 
+@pytest.mark.feature("a tensor of more than 2³¹ elements", backend="native-cuda", ptx=True)
 @pytest.mark.heavy
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_noticed(mistake):
