@@ -93,10 +93,7 @@ CONVERSIONS = {
     ("cvt", "f64", "f32"): "{0}",
     ("cvt", "f32", "f16"): "from_half({0})",
     ("cvt.rn", "f32", "f64"): "{0}",
-    ("cvt.rn", "f64", "s64"): "{0}",
-    ("cvt.rn", "f32", "s64"): "{0}",
-    ("cvt.rn", "f64", "s32"): "{0}",
-    ("cvt.rn", "f64", "u32"): "{0}",
+    **{("cvt.rn", to, of): "{0}" for to in ("f32", "f64") for of in ("s16", "u16", "s32", "u32", "s64", "u64")},
     ("cvt.rn", "f16", "f32"): "to_half({0})",
     ("cvt.rn", "f16x2", "f32"): "uint32_t{{to_half({0})}} << 16 | to_half({1})",
     ("cvt.rzi", "f64", "f64"): "truncated({0})",
@@ -115,7 +112,7 @@ SPECIAL_REGISTERS = {
 
 #: Where memory is: "" is an address of whatever space.
 SPACES = ("global", "shared", "param")
-#: Parts of loads and stores that say nothing about what is read or written.
+#: Parts of loads and stores that say nothing about what is read or written, nor do ORDERS.
 CACHES = ("cs", "cg", "ca", "nc", "L1::evict_first", "L2::cache_hint")
 VECTORS = {"v2": 2, "v4": 4}
 #: Between blocks: here they run one after the other from barrier to barrier, and see all that others have written.

@@ -252,7 +252,7 @@ class Translator:
         return operand.startswith("%") and bits(self.declared(operand)) == 64
 
     def load(self, s: Instruction) -> str:
-        space, count = self.access(s, CACHES)
+        space, count = self.access(s, (*CACHES, *ORDERS))
         kind, names = s.types[0], vector(s.operands[0])
         if len(names) != count:
             raise Unknown(s.text)
@@ -261,7 +261,7 @@ class Translator:
         return f"{{ {self.address(s, s.operands[1], space, size * count)} {' '.join(own)} }}"
 
     def store(self, s: Instruction) -> str:
-        space, count = self.access(s, CACHES)
+        space, count = self.access(s, (*CACHES, *ORDERS))
         kind, names = s.types[0], vector(s.operands[1])
         if len(names) != count:
             raise Unknown(s.text)
