@@ -76,8 +76,8 @@ def sources(patches: Sequence[Patch], small: bool) -> dict[str, str]:
         texts["cuda/stubs.cu"] = (HERE / "stubs.cu").read_text()
         patches = [*patches, ("cuda/reduce.cu", "FA_FOR_EACH_BACKBONE(FA_CASE)", "FA_CASE(AdamWPlain)")]
     emulation.patch(texts, *patches, emulation.STREAM)
-    entries = ["entry.cpp", "null_entry.cpp"]
-    return texts | {f"emulation/{name}": (emulation.HERE / name).read_text() for name in entries}
+    others = [p for p in emulation.HERE.glob("*.cpp") if p.name not in ("emulation.cpp", "stubs.cpp")]
+    return texts | {f"emulation/{p.name}": p.read_text() for p in others}
 
 
 def included(texts: Mapping[str, str]) -> dict[str, str]:
