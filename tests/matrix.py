@@ -4,7 +4,8 @@ A test says which feature it holds by a marker::
 
     @pytest.mark.feature("closures")                       # on every backend that runs here, by FUSED_ADAPTIVE_BACKEND
     @pytest.mark.feature("empty tensors", backend="reference")
-    @pytest.mark.feature("parity", backend="native-cuda", emulated=True)
+    @pytest.mark.feature("parity", backend="native-cuda", emulated=True)  # the kernels' source, executed on the CPU
+    @pytest.mark.feature("parity", backend="native-cuda", ptx=True)       # what the compiler makes of it, likewise
 
 A test with a parameter ``backend`` needs no ``backend=``; with the marker ``gpu``, "native" is "native-cuda". Then::
 
@@ -91,6 +92,10 @@ EMULATED = {
     "test_intervals_ended_by_hand_and_restarted": "end_interval() by hand",
 }
 
+#: What stands for a run on a GPU, the nearest to it first: the PTX that the compiler makes of the kernels, executed on
+#: the CPU, and their source.
+INSTEAD = ("PTX", "emulated")
+
 Features = dict[str, dict[str, dict[str, Any]]]
 
 
@@ -125,8 +130,8 @@ class Recorder:
     def count(self, mark: dict[str, Any], report: pytest.TestReport) -> None:
         cell = self.features.setdefault(mark["feature"], {}).setdefault(mark["backend"], {"tests": {}})
         outcome = report.outcome
-        if outcome == "passed" and mark["emulated"]:
-            outcome = "emulated"
+        if outcome == "passed" and mark["instead"]:
+            outcome = mark["instead"]
         if outcome == "skipped" and isinstance(report.longrepr, tuple):
             cell["reason"] = str(report.longrepr[2]).removeprefix("Skipped: ")
         outcomes = cell["tests"].setdefault(report.nodeid.split("[")[0], {})
@@ -158,7 +163,7 @@ def features_of(item: pytest.Item) -> list[dict[str, Any]]:
         feature = EMULATED[getattr(item, "originalname", "")]
         marks.append(pytest.mark.feature(feature, backend="native-cuda", emulated=True).mark)
     for mark in marks:
-        arguments = {**dict(zip(("feature", "backend", "emulated"), mark.args, strict=False)), **mark.kwargs}
+        arguments = {**dict(zip(("feature", "backend", "emulated", "ptx"), mark.args, strict=False)), **mark.kwargs}
         parameter = getattr(getattr(item, "callspec", None), "params", {}).get("backend")
         backend = arguments.get("backend") or parameter
         auto = backend is None
@@ -166,8 +171,9 @@ def features_of(item: pytest.Item) -> list[dict[str, Any]]:
         if backend == "native" and item.get_closest_marker("gpu"):
             backend = "native-cuda"
         # Where there is no GPU, Triton's kernels run in its interpreter.
-        emulated = bool(arguments.get("emulated")) or (backend == "triton" and not item.get_closest_marker("gpu"))
-        found.append({"feature": arguments["feature"], "backend": backend, "emulated": emulated, "auto": auto})
+        emulated = arguments.get("emulated") or (backend == "triton" and not item.get_closest_marker("gpu"))
+        instead = "PTX" if arguments.get("ptx") else "emulated" if emulated else ""
+        found.append({"feature": arguments["feature"], "backend": backend, "instead": instead, "auto": auto})
     return found
 
 
@@ -218,8 +224,9 @@ def verdict(cell: dict[str, Any] | None) -> str:
         return "**fails**"
     if "passed" in seen:
         return "yes"
-    if "emulated" in seen:
-        return "emulated"
+    for word in INSTEAD:
+        if word in seen:
+            return word
     return "no GPU: not run" if "no GPU" in cell.get("reason", "") else "not run"
 
 

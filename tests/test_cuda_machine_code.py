@@ -132,6 +132,17 @@ def arrays(kernel: str) -> int:
 MODES = {"AdamW": 0, "ActiveAdamW": 2}
 
 
+NO_SASS = "" if find("nvdisasm") and find("cuobjdump") else "no nvdisasm or no cuobjdump"
+
+
+def disassembled(code: Code, kernel: str) -> list[str]:
+    """The machine's instructions, in order."""
+    path = f"{Path(find('nvdisasm') or '').parent}{os.pathsep}{os.environ['PATH']}"
+    command = [find("cuobjdump") or "cuobjdump", "-sass", "-fun", kernel, str(code.cubin)]
+    text = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path}).stdout
+    return re.findall(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", text)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", ["step_f32", "step_bf16"])
 @pytest.mark.parametrize("mode", MODES)
@@ -147,13 +158,73 @@ def test_memory_is_accessed_by_16_bytes(name, architecture, mode):
     assert len(re.findall(r"ld\.global\.(?:cs\.)?(?:v4\.[bfu]32|v2\.[bfu]64)", body)) >= wide
     assert len(re.findall(r"ld\.global\.cs\.v4\.[bu]32", body)) == 1  # the gradient alone is not kept
     assert len(re.findall(r"st\.global\.(?:v4\.[bfu]32|v2\.[bfu]64)", body)) >= wide - 1
-    disassembler, cuobjdump = find("nvdisasm"), find("cuobjdump")
-    if disassembler is None or cuobjdump is None:
+    if NO_SASS:
         return  # the compiler's own assembly has to do
-    path = f"{Path(disassembler).parent}{os.pathsep}{os.environ['PATH']}"
-    command = [cuobjdump, "-sass", "-fun", kernel[1], str(code.cubin)]
-    sass = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path}).stdout
+    sass = "\n".join(disassembled(code, kernel[1]))
     assert len(re.findall(r"LDG\.E\.[\w.]*128", sass)) >= wide
     assert len(re.findall(r"STG\.E\.[\w.]*128", sass)) >= wide - 1
     assert "LDL" not in sass
     assert "STL" not in sass
+
+
+#: Registers of a thread on sm_90.
+MOST = {"AdamW": 61, "ActiveAdamW": 64}
+REGISTERS_OF_A_MULTIPROCESSOR, THREADS = 65536, 256
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("mode", MODES)
+def test_four_blocks_fit_on_a_multiprocessor(mode, architecture):
+    """Float32 parameters, decoupled decay."""
+    name = f"update<fused_adaptive::AdamW<false>, {MODES[mode]}, false, float>"
+    (usage,) = [u for kernel, u in usages("step_f32", architecture).items() if name in kernel]
+    if architecture == "90":
+        assert usage.registers <= MOST[mode]
+    of_a_block = -(-usage.registers // 8) * 8 * THREADS  # they are handed out in eights
+    assert REGISTERS_OF_A_MULTIPROCESSOR // of_a_block == 4
+    assert usage.spills == usage.stack == 0
+
+
+def registers_of(operands: str, wide: int = 1) -> set[int]:
+    """The numbers of the registers that stand in operands; an address takes two."""
+    found = set()
+    for number, suffix in re.findall(r"\bR(\d+)(\.64)?", operands):
+        found |= set(range(int(number), int(number) + (2 if suffix else wide)))
+    return found
+
+
+def used_early(sass: list[str], count: int) -> list[str]:
+    """What reads one of the first ``count`` loads of 16 bytes before the last of them has been issued."""
+    loads = [i for i, line in enumerate(sass) if re.search(r"LDG\.E\.[\w.]*128", line)][:count]
+    assert len(loads) == count
+    loaded, early = set[int](), []
+    for i in range(loads[0], loads[-1] + 1):
+        opcode, operands = re.findall(r"(?:@!?\w+ )?(\S+)\s*(.*)", sass[i])[0]
+        target, _, read = operands.partition(",")
+        if registers_of(operands if opcode.startswith("ST") else read) & loaded:
+            early.append(sass[i])
+        if i in loads:
+            loaded |= registers_of(target, wide=4)
+    return early
+
+
+@pytest.mark.skipif(NO_SASS != "", reason=NO_SASS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("mode", MODES)
+def test_all_loads_are_on_their_way_before_one_is_waited_for(mode, architecture):
+    code = built("step_f32")[architecture]
+    kernel = re.search(rf"\b(_ZN\S*6updateINS_5AdamWILb0EEELi{MODES[mode]}ELb0E\S*)\(", code.ptx)
+    assert kernel is not None
+    arrays = 4 if mode == "AdamW" else 6
+    assert used_early(disassembled(code, kernel[1]), arrays) == []
+
+
+def test_a_load_that_is_waited_for_is_noticed():
+    lines = [
+        "LDG.E.128 R16, desc[UR12][R16.64] ",
+        "IADD3 R2, R3, R4, RZ ",
+        "FADD R5, R19, R4 ",
+        "LDG.E.128 R20, desc[UR12][R52.64] ",
+    ]
+    assert used_early(lines, 2) == [lines[2]]
+    assert used_early([lines[0], lines[1], lines[3], lines[2]], 2) == []

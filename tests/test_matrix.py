@@ -54,6 +54,9 @@ def test_what_a_cell_says():
     assert matrix.verdict(None) == "–"
     assert says("passed", "skipped", reason="no GPU") == "yes"
     assert says("emulated", "skipped", reason="no GPU") == "emulated"
+    assert says("emulated", "PTX", "skipped", reason="no GPU") == "PTX"
+    assert says("emulated", "PTX", "passed") == "yes"
+    assert says("failed", "PTX") == "**fails**"
     assert says("skipped", reason="no GPU") == "no GPU: not run"
     assert says("skipped", reason="needs 16 GB") == "not run"
     assert says("passed", "failed") == "**fails**"
@@ -80,6 +83,10 @@ def test_on_a_gpu():
 def test_emulated():
     pass
 
+@pytest.mark.feature("another", backend="triton", ptx=True)
+def test_of_a_compiler():
+    pass
+
 def test_of_no_feature():
     pass
 """
@@ -102,7 +109,7 @@ def test_outcomes_are_recorded(tmp_path):
     verdicts = {name: {b: matrix.verdict(c) for b, c in cells.items()} for name, cells in features.items()}
     assert verdicts == {
         "a feature": {"reference": "yes", "native": "**fails**"},
-        "another": {"native-cuda": "emulated"},
+        "another": {"native-cuda": "emulated", "triton": "PTX"},
     }
     assert features["a feature"]["reference"]["tests"] == {
         "test_sample.py::test_on_whatever_is_chosen": {"passed": 1},

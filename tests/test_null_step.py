@@ -76,10 +76,10 @@ def test_what_no_step_does_is_an_error():
         null_step(param.double(), groups[0], groups[1], [])
 
 
-def is_right_emulated(path: Path, streams: tuple[int, int, int], dtype: torch.dtype) -> bool:
+def is_right_emulated(path: Path, streams: tuple[int, int, int], dtype: torch.dtype, order: int = 0) -> bool:
     library = ctypes.CDLL(str(path))
     library.emulation_null.restype = ctypes.c_bool
-    library.emulation_configure(0, 2, 2)
+    library.emulation_configure(order, 2, 2)
     right = True
     for numel in (3, 8192 * 5 + 13):
         param, groups = arrays(numel, dtype, streams)

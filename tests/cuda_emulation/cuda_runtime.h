@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <string>
 #include <tuple>
 #include <utility>
 
@@ -35,6 +36,10 @@ namespace emulation {
 // Runs body once for every thread of every block.
 void run(unsigned blocks, unsigned threads, const std::function<void()>& body);
 void barrier();
+// Waits for the other threads of the warp alone.
+void warp_barrier();
+// Ends the launch from one of its threads: run() throws a std::runtime_error.
+[[noreturn]] void fail(const std::string& why);
 // This block's memory of that name; not zeroed, as on a GPU.
 void* shared(const void* name, size_t bytes);
 

@@ -2,9 +2,11 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <csetjmp>
 #include <cstdio>
 #include <memory>
+#include <stdexcept>
 #include <vector>
 
 #include "cuda_runtime.h"
@@ -19,10 +21,12 @@ bool is_capturing = false, has_code = true;
 namespace {
 
 // 0: blocks one after the other; 1: from the last to the first, threads too; 2: all blocks in turns, from barrier to
-// barrier.
+// barrier. 3, 4, 5: the same with the threads the other way round.
 int order = 0;
+bool threads_are_reversed() { return (order % 3 == 1) != (order >= 3); }
 
 constexpr size_t kStack = 256 * 1024;
+constexpr unsigned kWarp = 32;
 
 jmp_buf scheduler;
 const std::function<void()>* body;
@@ -32,10 +36,12 @@ struct Fiber {
   ucontext_t context;
   jmp_buf point;
   bool started = false, done = true;
-  bool fenced = false;  // since its last barrier
+  bool fenced = false;   // since its last barrier
+  bool in_warp = false;  // it waits for its warp
 };
 
 Fiber* current;
+std::string failure;  // of a thread
 ucontext_t maker;
 
 void live() {
@@ -78,16 +84,31 @@ std::vector<Graph> graphs;
 int unfenced = 0;
 Block* current_block;
 
+// Runs these threads of one warp to their next barrier, or to their end; returns how many have ended.
+unsigned advance_warp(Block& block, unsigned first, unsigned count, unsigned threads) {
+  for (;;) {
+    unsigned done = 0, waiting = 0;
+    for (unsigned i = first; i < first + count; ++i) {
+      threadIdx.x = threads_are_reversed() ? threads - 1 - i : i;
+      Fiber& fiber = *block.fibers[threadIdx.x];
+      fiber.in_warp = false;
+      if (!fiber.done) resume(fiber);
+      if (!failure.empty()) throw std::runtime_error(std::exchange(failure, ""));
+      done += fiber.done;
+      waiting += fiber.in_warp;
+    }
+    if (waiting == 0) return done;
+    if (waiting != count) throw std::runtime_error("the threads of a warp have parted");
+  }
+}
+
 // Runs every thread of a block to its next barrier, or to its end.
 void advance(Block& block, unsigned number, unsigned threads) {
   current_block = &block;
   blockIdx.x = number;
   unsigned done = 0;
-  for (unsigned i = 0; i < threads; ++i) {
-    threadIdx.x = order == 1 ? threads - 1 - i : i;
-    Fiber& fiber = *block.fibers[threadIdx.x];
-    if (!fiber.done) resume(fiber);
-    done += fiber.done;
+  for (unsigned i = 0; i < threads; i += kWarp) {
+    done += advance_warp(block, i, std::min(kWarp, threads - i), threads);
   }
   if (done != 0 && done != threads) {
     std::fprintf(stderr, "emulation: %u threads of a block have ended, the others wait at a barrier\n", done);
@@ -108,6 +129,16 @@ void barrier() {
   if (_setjmp(current->point) == 0) _longjmp(scheduler, 1);
 }
 
+void warp_barrier() {
+  current->in_warp = true;
+  barrier();
+}
+
+void fail(const std::string& why) {
+  failure = why;
+  _longjmp(scheduler, 1);
+}
+
 void* shared(const void* name, size_t bytes) {
   for (const Memory& memory : current_block->memory) {
     if (memory.name == name) return memory.data.get();
@@ -117,9 +148,9 @@ void* shared(const void* name, size_t bytes) {
   return current_block->memory.back().data.get();
 }
 
-void run(unsigned blocks, unsigned threads, const std::function<void()>& kernel) {
-  ++launches;
-  body = &kernel;
+namespace {
+
+void run_all(unsigned blocks, unsigned threads) {
   gridDim = dim3(blocks);
   blockDim = dim3(threads);
   if (pool.size() < blocks) pool.resize(blocks);
@@ -130,7 +161,7 @@ void run(unsigned blocks, unsigned threads, const std::function<void()>& kernel)
     while (block.fibers.size() < threads) block.fibers.push_back(std::make_unique<Fiber>());
     for (unsigned t = 0; t < threads; ++t) block.fibers[t]->done = block.fibers[t]->fenced = false;
   }
-  if (order == 2) {
+  if (order % 3 == 2) {
     for (bool all = false; !all;) {
       all = true;
       for (unsigned b = 0; b < blocks; ++b) {
@@ -141,8 +172,21 @@ void run(unsigned blocks, unsigned threads, const std::function<void()>& kernel)
     return;
   }
   for (unsigned i = 0; i < blocks; ++i) {
-    const unsigned b = order == 1 ? blocks - 1 - i : i;
+    const unsigned b = order % 3 == 1 ? blocks - 1 - i : i;
     while (!pool[b].done) advance(pool[b], b, threads);
+  }
+}
+
+}  // namespace
+
+void run(unsigned blocks, unsigned threads, const std::function<void()>& kernel) {
+  ++launches;
+  body = &kernel;
+  try {
+    run_all(blocks, threads);
+  } catch (...) {
+    pool.clear();  // their threads stand in the middle
+    throw;
   }
 }
 

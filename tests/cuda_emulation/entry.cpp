@@ -72,6 +72,11 @@ void emulation_member(Emulated* e, void* const* at, int64_t numel, int64_t index
   e->plan.members.push_back(m);
 }
 
+// As where tensors are spread over ranks, of which this is the only one. products: of each member, zeros.
+void emulation_share(Emulated* e, double* products) {
+  e->plan.sharing = {reinterpret_cast<Products*>(products), [] {}};
+}
+
 int emulation_step(Emulated* e, const void* const* grads, const double* hypers, const DrawTable* draw,
                    const float* grad_scale, const float* found_inf) {
   return guarded([&] {
