@@ -359,7 +359,7 @@ MUTANTS = {
     "none": [],
     "wrong tail": [("cuda/multi_tensor.cuh", "e < chunk.count; e += kThreads", "e < chunk.count - 1; e += kThreads")],
     "wrong last block": [("cuda/device.cuh", "== launch.blocks - 1;", "== 0;")],
-    "stale phase": [("cuda/multi_tensor.cuh", "*x.active_step = ends ? 0 : *x.active_step + 1", "*x.active_step += 1")],
+    "stale phase": [("intervals.h", "if (ends_at(rule, *n.active_step + 1)) return restart_active(n);", "")],
 }
 
 
