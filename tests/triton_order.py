@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -59,6 +60,25 @@ def test_a_missing_barrier_in_finish_is_noticed(left_out, monkeypatch):
 
     monkeypatch.setattr(Races, "barrier", all_but_one)
     assert races_of(Case("AdamW", "tlr-gradient-global", True)).found != []
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_hypergradient_reads_parameters_only_where_decay_goes_into_the_gradient(decoupled, monkeypatch):
+    read: list[np.ndarray] = []
+    access = Races.access
+
+    def noted(self: Races, program: Any, addresses: np.ndarray, mask: np.ndarray, writes: bool) -> None:
+        if self._kernel == "slope":
+            read.append(addresses[np.broadcast_to(mask, addresses.shape)].astype(np.int64))
+        access(self, program, addresses, mask, writes)
+
+    monkeypatch.setattr(Races, "access", noted)
+    params = parameters(torch.float32, SHAPES)
+    with watched():
+        train(Case("AdamW", "hypergradient-global", decoupled).build(params, backend="triton"), 2)
+    addresses, first = np.concatenate(read), params[-1].data_ptr()
+    inside = (addresses >= first) & (addresses < first + 4 * params[-1].numel())
+    assert inside.any() != decoupled
 
 
 @pytest.mark.parametrize(("is_cuda", "warp_size"), [(True, 32), (False, 64)])

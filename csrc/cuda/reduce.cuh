@@ -270,8 +270,10 @@ FA_DEVICE void slope_elements(const Slope<Compute<P>>& s, int64_t element, doubl
   P p[kWidth], g[kWidth];
   T state[kStates > 0 ? kStates : 1][kWidth], direction[kWidth];
   int16_t low[kWidth];
-  load(p, at<P>(x, kParam, element));
-  load_low<P>(low, x, element);
+  if (x.coupled) {  // otherwise the parameter is not asked for
+    load(p, at<P>(x, kParam, element));
+    load_low<P>(low, x, element);
+  }
   load(g, static_cast<const P*>(s.grad) + element);
   if (x.stores_direction) {
     load(direction, at<T>(x, kPrevious, element));

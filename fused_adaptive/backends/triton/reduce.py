@@ -155,8 +155,8 @@ def slope(
             for first in range(0, count, LANES):
                 inside = first + tl.arange(0, LANES) < count
                 g = widen(read(g_at, first, count, STORED, LANES, WIDE=False), TYPE) * factor
-                p = widen(read(p_at, first, count, STORED, LANES, WIDE=False), TYPE)
-                g = tl.where(couples, g + weight_decay * p, g)
+                if couples:  # otherwise the parameter is not asked for
+                    g += weight_decay * widen(read(p_at, first, count, STORED, LANES, WIDE=False), TYPE)
                 if STATES == 0:
                     u = read(address_of(row, PREVIOUS, TYPE, base), first, count, TYPE, LANES, WIDE=False)
                 else:
