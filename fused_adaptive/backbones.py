@@ -133,7 +133,7 @@ class SGD(Backbone):
 
     name = "SGD"
     adaptive = False
-    increment = 0.1
+    increment = 1e-2
 
     def state_spec(self, group: Group) -> dict[str, StateSpec]:
         # The first ĝ itself becomes the buffer, so the update creates it.

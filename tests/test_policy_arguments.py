@@ -28,7 +28,7 @@ def policy_of(optimizer: fa.AdaptiveOptimizer, group: int = 0) -> Any:
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam", "AdaBelief"])
 def test_the_default_increment_is_the_backbones(name):
-    expected = 0.1 if name == "SGD" else 1e-4
+    expected = 0.01 if name == "SGD" else 1e-4
     plain = getattr(fa, name)(parameters(), lr=0.1, policy=fa.ActiveLR(interval=3))
     active = getattr(fa, f"Active{name}")(parameters(), lr=0.1, interval=3)
     assert policy_of(plain) == policy_of(active)

@@ -35,8 +35,9 @@ class ActiveLR(Policy):
 
     Args:
         interval: optimizer steps in an interval (the paper's epoch); None: only ``optimizer.end_interval()`` ends one.
-        increment: what a learning rate grows by, absolute, >= 0. Default: 0.1 with SGD (the paper's), 1e-4 with the
-            adaptive backbones (stationary at their default lr, 1e-3); none in a tuple with TrainableLR.
+        increment: what a learning rate grows by, absolute, >= 0. Default: 0.01 with SGD, 1e-4 with the adaptive
+            backbones: stationary at 0.1 and 1e-3, the rates that are usual with them (the paper prints 0.1, with which
+            SGD-momentum trains badly: ``docs/policies.md``); none in a tuple with TrainableLR.
         high: what a gain grows by instead, relative to lr, >= 0. Default None, in a tuple with TrainableLR 0.1.
         low: what a gain shrinks by, in (0, 1]. Default 0.9.
         on_zero: ``"hold"`` (default) leaves the gain where there is nothing to compare: at the end of the first
