@@ -85,12 +85,13 @@ class Product:
 class Backbone:
     """Interface of a backbone.
 
-    ``adaptive``: its direction is scaled by a second moment. ``increment``: ActiveLR's default, of the learning rate.
+    ``adaptive``: its direction is scaled by a second moment. ``increment``, ``low``: ActiveLR's defaults.
     """
 
     name: str
     adaptive = True
     increment = 1e-4
+    low = 0.9
 
     def state_spec(self, group: Group) -> dict[str, StateSpec]:
         """The state that the update needs, by torch's names."""
@@ -134,6 +135,7 @@ class SGD(Backbone):
     name = "SGD"
     adaptive = False
     increment = 1e-2
+    low = 0.5
 
     def state_spec(self, group: Group) -> dict[str, StateSpec]:
         # The first ĝ itself becomes the buffer, so the update creates it.

@@ -316,7 +316,7 @@ class _Active(AdaptiveOptimizer):
         interval: int | None = REQUIRED,
         increment: float | None = None,
         high: float | None = None,
-        low: float = 0.9,
+        low: float | None = None,
         on_zero: str = "hold",
         gain_bounds: tuple[float, float] | None = None,
         **kwargs: Any,

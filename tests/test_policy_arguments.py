@@ -28,11 +28,19 @@ def policy_of(optimizer: fa.AdaptiveOptimizer, group: int = 0) -> Any:
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam", "AdaBelief"])
 def test_the_default_increment_is_the_backbones(name):
-    expected = 0.01 if name == "SGD" else 1e-4
+    expected = (0.01, None, 0.5) if name == "SGD" else (1e-4, None, 0.9)
     plain = getattr(fa, name)(parameters(), lr=0.1, policy=fa.ActiveLR(interval=3))
     active = getattr(fa, f"Active{name}")(parameters(), lr=0.1, interval=3)
     assert policy_of(plain) == policy_of(active)
-    assert (policy_of(plain)["increment"], policy_of(plain)["high"]) == (expected, None)
+    assert tuple(policy_of(plain)[name] for name in ("increment", "high", "low")) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({"increment": 0.1}, 0.9), ({"high": 0.1}, 0.9), ({"low": 0.7}, 0.7), ({"high": 0.3, "low": 0.7}, 0.7)],
+)
+def test_with_a_growth_that_is_given_low_is_the_papers(given, expected):
+    assert policy_of(fa.ActiveSGD(parameters(), lr=0.1, interval=3, **given))["low"] == expected
 
 
 def test_beside_trainable_lr_the_default_is_a_gain():

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch.nn import functional
 import fused_adaptive as fa
 
 from ..machine import commit, processor
+from ..results import fill
 from .increments import ROOT, SEEDS, save
 from .runner import Run, run_all
 from .tasks import TASKS, Data, fit
@@ -150,6 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.experiments.defaults", description=__doc__)
     parser.add_argument("--workers", type=int, metavar="N", help="processes of one thread each; default the cores")
     parser.add_argument("--report", action="store_true", help="show the committed results, no training")
+    parser.add_argument("--document", type=Path, metavar="MD", help="put the tables into this file, between its marks")
     args = parser.parse_args(argv)
     if not args.report:
         jobs: list[Long | FineTuning] = [Long(name, lr) for name, lrs in LONG_RATES.items() for lr in lrs]
@@ -162,7 +165,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             "runs": run_all(jobs, train, JOURNAL, workers=args.workers),
         }
         save(results, RESULTS)
-    print(summary(json.loads(RESULTS.read_text(encoding="utf-8"))))
+    tables = summary(json.loads(RESULTS.read_text(encoding="utf-8")))
+    print(tables)
+    if args.document:
+        fill(args.document, "defaults", tables)
     return 0
 
 

@@ -28,6 +28,7 @@ import fused_adaptive as fa
 
 from .. import controllers_fetch
 from ..machine import commit, processor
+from ..results import fill
 from .runner import Run, run_all
 from .tasks import TASKS, fit
 
@@ -243,7 +244,7 @@ def save(results: dict[str, Any], path: Path) -> None:
 
 def table(results: dict[str, Any]) -> str:
     """Of the grid, in Markdown."""
-    lines = []
+    lines: list[str] = []
     for family in FAMILIES:
         grid = [run for run in results["runs"] if run["stage"] == "grid" and run["family"] == family]
         if not grid:
@@ -258,7 +259,7 @@ def table(results: dict[str, Any]) -> str:
             largest = f"{mark}{row['best']:.1f} … {row['worst']:.1f}{mark}"
             lines.append(f"| {row['increment']:g}, {row['low']:g} | {' | '.join(cells)} | {largest} |")
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join(lines[:-1])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -266,6 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     parser.add_argument("--workers", type=int, metavar="N", help="processes of one thread each; default the cores")
     parser.add_argument("--report", action="store_true", help="show the committed results, no training")
+    parser.add_argument("--document", type=Path, metavar="MD", help="put the table into this file, between its marks")
     args = parser.parse_args(argv)
     try:
         if args.report:
@@ -280,6 +282,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bench.experiments.increments: {error}", file=sys.stderr)
         return 1
     print(table(results))
+    if args.document:
+        fill(args.document, "increments", table(results))
     return 0
 
 

@@ -129,7 +129,7 @@ def _read(journal: Path | None) -> dict[str, Run]:
             entry = json.loads(line)
         except ValueError:
             continue
-        if entry["code"] == _code():
+        if entry.get("code") == _code():
             runs[json.dumps(entry["job"], sort_keys=True)] = entry["run"]
     return runs
 

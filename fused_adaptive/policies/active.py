@@ -16,6 +16,8 @@ from .base import REQUIRED, Policy, check_bounds, check_interval, check_number, 
 
 #: ``high`` where a scalar policy owns the scale of the rate, in a tuple with TrainableLR.
 HIGH_IN_TUPLE = 0.1
+#: ``low`` where it is not left to the backbone: the paper's.
+LOW = 0.9
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,10 @@ class ActiveLR(Policy):
     Args:
         interval: optimizer steps in an interval (the paper's epoch); None: only ``optimizer.end_interval()`` ends one.
         increment: what a learning rate grows by, absolute, >= 0. Default: 0.01 with SGD, 1e-4 with the adaptive
-            backbones: stationary at 0.1 and 1e-3, the rates that are usual with them (the paper prints 0.1, with which
-            SGD-momentum trains badly: ``docs/policies.md``); none in a tuple with TrainableLR.
+            backbones, by experiment (the paper prints 0.1, with which SGD-momentum trains badly:
+            ``docs/policies.md``); none in a tuple with TrainableLR.
         high: what a gain grows by instead, relative to lr, >= 0. Default None, in a tuple with TrainableLR 0.1.
-        low: what a gain shrinks by, in (0, 1]. Default 0.9.
+        low: what a gain shrinks by, in (0, 1]. Default 0.9; with SGD's default increment 0.5.
         on_zero: ``"hold"`` (default) leaves the gain where there is nothing to compare: at the end of the first
             interval, and where a sum is exactly 0 (a row of an embedding that was not looked up). ``"shrink"`` is the
             paper's Algorithm 1 to the letter.
@@ -59,7 +61,7 @@ class ActiveLR(Policy):
     interval: int | None = field(default=REQUIRED, kw_only=True)
     increment: float | None = None
     high: float | None = None
-    low: float = 0.9
+    low: float | None = None
     on_zero: str = "hold"
     gain_bounds: tuple[float, float] | None = None
 
@@ -73,15 +75,20 @@ class ActiveLR(Policy):
             if getattr(self, name) is not None:
                 condition = f"finite and >= 0 (it is added to {what}), or None"
                 set_field(self, name, check_number("ActiveLR", name, getattr(self, name), lambda x: x >= 0, condition))
-        low = check_number("ActiveLR", "low", self.low, lambda x: 0 < x <= 1, "in (0, 1] (a gain is multiplied by it)")
+        if self.low is not None:
+            condition = "in (0, 1] (a gain is multiplied by it)"
+            set_field(self, "low", check_number("ActiveLR", "low", self.low, lambda x: 0 < x <= 1, condition))
+        elif not self._is_open:
+            set_field(self, "low", LOW)
         set_field(self, "interval", check_interval("ActiveLR", self.interval))
-        set_field(self, "low", low)
         if self.on_zero not in ("hold", "shrink"):
             raise ValueError(f"ActiveLR: on_zero must be 'hold' or 'shrink', got {self.on_zero!r}")
         set_field(self, "gain_bounds", check_bounds("ActiveLR", self.gain_bounds))
 
     def resolve(self, backbone: Backbone, groups: Sequence[Group]) -> ActiveLR:
-        return replace(self, increment=backbone.increment) if self._is_open else self
+        if not self._is_open:
+            return self
+        return replace(self, increment=backbone.increment, low=backbone.low if self.low is None else self.low)
 
     def beside_a_scalar_policy(self) -> ActiveLR:
         """The policy with its defaults in a tuple, where the other one owns the scale of the rate."""
@@ -92,7 +99,8 @@ class ActiveLR(Policy):
         lr = min((lr for group in groups if (lr := float(group["lr"])) > 0), default=0.0)
         if not self._is_open or lr == 0 or backbone.increment <= 2 * lr:
             return ""
-        limit = backbone.increment / (1 - self.low) if self.low < 1 else float("inf")
+        low = backbone.low if self.low is None else self.low
+        limit = backbone.increment / (1 - low) if low < 1 else float("inf")
         return (
             f"ActiveLR: lr={lr:g} is only a start, since the default increment={backbone.increment:g} is more than "
             f"twice that: rates can reach about increment/(1 - low) = {limit:g}. To stay near lr (fine-tuning) pass "
@@ -137,6 +145,7 @@ class ActiveLR(Policy):
             slot.state["active_applied"].zero_()
 
     def _adjust(self, slot: Slot) -> None:
+        assert self.low is not None
         gain, total, sign_prev = (slot.state[name] for name in ("element_gain", "grad_sum", "grad_sign_prev"))
         high = self.high if self.increment is None else self.increment / slot.lr_ref
         finite = total.isfinite()
