@@ -59,7 +59,7 @@ FAMILIES = {
     "AdamW": Family((3e-5, 1e-4, 3e-4, 1e-3, 3e-3), RATES, tuple(TASKS), {"weight_decay": 1e-2}),
     # Plain SGD's best rates are larger. Nobody trains a transformer with it.
     "SGD": Family(
-        (1e-2, 3e-2, 1e-1, 3e-1, 1.0),
+        (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
         (*RATES[1:], 1.0),
         ("digits", "fashion", "table"),
         {"momentum": 0.9, "weight_decay": 5e-4},
