@@ -16,6 +16,8 @@ import torch
 import fused_adaptive as fa
 from bench import report, results
 from bench.demo.report import markdown, rate_rows
+from bench.experiments import defaults, increments
+from fused_adaptive.backbones import SGD, AdamW
 
 from . import environments
 
@@ -95,6 +97,22 @@ def test_readme_table_is_that_of_the_committed_results():
     demo = json.loads((ROOT / "bench" / "results" / "demo.json").read_text())
     block = README.split("<!-- demo:begin -->")[1].split("<!-- demo:end -->")[0]
     assert block.strip() == markdown(rate_rows(demo)).strip()
+
+
+@pytest.mark.parametrize(("name", "show"), [("increments", increments.table), ("defaults", defaults.summary)])
+def test_tables_of_the_experiments_are_those_of_the_committed_results(name, show):
+    found = json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
+    text = (ROOT / "docs" / "policies.md").read_text()
+    assert text.split(f"<!-- {name}:begin -->")[1].split(f"<!-- {name}:end -->")[0].strip() == show(found).strip()
+
+
+def test_the_default_increments_are_those_that_the_experiment_chooses():
+    found = json.loads((ROOT / "bench" / "results" / "increments.json").read_text())
+    for family, backbone in {"AdamW": AdamW(), "SGD": SGD()}.items():
+        grid = [run for run in found["runs"] if (run["stage"], run["family"]) == ("grid", family)]
+        choice = increments.chosen(increments.summary(increments.deficits(grid, family)))
+        assert choice is not None
+        assert (choice["increment"], choice["low"]) == (backbone.increment, backbone.low)
 
 
 def test_readme_timings_are_those_of_the_committed_results():
