@@ -110,8 +110,7 @@ def test_verdicts():
     assert body["ActiveAdamW / the authors' form, 10 x 5M"][0].startswith("0.10")
     assert body["AdamW / torch fused, 2000 x 1000"] == ["not measured"] * 3
     assert body["host time / torch fused, 300 tensors"][0].startswith("0.2")
-    assert body["time for each further tensor of 64, µs"][0] == "1.00, misses"
-    assert body["host time for each further tensor, µs"][0] == "0.25, holds"
+    assert body["host time / torch fused, 10 000 tensors"][0] == "not measured"
     assert body["time grows as n to the power of, 1e6 … 1e9"][0] == "1.00, holds"
     assert body["AdamW, share of the null step, 10 x 5M"][0].startswith("0.95 (0.95 to 0.95)")
     assert body["ActiveAdamW, share of the null step, 10 x 5M"][0] == "0.89 (0.89 to 0.89), misses"
