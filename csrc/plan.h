@@ -1,5 +1,5 @@
 // A plan: the parameters of an optimizer on one device with the addresses of their state, checked once, so that a step
-// takes the gradients alone. It owns references to the tensors. What a step does with it is up to an Executor.
+// takes the gradients alone. What a step does with it is up to an Executor.
 #pragma once
 
 #include <array>
