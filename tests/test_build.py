@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import fused_adaptive as fa
+from fused_adaptive import declarations
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "fused_adaptive" / "_C.abi3.so"
@@ -32,17 +33,30 @@ needs_pip = pytest.mark.skipif(
     subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True).returncode != 0, reason="no pip"
 )
 
-SMALL = {
-    "ops.cpp": """
+#: The least that makes a library ours.
+OPERATORS = """
         #include <torch/csrc/stable/library.h>
         #include <string>
-        #include "three.h"
         std::string build_version() { return FUSED_ADAPTIVE_VERSION; }
-        int64_t number() { return three(); }
-        STABLE_TORCH_LIBRARY(fused_adaptive, m) { m.def("build_version() -> str"); m.def("number() -> int"); }
+        std::string declarations() { return DECLARATIONS; }
+        STABLE_TORCH_LIBRARY_FRAGMENT(fused_adaptive, m) {
+          m.def("build_version() -> str");
+          m.def("declarations() -> str");
+        }
         STABLE_TORCH_LIBRARY_IMPL(fused_adaptive, CompositeExplicitAutograd, m) {
           m.impl("build_version", TORCH_BOX(&build_version));
-          m.impl("number", TORCH_BOX(&number));
+          m.impl("declarations", TORCH_BOX(&declarations));
+        }
+""".replace("DECLARATIONS", json.dumps(declarations.text()))
+
+SMALL = {
+    "ops.cpp": OPERATORS
+    + """
+        #include "three.h"
+        int64_t number() { return three(); }
+        STABLE_TORCH_LIBRARY_FRAGMENT(fused_adaptive, n) { n.def("number() -> int"); }
+        STABLE_TORCH_LIBRARY_IMPL(fused_adaptive, CompositeImplicitAutograd, n) {
+          n.impl("number", TORCH_BOX(&number));
         }
     """,
     "three.h": "int three();\n",

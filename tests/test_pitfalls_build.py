@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from .breaking import fails
-from .test_build import LIBRARY, assert_portable, build, copy_tree, needs_compiler
+from .test_build import LIBRARY, OPERATORS, assert_portable, build, copy_tree, needs_compiler
 
 built = pytest.mark.skipif(not LIBRARY.exists(), reason="the native library is not built")
 CXX = next(filter(shutil.which, ("c++", "g++", "clang++")), "c++")
@@ -49,15 +49,7 @@ else:
 """
 
 SOURCES = {
-    "ops.cpp": """
-        #include <torch/csrc/stable/library.h>
-        #include <string>
-        std::string build_version() { return FUSED_ADAPTIVE_VERSION; }
-        STABLE_TORCH_LIBRARY(fused_adaptive, m) { m.def("build_version() -> str"); }
-        STABLE_TORCH_LIBRARY_IMPL(fused_adaptive, CompositeExplicitAutograd, m) {
-          m.impl("build_version", TORCH_BOX(&build_version));
-        }
-    """,
+    "ops.cpp": OPERATORS,
     "cpu/one.cpp": "int one() { return 1; }\n",
     "cuda/kernel.cu": "int two() { return 2; }\n",
 }
