@@ -77,7 +77,7 @@ def test_calls_without_a_gradient_count():
 
 
 def test_calls_before_the_first_gradient_count_for_the_policy_wherever_that_comes():
-    policy, params = fa.ActiveLR(interval=2, on_zero="shrink"), parameters(shapes=[(2,), (3,)])
+    policy, params = fa.ActiveLR(interval=2, low=0.9, on_zero="shrink"), parameters(shapes=[(2,), (3,)])
     optimizer = fa.SGD(params[:1], policy=policy)
     optimizer.step()
     optimizer.add_param_group({"params": params[1:]})

@@ -280,12 +280,12 @@ def test_step_counts_of_old_checkpoints_may_be_python_numbers():
 def test_calls_before_the_first_gradient_count_and_survive_saving():
     """interval=3, two calls without any gradient: the first call with one ends the interval, also after a resume."""
     for resume in (False, True):
-        optimizer = fa.SGD(parameters(), policy=fa.ActiveLR(interval=3, on_zero="shrink"))
+        optimizer = fa.SGD(parameters(), policy=fa.ActiveLR(interval=3, low=0.9, on_zero="shrink"))
         optimizer.step()
         optimizer.step()
         if resume:
             saved = through_disk(optimizer.state_dict())
-            optimizer = fa.SGD(parameters(), policy=fa.ActiveLR(interval=3, on_zero="shrink"))
+            optimizer = fa.SGD(parameters(), policy=fa.ActiveLR(interval=3, low=0.9, on_zero="shrink"))
             optimizer.load_state_dict(saved)
         train(optimizer, 1)
         assert optimizer.learning_rates()[0]["max"] == pytest.approx(0.9e-3)

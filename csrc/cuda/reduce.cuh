@@ -296,7 +296,7 @@ FA_DEVICE void slope_elements(const Slope<Compute<P>>& s, int64_t element, doubl
 }
 
 template <class Backbone, class P>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, sizeof(P) == 8 ? 1 : 2)
     slope(const __grid_constant__ Step step, const __grid_constant__ Launch launch) {
   using T = Compute<P>;
   FA_SHARED(Slope<T>, s);

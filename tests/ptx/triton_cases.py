@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import fused_adaptive as fa
 from fused_adaptive.backends.triton import fields
 from fused_adaptive.backends.triton import tables as triton_tables
 from fused_adaptive.backends.triton.uploads import Uploader
@@ -74,6 +75,19 @@ def test_intervals_that_end_by_hand(dtype):
     for order in range(2 * ORDERS):
         load.take_turns(order)
         assert runs("active", dtype) == [], order
+
+
+def test_rates_that_are_drawn_by_hand():
+    results = []
+    for backend in ("triton", "native"):
+        optimizer = Case("AdamW", "active", True).build(parameters(torch.float32), backend=backend)
+        search = fa.ASLR(optimizer, seed=3)
+        for step in range(3):
+            Gradients(missing=0.15).set(params_of(optimizer), step)
+            optimizer.step()
+        results.append(optimizer)
+        del search
+    assert differing(*results) == []
 
 
 # ---- every variant ----

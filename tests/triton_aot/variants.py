@@ -63,14 +63,17 @@ def variants(warp_size: int, is_cuda: bool) -> Iterator[Variant]:
                     constants = {**kind.constants(), "BLOCK": sizes.block, "TAIL": sizes.tail}
                     own = options(sizes, kind.arrays)
                     yield Variant(f"update {short} {update}{mode}", kernels.update, tables | gradients, constants, own)
+        own_lanes = lanes_options(is_cuda, warp_size, dtype.itemsize)
         for source, number in SOURCES.items():
             constants = {"SOURCE_OF": number.value, "STORED": stored, "TYPE": computed}
             signature = tables | gradients | partials
-            yield Variant(f"measure {short} {source}", reduce.measure, signature, constants, lanes)
+            yield Variant(f"measure {short} {source}", reduce.measure, signature, constants, own_lanes)
         for direction, structure in [("stored", None), *directions.items()]:
             functions = {"DIRECTION": structure and structure.direction, "STATES": structure.states if structure else 0}
             constants = {**functions, "STORED": stored, "TYPE": computed}
-            yield Variant(f"slope {short} {direction}", reduce.slope, tables | gradients | partials, constants, lanes)
+            yield Variant(
+                f"slope {short} {direction}", reduce.slope, tables | gradients | partials, constants, own_lanes
+            )
         if dtype in (torch.float32, torch.float64):
             constants = {"TYPE": computed, "BLOCK": sizes.tail}
             yield Variant(f"end_active {short}", kernels.end_active, tables, constants, options(sizes))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import pairwise
 from operator import eq
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,8 @@ class Plan:
         self._forms = _forms(self._dense)
         self._sizes: dict[torch.dtype, Sizes] = {p.dtype: sizes_of(p.dtype, self.device) for p in self._dense}
         some = next(iter(self._sizes.values()))
-        self._lanes = lanes_options(some.is_cuda, some.tail // some.warps)
+        self._lanes_of = partial(lanes_options, some.is_cuda, some.tail // some.warps)
+        self._lanes = self._lanes_of()
         self._counts = HostCounts(self._bound, self._members)
         self._grads: list[Tensor | None] = []
         self._pointers: list[int] = []
@@ -315,6 +317,7 @@ class Plan:
         """The inner products of a policy, and the gains that come of them."""
         for launch in unit.measurements:
             stored, computed = STORED[launch.dtype]
+            lanes = self._lanes_of(launch.dtype.itemsize)
             common = (launch.chunks, tables.tensors, tables.scalars, tables.flags, self._uploader.grads)
             partials = tables.partials[2 * launch.first_partial :]
             grid = (len(launch.chunks),)
@@ -327,11 +330,11 @@ class Plan:
                     STATES=structure.states if structure.direction is not None else 0,
                     STORED=stored,
                     TYPE=computed,
-                    **self._lanes,
+                    **lanes,
                 )
             else:
                 source = SOURCES[_source(unit.policy)]
-                measure[grid](*common, partials, SOURCE_OF=source.value, STORED=stored, TYPE=computed, **self._lanes)
+                measure[grid](*common, partials, SOURCE_OF=source.value, STORED=stored, TYPE=computed, **lanes)
         finish[(1,)](
             tables.tensors,
             tables.scalars,

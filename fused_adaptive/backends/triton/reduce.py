@@ -96,15 +96,15 @@ def measure(
                 direction = divide(begun - now, travelled + tl.zeros([LANES], TYPE))
             if SOURCE_OF == DISPLACEMENT:
                 mean = direction
+            wide = mean.to(tl.float64)
+            nums += tl.where(counted, wide * previous.to(tl.float64), 0.0)
+            sqs += tl.where(counted, wide * direction.to(tl.float64), 0.0)
             tl.debug_barrier()  # what is stored need not be by the thread that has loaded it
             if SOURCE_OF != DISPLACEMENT:
                 write(sum_at, first, count, tl.zeros([LANES], TYPE), TYPE, LANES, WIDE=False)
             if SOURCE_OF != GRADIENT:
                 write(start_at, first, count, now, TYPE, LANES, WIDE=False)
             tl.store(pointer(previous_at, TYPE, WIDE=False) + offsets, direction, mask=counted)
-            wide = mean.to(tl.float64)
-            nums += tl.where(counted, wide * previous.to(tl.float64), 0.0)
-            sqs += tl.where(counted, wide * direction.to(tl.float64), 0.0)
         tl.store(partials + 2 * i, ordered_sum(nums))
         tl.store(partials + 2 * i + 1, ordered_sum(sqs))
 

@@ -68,7 +68,7 @@ def options(sizes: Sizes, arrays: int = 0) -> dict[str, Any]:
 THREADS = 128
 
 
-def lanes_options(is_cuda: bool, warp_size: int = 32) -> dict[str, Any]:
-    """Of the kernels whose blocks are of fixed size."""
+def lanes_options(is_cuda: bool, warp_size: int = 32, itemsize: int = 4) -> dict[str, Any]:
+    """Of the kernels whose blocks are of fixed size. ``itemsize``: of the parameters, for those that read them."""
     chosen = {"num_warps": max(1, THREADS // warp_size), "num_stages": 1, "enable_fp_fusion": False}
-    return chosen | ({"maxnreg": 128} if is_cuda else {})
+    return chosen | ({"maxnreg": 255 if itemsize == 8 else 128} if is_cuda else {})
