@@ -33,19 +33,14 @@ needs_pip = pytest.mark.skipif(
     subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True).returncode != 0, reason="no pip"
 )
 
-#: The least that makes a library ours.
 OPERATORS = """
         #include <torch/csrc/stable/library.h>
         #include <string>
         std::string build_version() { return FUSED_ADAPTIVE_VERSION; }
         std::string declarations() { return DECLARATIONS; }
-        STABLE_TORCH_LIBRARY_FRAGMENT(fused_adaptive, m) {
-          m.def("build_version() -> str");
-          m.def("declarations() -> str");
-        }
+  STABLE_TORCH_LIBRARY_FRAGMENT(fused_adaptive, m) { m.def("build_version() -> str"), m.def("declarations() -> str"); }
         STABLE_TORCH_LIBRARY_IMPL(fused_adaptive, CompositeExplicitAutograd, m) {
-          m.impl("build_version", TORCH_BOX(&build_version));
-          m.impl("declarations", TORCH_BOX(&declarations));
+          m.impl("build_version", TORCH_BOX(&build_version)), m.impl("declarations", TORCH_BOX(&declarations));
         }
 """.replace("DECLARATIONS", json.dumps(declarations.text()))
 
