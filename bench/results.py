@@ -35,6 +35,13 @@ def save(record: Record, path: Path) -> None:
     path.write_text(lines + "\n", encoding="utf-8")
 
 
+def save_runs(results: dict[str, Any], path: Path) -> None:
+    """Writes training runs, a line each, so that a change of one number is a change of one line."""
+    head = json.dumps({key: value for key, value in results.items() if key != "runs"}, indent=1, allow_nan=False)
+    runs = ",\n  ".join(json.dumps(run, allow_nan=False) for run in results["runs"])
+    path.write_text(f'{head[:-2]},\n "runs": [\n  {runs}\n ]\n}}\n', encoding="utf-8")
+
+
 def load(path: Path) -> Record:
     """Reads results.
 

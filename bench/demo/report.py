@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..results import save_runs
+
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
@@ -24,12 +26,7 @@ def rate_name(lr: float) -> str:
 
 # ---- JSON ----
 
-
-def save(results: Results, path: Path) -> None:
-    """Writes one line a run, so that a change of one number is a change of one line."""
-    head = json.dumps({key: value for key, value in results.items() if key != "runs"}, indent=1, allow_nan=False)
-    runs = ",\n  ".join(json.dumps(run, allow_nan=False) for run in results["runs"])
-    path.write_text(f'{head[:-2]},\n "runs": [\n  {runs}\n ]\n}}\n', encoding="utf-8")
+save = save_runs
 
 
 def load(path: Path) -> Results:

@@ -28,8 +28,8 @@ from torch.nn import functional
 import fused_adaptive as fa
 
 from ..machine import commit, processor
-from ..results import fill
-from .increments import ROOT, SEEDS, save
+from ..results import fill, save_runs
+from .increments import ROOT, SEEDS
 from .runner import Run, run_all
 from .tasks import TASKS, Data, fit
 
@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "versions": {"torch": torch.__version__, "fused_adaptive": fa.__version__},
             "runs": run_all(jobs, train, JOURNAL, workers=args.workers),
         }
-        save(results, RESULTS)
+        save_runs(results, RESULTS)
     tables = summary(json.loads(RESULTS.read_text(encoding="utf-8")))
     print(tables)
     if args.document:

@@ -28,7 +28,7 @@ import fused_adaptive as fa
 
 from .. import controllers_fetch
 from ..machine import commit, processor
-from ..results import fill
+from ..results import fill, save_runs
 from .runner import Run, run_all
 from .tasks import TASKS, fit
 
@@ -235,13 +235,6 @@ def _describe(run: Run) -> str:
     )
 
 
-def save(results: dict[str, Any], path: Path) -> None:
-    """Writes a line a run."""
-    head = json.dumps({key: value for key, value in results.items() if key != "runs"}, indent=1)
-    lines = ",\n  ".join(json.dumps(run, allow_nan=False) for run in results["runs"])
-    path.write_text(f'{head[:-2]},\n "runs": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
-
-
 def table(results: dict[str, Any]) -> str:
     """Of the grid, in Markdown."""
     lines: list[str] = []
@@ -274,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             results = json.loads(RESULTS.read_text(encoding="utf-8"))
         else:
             results = measure(args.families, args.workers)
-            save(results, RESULTS)
+            save_runs(results, RESULTS)
     except KeyboardInterrupt:
         print("\ninterrupted: finished runs are kept; the same command goes on", file=sys.stderr)
         return 130

@@ -62,7 +62,7 @@ class CpuExecutor : public Executor {
     }
     for (size_t i = 0; i < plan.policies.size(); ++i) {
       Policy& policy = plan.policies[i];
-      count(plan, policy, inputs);
+      count_members(plan, policy, inputs);
       if (policy.kind != PolicyKind::trainable || !ending[i]) continue;
       if (policy.source != Source::gradient) measured[i] = adapt(plan, policy, inputs.hypers, nullptr);
       begin_trainable(plan, policy, measured[i]);
@@ -90,7 +90,7 @@ class CpuExecutor : public Executor {
   }
 
   // A step that was taken.
-  static void count(const Plan& plan, const Policy& policy, const StepInputs& inputs) {
+  static void count_members(const Plan& plan, const Policy& policy, const StepInputs& inputs) {
     for (int i : policy.members) {
       const Member& m = plan.members[i];
       const Hyper& hyper = inputs.hypers[m.group];
