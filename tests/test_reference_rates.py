@@ -283,6 +283,21 @@ def test_a_frozen_group_takes_no_part_in_trainable_lr(source, granularity, backe
 
 
 @every_backend
+@pytest.mark.parametrize("source", ["displacement", "preconditioned"])
+def test_a_gain_of_zero_is_final_and_its_tensor_keeps_what_it_remembers(source, backend):
+    policy = fa.TrainableLR(interval=2, source=source, granularity="tensor")
+    optimizer = fa.SGD([one_parameter()], lr=0.1, policy=policy, backend=backend)
+    feed(optimizer, *[[1.0, -0.5]] * 4)
+    (state,) = optimizer.state.values()
+    state["gain"].zero_()
+    before = state["direction_prev"].clone()
+    assert before.abs().sum() > 0
+    feed(optimizer, *[[0.3, 0.2]] * 4)
+    assert state["gain"] == 0
+    assert torch.equal(state["direction_prev"], before)
+
+
+@every_backend
 @pytest.mark.parametrize("by_hand", [False, True], ids=["counted", "by hand"])
 def test_active_lr_learns_nothing_from_an_interval_that_ends_at_rest(by_hand, backend):
     """Gains and signs stay, the sum begins anew; that lr has changed since the last step does not matter."""
