@@ -11,24 +11,22 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import fused_adaptive as fa
 
 from . import controllers_data, controllers_fetch, controllers_report
-from .controllers_data import Splits
 from .controllers_runs import METHODS, Job, Run, train
+from .experiments.runner import run_all
 from .machine import processor
-from .results import fill
+from .results import fill, save_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 #: A first rate at which training with SGD cannot survive.
@@ -134,21 +132,20 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         controllers_fetch.fetch()
     splits = controllers_data.load(args.data, scale.images, scale.test, scale.side, device, args.data_directory)
     jobs = jobs_of(scale, args.data, len(splits.train), args.methods)
-    kept = ROOT / "build" / "controllers" / "runs"
-    kept.mkdir(parents=True, exist_ok=True)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     workers = args.workers or (1 if device != "cpu" else os.cpu_count() or 1)
+    one = partial(_train, test=scale.test, device=device, directory=args.data_directory)
+    journal = ROOT / "build" / "controllers" / "runs.jsonl"
+    runs = run_all(jobs, one, journal, workers=workers, describe=_describe)
+    runs.sort(key=lambda r: (r["seed"], list(METHODS).index(r["method"]), r["lr"], r["batch_size"]))
     results = {
         "schema": 1,
         "config": {"scale": args.scale, "data": args.data, "device": device, "workers": workers, **asdict(scale)},
         "paper_scale": _departures(scale),
         "machine": _machine(device),
-        "runs": [],
+        "runs": runs,
     }
-    for run in _run_all(jobs, splits, kept, device, workers):
-        results["runs"].append(run)
-        results["runs"].sort(key=lambda r: (r["seed"], list(METHODS).index(r["method"]), r["lr"], r["batch_size"]))
-        controllers_report.save(results, args.output)
+    save_runs(results, args.output)
     return results
 
 
@@ -174,56 +171,20 @@ def _machine(device: str) -> dict[str, Any]:
     }
 
 
-def _run_all(jobs: Sequence[Job], splits: Splits, kept: Path, device: str, workers: int):
-    """Yields every run, those of earlier calls first."""
-    paths = {job: kept / f"{job.key}.json" for job in jobs}
-    missing = [job for job in jobs if not paths[job].exists()]
-    for job in jobs:
-        if job not in missing:
-            yield json.loads(paths[job].read_text(encoding="utf-8"))
-    if not missing:
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    context = get_context("spawn")  # a forked torch can hang in its thread pools
-    with (
-        Progress(*columns) as progress,
-        ProcessPoolExecutor(workers, context, initializer=_start, initargs=(splits, device)) as pool,
-    ):
-        task = progress.add_task("runs", total=len(jobs), completed=len(jobs) - len(missing))
-        futures: dict[Future[Run], Job] = {pool.submit(_run, job): job for job in missing}
-        try:
-            for future in as_completed(futures):
-                job, run = futures[future], future.result()
-                _write_atomically(paths[job], json.dumps(run, allow_nan=False))
-                accuracy = f"{run['test_accuracy']:.2f} %" if not run["diverged"] else "diverged"
-                progress.console.print(f"{job.label:<28}{accuracy:>10}{run['seconds']:>9.1f} s")
-                progress.advance(task)
-                yield run
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+def _describe(run: Run) -> str:
+    accuracy = f"{run['test_accuracy']:.2f} %" if not run["diverged"] else "diverged"
+    label = f"{run['method']} lr {run['lr']:g} batch {run['batch_size']} seed {run['seed']}"
+    return f"{label:<44}{accuracy:>10}{run['seconds']:>9.1f} s"
 
 
 # ---- in the workers ----
 
-_splits: Splits
+
+def _train(job: Job, test: int | None, device: str, directory: Path | None) -> Run:
+    return train(job, _splits(job.data, job.images, test, job.side, device, directory))
 
 
-def _start(splits: Splits, device: str) -> None:
-    global _splits
-    if device == "cpu":
-        torch.set_num_threads(1)
-    _splits = splits
-
-
-def _run(job: Job) -> Run:
-    return train(job, _splits)
+_splits = cache(controllers_data.load)
 
 
 if __name__ == "__main__":

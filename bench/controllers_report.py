@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +13,6 @@ from rich.table import Table
 from .controllers_runs import METHODS
 
 Results = dict[str, Any]
-
-
-def save(results: Results, path: Path) -> None:
-    """Writes one line a run, so that a change of one run is a change of one line."""
-    head = json.dumps({key: value for key, value in results.items() if key != "runs"}, indent=1, allow_nan=False)
-    runs = ",\n  ".join(json.dumps(run, allow_nan=False) for run in results["runs"])
-    path.write_text(f'{head[:-2]},\n "runs": [\n  {runs}\n ]\n}}\n', encoding="utf-8")
 
 
 def settings(results: Results) -> dict[str, list[dict[str, Any]]]:

@@ -49,17 +49,6 @@ class Job:
     channels: int
     patience: int
 
-    @property
-    def key(self) -> str:
-        """Names the run; no two jobs share it."""
-        amount = f"{self.data}-{self.images}x{self.epochs}-{self.side}px-c{self.channels}-p{self.patience}"
-        return f"{amount}-{self.label}"
-
-    @property
-    def label(self) -> str:
-        """Names it among those of one scale."""
-        return f"{self.method}-lr{self.lr:g}-b{self.batch_size}-s{self.seed}"
-
 
 @dataclass(frozen=True)
 class Method:

@@ -16,6 +16,7 @@ from bench import controllers, controllers_fetch, controllers_memory, controller
 from bench.controllers_data import Part, Splits, load
 from bench.controllers_model import ResNet20
 from bench.controllers_runs import METHODS, Job, evaluate, train
+from bench.experiments import runner
 
 from .controllers_common import one_thread  # noqa: F401
 
@@ -69,7 +70,7 @@ def test_the_smoke_scale_in_processes_resumes_and_reports(tmp_path, monkeypatch,
     assert output.with_suffix(".png").stat().st_size > 10_000
     assert [run["lr"] for run in first["runs"]] == [0.1, controllers.DIVERGENT_LR]
     assert first["machine"]["torch"] == torch.__version__
-    monkeypatch.setattr(controllers, "ProcessPoolExecutor", None)  # nothing is left to train
+    monkeypatch.setattr(runner, "ProcessPoolExecutor", None)  # nothing is left to train
     document = tmp_path / "document.md"
     document.write_text("a <!-- runs:begin --> old <!-- runs:end --> z")
     assert controllers.main([*arguments, "--document", str(document)]) == 0
