@@ -39,6 +39,15 @@ def describe(device: torch.device, threads: int) -> dict[str, Any]:
     }
 
 
+def circumstances() -> dict[str, Any]:
+    """What of this decides a training run's result: not how long it takes."""
+    return {
+        "commit": commit(),
+        "machine": {"cpu": processor(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "versions": {"torch": torch.__version__, "fused_adaptive": fa.__version__},
+    }
+
+
 def version_of(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

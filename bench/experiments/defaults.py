@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import sys
 import warnings
 from collections.abc import Sequence
@@ -27,7 +25,7 @@ from torch.nn import functional
 
 import fused_adaptive as fa
 
-from ..machine import commit, processor
+from ..machine import circumstances
 from ..results import fill, save_runs
 from .increments import ROOT, SEEDS
 from .runner import Run, run_all
@@ -159,9 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         jobs += [FineTuning(method, seed) for method in FINE_METHODS for seed in SEEDS]
         results = {
             "schema": 1,
-            "commit": commit(),
-            "machine": {"cpu": processor(), "cores": os.cpu_count(), "python": platform.python_version()},
-            "versions": {"torch": torch.__version__, "fused_adaptive": fa.__version__},
+            **circumstances(),
             "runs": run_all(jobs, train, JOURNAL, workers=args.workers),
         }
         save_runs(results, RESULTS)

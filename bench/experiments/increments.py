@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -27,7 +25,7 @@ from torch import Tensor
 import fused_adaptive as fa
 
 from .. import controllers_fetch
-from ..machine import commit, processor
+from ..machine import circumstances
 from ..results import fill, save_runs
 from .runner import Run, run_all
 from .tasks import TASKS, fit
@@ -217,9 +215,7 @@ def measure(families: Sequence[str], workers: int | None) -> dict[str, Any]:
         runs += [{"stage": stage, **run} for stage, part in (("sieve", sieve), ("grid", grid)) for run in part]
     return {
         "schema": 1,
-        "commit": commit(),
-        "machine": {"cpu": processor(), "cores": os.cpu_count(), "python": platform.python_version()},
-        "versions": {"torch": torch.__version__, "fused_adaptive": fa.__version__},
+        **circumstances(),
         "seconds_of_last_call": round(time.perf_counter() - began),
         "core_seconds": round(sum(run["seconds"] for run in runs)),
         "runs": runs,
