@@ -78,7 +78,7 @@ def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None
     On a GPU the host neither waits for the device nor reads from it.
     """
     on_host = found_inf is not None and _is_on_host(found_inf)
-    if found_inf is not None and on_host and bool(found_inf):
+    if on_host and bool(found_inf):
         gathered.check_gradients()
         return
     plans = ready(gathered, _plans, "native")
