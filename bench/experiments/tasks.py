@@ -118,8 +118,9 @@ CONTEXT, CHARACTERS = 32, 64
 @cache
 def text() -> tuple[Data, Data]:
     """Windows of 32 characters and the characters that follow each: 2048 and 1000, from gensim's excerpt."""
-    from gensim.corpora.wikicorpus import extract_pages, filter_wiki
-    from gensim.test.utils import datapath
+    # Installed with the extra "experiments" only.
+    from gensim.corpora.wikicorpus import extract_pages, filter_wiki  # pyright: ignore[reportMissingImports]
+    from gensim.test.utils import datapath  # pyright: ignore[reportMissingImports]
 
     dump = datapath("enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2")
     characters, articles, wanted = 0, [], (2048 + 1000) * CONTEXT + 1
