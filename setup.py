@@ -122,7 +122,7 @@ class Build(build_ext):
         cpp_extension = find_compiler_and_torch()
         if not sources(f"{part}/*.c*"):
             raise Missing(f"there are no sources in csrc/{part}")
-        files, libraries, architectures = sources("*.cpp", "cpu/*.cpp"), ["torch_cpu"], None
+        files, libraries, architectures = sources("bindings/*.cpp", "plan/*.cpp", "cpu/*.cpp"), ["torch_cpu"], None
         flags = [*CXX.split(), STABLE_ABI, f'-DFUSED_ADAPTIVE_VERSION="{self.distribution.get_version()}"']
         include, folders = [str(Path("csrc").absolute()), *cpp_extension.include_paths()], cpp_extension.library_paths()
         if part == "cuda":

@@ -1,6 +1,6 @@
 """What the native library does with Python's objects where Python itself would take several times as long.
 
-Such calls are no operators of torch: ``ctypes`` calls the functions of ``csrc/python.cpp``, with the interpreter's lock
+Such calls are no operators of torch: ``ctypes`` calls the functions of ``csrc/bindings/python.cpp``, with the interpreter's lock
 held. Free-threaded Python has no such lock, and does it itself.
 """
 
@@ -32,7 +32,9 @@ def gradients_reader() -> Callable[[int, list[Tensor], list[Tensor]], int] | Non
     # A prototype of its own: the attributes of ctypes.pythonapi belong to all packages of the process.
     prototype = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
     table = prototype(("PyCapsule_GetPointer", ctypes.pythonapi))(capsule, b"dlpack_exchange_api")
-    if table is None or ctypes.c_uint32.from_address(table).value != 1:  # the major version that csrc/python.cpp knows
+    if (
+        table is None or ctypes.c_uint32.from_address(table).value != 1
+    ):  # the major version that csrc/bindings/python.cpp knows
         return None
     read = _function(0, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, *[ctypes.py_object] * 3)
     return lambda plan, *others: read(plan, table, Tensor.is_neg, *others)

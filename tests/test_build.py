@@ -45,17 +45,17 @@ OPERATORS = """
 """.replace("DECLARATIONS", json.dumps(declarations.text()))
 
 SMALL = {
-    "ops.cpp": OPERATORS
+    "bindings/ops.cpp": OPERATORS
     + """
-        #include "three.h"
+        #include "plan/three.h"
         int64_t number() { return three(); }
         STABLE_TORCH_LIBRARY_FRAGMENT(fused_adaptive, n) { n.def("number() -> int"); }
         STABLE_TORCH_LIBRARY_IMPL(fused_adaptive, CompositeImplicitAutograd, n) {
           n.impl("number", TORCH_BOX(&number));
         }
     """,
-    "three.h": "int three();\n",
-    "cpu/three.cpp": '#include "three.h"\nint three() { return 3; }\n',
+    "plan/three.h": "int three();\n",
+    "cpu/three.cpp": '#include "plan/three.h"\nint three() { return 3; }\n',
     "cuda/kernel.cu": "__global__ void kernel(float* x) { *x = 3; }\nvoid launch(float* x) { kernel<<<1, 1>>>(x); }\n",
     "cuda/launch.cpp": """
         #include <cuda_runtime_api.h>

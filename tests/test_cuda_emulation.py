@@ -359,7 +359,7 @@ MUTANTS = {
     "none": [],
     "wrong tail": [("cuda/multi_tensor.cuh", "e < chunk.count; e += kThreads", "e < chunk.count - 1; e += kThreads")],
     "wrong last block": [("cuda/device.cuh", "== launch.blocks - 1;", "== 0;")],
-    "stale phase": [("intervals.h", "if (ends_at(rule, *n.active_step + 1)) return restart_active(n);", "")],
+    "stale phase": [("rules/intervals.h", "if (ends_at(rule, *n.active_step + 1)) return restart_active(n);", "")],
 }
 
 

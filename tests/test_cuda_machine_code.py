@@ -59,8 +59,9 @@ class Code:
 
 def with_includes(path: Path) -> set[Path]:
     """A source and all of ours that it includes."""
-    own = {path.parent / name for name in re.findall(r'#include "(.*)"', path.read_text())}
-    return {path.resolve()}.union(*map(with_includes, own))
+    names = re.findall(r'#include "(.*)"', path.read_text())
+    own = {path.parent / name if (path.parent / name).exists() else CSRC / name for name in names}
+    return {path}.union(*map(with_includes, own))
 
 
 def compiled(name: str, architecture: str) -> Code:
@@ -71,7 +72,18 @@ def compiled(name: str, architecture: str) -> Code:
     if not log.exists():
         folder.mkdir(parents=True, exist_ok=True)
         target = ["-gencode", f"arch=compute_{architecture},code=sm_{architecture}"]
-        command = [str(NVCC), *FLAGS, *target, "-cubin", "--keep", "--keep-dir", str(folder), "-o", str(cubin)]
+        command = [
+            str(NVCC),
+            *FLAGS,
+            *target,
+            f"-I{CSRC}",
+            "-cubin",
+            "--keep",
+            "--keep-dir",
+            str(folder),
+            "-o",
+            str(cubin),
+        ]
         done = subprocess.run([*command, str(CSRC / "cuda" / f"{name}.cu")], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         for kept in folder.iterdir():

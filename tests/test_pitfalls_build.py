@@ -49,7 +49,7 @@ else:
 """
 
 SOURCES = {
-    "ops.cpp": OPERATORS,
+    "bindings/ops.cpp": OPERATORS,
     "cpu/one.cpp": "int one() { return 1; }\n",
     "cuda/kernel.cu": "int two() { return 2; }\n",
 }

@@ -22,6 +22,7 @@ import fused_adaptive as fa
 from fused_adaptive.controllers.draws import RateDraw
 
 from .cases import POLICIES, is_allowed
+from .cuda_emulation import build
 from .cuda_emulation.driver import BACKBONES, DTYPES, Emulated, load
 from .ptx import nvcc
 from .ptx.parse import parse
@@ -137,7 +138,7 @@ def test_the_null_step_goes_through_every_array(order):
     library = nvcc.library(small=True)
     load(library).emulation_configure(order, 2, 2)
     launched(library)
-    text = (nvcc.CSRC / "null.h").read_text()
+    text = (build.CSRC / "plan" / "null.h").read_text()
     for written, grads, read in re.findall(r"\bX\((\d), (\d), (\d)\)", text):
         streams = int(written), int(grads), int(read)
         for dtype in (torch.float32, torch.bfloat16):

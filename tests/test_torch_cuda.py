@@ -48,9 +48,7 @@ print(library.ask(ctypes.byref(stream)).decode() or hex(stream.value))
 def library() -> Path:
     from .cuda_emulation import extension
 
-    csrc = build.ROOT / "csrc"
-    files = [*csrc.glob("*.h"), csrc / "torch_cuda.cpp", *csrc.glob("cuda/*.h")]
-    texts = {p.relative_to(csrc).as_posix(): p.read_text() for p in files}
+    texts = build.sources("rules/*", "plan/*.h", "bindings/torch_cuda.cpp", "cuda/*.h")
     texts["emulation/cuda_runtime.h"] = (build.HERE / "cuda_runtime.h").read_text()
     return build.cached({**texts, "entry.cpp": ENTRY}, extension.flags())
 

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../counting.h"
+#include "plan/counting.h"
 #include "staged.h"
 
 namespace fused_adaptive::cpu {

@@ -1,7 +1,7 @@
 // The CPU loops, compiled for several instruction sets: what they take, and the choice at run time.
 #pragma once
 
-#include "../plan.h"
+#include "plan/plan.h"
 
 // A plan has checked that no two arrays overlap; told so, compilers vectorise without run-time checks, of which GCC
 // makes ten at most.

@@ -1,5 +1,5 @@
 // The null step on the CPU: chunks, threads and vectors as in executor.cpp, and no arithmetic.
-#include "../null.h"
+#include "plan/null.h"
 
 #include <torch/csrc/stable/ops.h>
 

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "../counting.h"
 #include "kernels.h"
+#include "plan/counting.h"
 
 namespace fused_adaptive::cpu {
 

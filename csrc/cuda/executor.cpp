@@ -7,9 +7,9 @@
 #include <string>
 #include <utility>
 
-#include "../counting.h"
 #include "kernels.h"
 #include "layout.h"
+#include "plan/counting.h"
 
 namespace fused_adaptive::cuda {
 namespace {

@@ -4,8 +4,8 @@
 #include <map>
 #include <tuple>
 
-#include "../counting.h"
 #include "kernels.h"
+#include "plan/counting.h"
 
 namespace fused_adaptive::cuda {
 namespace {

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "../null.h"
 #include "device.cuh"
+#include "plan/null.h"
 #include "runtime.h"
 
 namespace fused_adaptive::cuda {

@@ -1,6 +1,6 @@
 """The native backend: C++ on the CPU, CUDA on NVIDIA GPUs. A step reads the gradients and calls a cached plan once.
 
-The plan (``csrc/plan.h``) holds the parameters and their state by address. It is built when the tensors of a step are
+The plan (``csrc/plan/plan.h``) holds the parameters and their state by address. It is built when the tensors of a step are
 gathered anew, and lives as long as they do.
 """
 
@@ -126,7 +126,7 @@ def _on_device(slot: Slot) -> bool:
 #: The numbers of what operators take by number.
 ROLE_NUMBERS, STRUCTURE_NUMBERS = ({name: i for i, name in enumerate(table)} for table in (ROLES, STRUCTURES))
 
-#: The bits of what a step returns (csrc/ops.cpp).
+#: The bits of what a step returns (csrc/bindings/ops.cpp).
 CAPTURED, ELSEWHERE = 1, 2
 
 
@@ -267,7 +267,7 @@ class Plan:
         return self._follow(traces)
 
     def _follow(self, traces: int, *inputs: Tensor | None) -> Sequence[Any]:
-        """What follows for memory from where the kernels were launched, see ``Traces`` in csrc/plan.h."""
+        """What follows for memory from where the kernels were launched, see ``Traces`` in csrc/plan/plan.h."""
         if traces & ELSEWHERE:
             for tensor in torch.ops.fused_adaptive.plan_memory(self._number):
                 tensor.record_stream(torch.cuda.current_stream(self.device))

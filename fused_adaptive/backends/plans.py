@@ -195,7 +195,7 @@ def _check_memory(tensor: Tensor, name: str, slot: Slot) -> None:
 
 
 def structure(backbone: str, group: dict[str, Any]) -> str:
-    """The name of the backbone's struct in csrc/backbones.h."""
+    """The name of the backbone's struct in csrc/rules/backbones.h."""
     if backbone == "SGD":
         variant = "Nesterov" if group["nesterov"] else "Momentum"
         return "SgdPlain" if group["momentum"] == 0 else f"Sgd{variant}"

@@ -25,7 +25,7 @@ class RateDraw:
         step: applied steps of the optimizer so far.
 
     Attributes:
-        table: seed, step and width as kernels read them (csrc/draws.h), int64; the width by its bits. On the CPU until
+        table: seed, step and width as kernels read them (csrc/rules/draws.h), int64; the width by its bits. On the CPU until
             the first step on a GPU: a step is counted, and a captured graph draws anew, without the host.
     """
 

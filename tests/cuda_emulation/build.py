@@ -14,6 +14,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+CSRC = ROOT / "csrc"
 CACHE = ROOT / "build" / "cuda_emulation"
 #: As the extension is built, where that has a say in results.
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-DFUSED_ADAPTIVE_WITH_CUDA"]
@@ -32,9 +33,7 @@ def library(patches: Sequence[tuple[str, str, str]] = (), small: bool = False) -
         patches: (file in csrc, a text that must stand in it exactly once, what takes its place).
         small: with one update kernel only, for ActiveAdamW in float32 with decoupled decay, and without Hypergradient.
     """
-    texts = {p.relative_to(ROOT / "csrc").as_posix(): p.read_text() for p in sorted((ROOT / "csrc").glob("*.h"))}
-    folder = ROOT / "csrc" / "cuda"
-    texts |= {f"cuda/{p.name}": p.read_text() for p in sorted(folder.iterdir())}
+    texts = sources("rules/*", "plan/*.h", "cuda/*")
     if small:
         texts = {name: text for name, text in texts.items() if "step_" not in name}
         patches = [*patches, ("cuda/reduce.cu", "FA_FOR_EACH_BACKBONE(FA_CASE)", "")]
@@ -43,6 +42,12 @@ def library(patches: Sequence[tuple[str, str, str]] = (), small: bool = False) -
     if not small:
         del texts["emulation/stubs.cpp"]
     return cached(texts)
+
+
+def sources(*patterns: str) -> dict[str, str]:
+    """Files of csrc by their names."""
+    files = [path for pattern in patterns for path in sorted(CSRC.glob(pattern))]
+    return {path.relative_to(CSRC).as_posix(): path.read_text() for path in files}
 
 
 def patch(texts: dict[str, str], *patches: tuple[str, str, str]) -> None:

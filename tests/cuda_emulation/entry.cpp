@@ -2,7 +2,7 @@
 #include <exception>
 #include <string>
 
-#include "plan.h"
+#include "plan/plan.h"
 
 using namespace fused_adaptive;
 

@@ -20,7 +20,7 @@ from . import build
 
 #: On the CPU too, the executor is that of CUDA.
 PATCH = (
-    "tensors.cpp",
+    "plan/tensors.cpp",
     "plan_.executor = make_cpu_executor(plan_);",
     "plan_.executor = make_cuda_executor(plan_, 0, on_device_);",
 )
@@ -35,12 +35,10 @@ def flags() -> list[str]:
 
 def library() -> Path:
     """The path of the library."""
-    csrc = build.ROOT / "csrc"
-    files = [p for pattern in ("*.h", "*.cpp", "cpu/*", "cuda/*") for p in sorted(csrc.glob(pattern))]
-    texts = {p.relative_to(csrc).as_posix(): p.read_text() for p in files}
+    texts = build.sources("*/*")
     build.patch(texts, PATCH)
     texts |= {f"emulation/{p.name}": p.read_text() for p in build.HERE.iterdir() if p.suffix in (".h", ".cpp")}
-    own = ("torch_cuda.cpp", "emulation/stubs.cpp", "emulation/entry.cpp")
+    own = ("bindings/torch_cuda.cpp", "emulation/stubs.cpp", "emulation/entry.cpp")
     for name in (*own, "cpu/kernels_v3.cpp", "cpu/kernels_v4.cpp"):
         del texts[name]
     # The CPU's loops are not what is looked at: the baseline's will do.

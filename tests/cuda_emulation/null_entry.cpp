@@ -1,7 +1,7 @@
 // The null step from addresses, for ctypes.
 #include <exception>
 
-#include "null.h"
+#include "plan/null.h"
 
 // Whether it was taken.
 #pragma GCC visibility push(default)

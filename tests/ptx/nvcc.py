@@ -19,7 +19,6 @@ from .compile import CACHE, HERE, cached, compiled, digest, headers, locked, run
 from .parse import Module, parse
 from .translate import translate
 
-CSRC = emulation.ROOT / "csrc"
 #: As in setup.py, where it has a say in the kernels.
 NVCC_FLAGS = ["-std=c++17", "-O3", "--fmad=false", "-Xcompiler", "-ffp-contract=off,-fPIC,-fvisibility=hidden,-w"]
 NVCC_FLAGS += ["-DFUSED_ADAPTIVE_WITH_CUDA", "-gencode", "arch=compute_90,code=compute_90"]
@@ -69,8 +68,7 @@ def ptx_of(source: str) -> str:
 
 
 def sources(patches: Sequence[Patch], small: bool) -> dict[str, str]:
-    files = [p for pattern in ("*.h", "cuda/*") for p in sorted(CSRC.glob(pattern))]
-    texts = {p.relative_to(CSRC).as_posix(): p.read_text() for p in files}
+    texts = emulation.sources("rules/*", "plan/*.h", "cuda/*")
     if small:
         texts = {name: text for name, text in texts.items() if "step_" not in name}
         texts["cuda/stubs.cu"] = (HERE / "stubs.cu").read_text()

@@ -145,6 +145,6 @@ CHUNK_FIELDS = tl.constexpr(3)
 SHARE_FIELDS = tl.constexpr(3)
 GROUP_FIELDS = tl.constexpr(2)
 
-# The order of inner products (csrc/gain.h).
+# The order of inner products (csrc/rules/gain.h).
 LANES = tl.constexpr(1024)
 GROUP_SIZE = tl.constexpr(256)

@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "cuda/runtime.h"
-#include "tensors.h"
+#include "plan/tensors.h"
 
 namespace fused_adaptive::cuda {
 

@@ -8,11 +8,11 @@
 #include <string>
 #include <vector>
 
-#include "backbones.h"
-#include "draws.h"
-#include "element.h"
-#include "gain.h"
-#include "masters.h"
+#include "rules/backbones.h"
+#include "rules/draws.h"
+#include "rules/element.h"
+#include "rules/gain.h"
+#include "rules/masters.h"
 
 namespace fused_adaptive {
 

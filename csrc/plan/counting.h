@@ -5,7 +5,7 @@
 #include <limits>
 #include <vector>
 
-#include "intervals.h"
+#include "rules/intervals.h"
 
 namespace fused_adaptive {
 

@@ -3,7 +3,7 @@
 // reach.
 #pragma once
 
-#include "plan.h"
+#include "plan/plan.h"
 
 namespace fused_adaptive {
 

@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "tensors.h"
+#include "plan/tensors.h"
 
 // The interpreter has them; a library must not ask for what it is not linked with.
 #pragma weak PyDict_Next

@@ -1,5 +1,5 @@
 // The operator of the null step: its schema and checks.
-#include "null.h"
+#include "plan/null.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -7,7 +7,7 @@
 
 #include <vector>
 
-#include "tensors.h"
+#include "plan/tensors.h"
 
 namespace fused_adaptive {
 namespace {

@@ -7,7 +7,7 @@
 #include <unordered_map>
 
 #include "cpu/kernels.h"
-#include "tensors.h"
+#include "plan/tensors.h"
 
 #ifndef FUSED_ADAPTIVE_VERSION
 #define FUSED_ADAPTIVE_VERSION "unknown"
