@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "plan/counting.h"
+#include "plan/members.h"
 #include "staged.h"
 
 namespace fused_adaptive::cpu {

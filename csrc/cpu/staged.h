@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "kernels.h"
-#include "plan/counting.h"
+#include "plan/members.h"
 
 namespace fused_adaptive::cpu {
 

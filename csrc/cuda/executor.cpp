@@ -9,7 +9,7 @@
 
 #include "kernels.h"
 #include "layout.h"
-#include "plan/counting.h"
+#include "plan/members.h"
 
 namespace fused_adaptive::cuda {
 namespace {

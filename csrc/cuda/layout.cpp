@@ -5,7 +5,7 @@
 #include <tuple>
 
 #include "kernels.h"
-#include "plan/counting.h"
+#include "plan/members.h"
 
 namespace fused_adaptive::cuda {
 namespace {

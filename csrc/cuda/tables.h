@@ -1,6 +1,7 @@
 // What the kernels find in device memory and in their arguments: plain data, shared by host and device.
 #pragma once
 
+#include "plan/plan.h"
 #include "rules/intervals.h"
 
 namespace fused_adaptive::cuda {

@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "counting.h"
+#include "members.h"
 #include "tensors.h"
 
 namespace fused_adaptive {

@@ -11,8 +11,8 @@
 #include "rules/backbones.h"
 #include "rules/draws.h"
 #include "rules/element.h"
-#include "rules/gain.h"
 #include "rules/masters.h"
+#include "rules/policy.h"
 
 namespace fused_adaptive {
 
@@ -53,68 +53,6 @@ enum class Made { parameter, state, step, float64, int8, int16, int64 };
 enum Role : int { FA_FOR_EACH_SHAPED_ROLE(FA_ENUMERATOR) FA_FOR_EACH_NUMBER_ROLE(FA_ENUMERATOR) kRoles };
 #undef FA_ENUMERATOR
 constexpr int kElementRoles = kStep;
-
-enum class PolicyKind : int { active, trainable, hypergradient };
-enum class Source : int { displacement, gradient, preconditioned };
-
-// A policy's arguments.
-struct Rule {
-  PolicyKind kind;
-  int64_t interval = 0;  // 0: only end_interval() ends one
-  bool per_tensor = false;
-  double lowest = 0, highest = 0;  // of gains
-  // ActiveLR
-  bool has_increment = false;
-  double increment = 0, high = 0, low = 1;
-  bool holds = false;
-  // TrainableLR
-  double c = 0;  // the largest relative growth
-  Source source = Source::displacement;
-  bool has_eta = false;
-  double eta = 0;
-  // Hypergradient
-  double hyper_lr = 0;
-};
-
-// A policy's arguments as they come: numbers, of which NaN stands for None.
-#define FA_FOR_EACH_ARGUMENT(X) \
-  X(interval) X(per_tensor) X(lowest) X(highest) X(increment) X(high) X(low) X(holds) X(c) X(source) X(eta) X(hyper_lr)
-struct Arguments {
-#define FA_FIELD(name) double name;
-  FA_FOR_EACH_ARGUMENT(FA_FIELD)
-#undef FA_FIELD
-};
-constexpr int kArguments = sizeof(Arguments) / sizeof(double);
-
-inline Rule rule_of(PolicyKind kind, const Arguments& from) {
-  const auto is_given = [](double number) { return number == number; };
-  Rule rule;
-  rule.kind = kind;
-  rule.interval = static_cast<int64_t>(from.interval);
-  rule.per_tensor = from.per_tensor != 0;
-  rule.lowest = from.lowest;
-  rule.highest = from.highest;
-  rule.has_increment = is_given(from.increment);
-  rule.increment = rule.has_increment ? from.increment : 0;
-  rule.high = from.high;
-  rule.low = from.low;
-  rule.holds = from.holds != 0;
-  rule.c = from.c;
-  rule.source = static_cast<Source>(static_cast<int>(from.source));
-  rule.has_eta = is_given(from.eta);
-  rule.eta = rule.has_eta ? from.eta : 0;
-  rule.hyper_lr = from.hyper_lr;
-  return rule;
-}
-
-// ActiveLR's part of the scalars, for the tensors of one group.
-FA_INLINE void prepare_active(const Rule& rule, const Hyper& hyper, Scalars<double>& r) {
-  r.high = rule.has_increment ? rule.increment / hyper.lr_ref : rule.high;
-  r.low = rule.low;
-  r.lowest = rule.lowest;
-  r.highest = rule.highest;
-  r.holds = rule.holds;
-}
 
 struct Policy : Rule {
   std::vector<int> members;  // in the order of the parameters

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <iterator>
 
-#include "counting.h"
+#include "members.h"
 
 namespace fused_adaptive {
 namespace {

@@ -3,7 +3,7 @@
 // reach.
 #pragma once
 
-#include "plan/plan.h"
+#include "policy.h"
 
 namespace fused_adaptive {
 

@@ -1,7 +1,7 @@
 """The native backend: C++ on the CPU, CUDA on NVIDIA GPUs. A step reads the gradients and calls a cached plan once.
 
-The plan (``csrc/plan/plan.h``) holds the parameters and their state by address. It is built when the tensors of a step are
-gathered anew, and lives as long as they do.
+The plan (``csrc/plan/plan.h``) holds the parameters and their state by address. It is built when the tensors of a step
+are gathered anew, and lives as long as they do.
 """
 
 from __future__ import annotations

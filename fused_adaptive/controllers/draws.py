@@ -25,8 +25,8 @@ class RateDraw:
         step: applied steps of the optimizer so far.
 
     Attributes:
-        table: seed, step and width as kernels read them (csrc/rules/draws.h), int64; the width by its bits. On the CPU until
-            the first step on a GPU: a step is counted, and a captured graph draws anew, without the host.
+        table: seed, step and width as kernels read them (csrc/rules/draws.h), int64; the width by its bits. On the CPU
+            until the first step on a GPU: a step is counted, and a captured graph draws anew, without the host.
     """
 
     def __init__(self, seed: int, relative_width: float, step: int = 0) -> None:

@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "plan.h"
 #include "rules/intervals.h"
 
 namespace fused_adaptive {
