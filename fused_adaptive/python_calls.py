@@ -1,7 +1,7 @@
 """What the native library does with Python's objects where Python itself would take several times as long.
 
-Such calls are no operators of torch: ``ctypes`` calls the functions of ``csrc/bindings/python.cpp``, with the interpreter's lock
-held. Free-threaded Python has no such lock, and does it itself.
+Such calls are no operators of torch: ``ctypes`` calls the functions of ``csrc/bindings/python.cpp``, with the
+interpreter's lock held. Free-threaded Python has no such lock, and does it itself.
 """
 
 from __future__ import annotations
