@@ -32,9 +32,7 @@ def gradients_reader() -> Callable[[int, list[Tensor], list[Tensor]], int] | Non
     # A prototype of its own: the attributes of ctypes.pythonapi belong to all packages of the process.
     prototype = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
     table = prototype(("PyCapsule_GetPointer", ctypes.pythonapi))(capsule, b"dlpack_exchange_api")
-    if (
-        table is None or ctypes.c_uint32.from_address(table).value != 1
-    ):  # the major version that csrc/bindings/python.cpp knows
+    if table is None or ctypes.c_uint32.from_address(table).value != 1:  # the major version that python.cpp knows
         return None
     read = _function(0, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, *[ctypes.py_object] * 3)
     return lambda plan, *others: read(plan, table, Tensor.is_neg, *others)
