@@ -8,18 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from .opcodes import (
-    CACHES,
-    CONVERSIONS,
-    CPP,
-    FENCES,
-    KINDS,
-    OPERATIONS,
-    ORDERS,
-    SPACES,
-    SPECIAL_REGISTERS,
-    VECTORS,
-)
+from .opcodes import CACHES, CONVERSIONS, CPP, FENCES, KINDS, OPERATIONS, ORDERS, SPACES, SPECIAL_REGISTERS, VECTORS
 from .parse import Brace, Function, Instruction, Label, Module, Parameter, Register, Statement, Unknown
 
 #: Shared memory that the launch sizes begins here, in the shared memory of a block.
