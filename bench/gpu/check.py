@@ -28,7 +28,12 @@ PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", 
 #: The files that are collected.
 NATIVE, TRITON, GRAPHS = "tests/gpu/test_parity.py", "tests/gpu/test_triton.py", "tests/gpu/test_graphs.py"
 #: Where a few others are.
-OTHERS = tuple(f"tests/test_{name}.py" for name in ("null_step", "state", "bad_input", "controllers_snapshots"))
+OTHERS = (
+    "tests/backends/test_null_step.py",
+    "tests/engine/test_state.py",
+    "tests/optimizers/test_bad_input.py",
+    "tests/schedules/test_snapshots.py",
+)
 HUGE, WAITS = "two_to_the_31", "does_not_wait"
 #: A few cases of each kernel: the sanitizers slow everything down a hundredfold.
 SANITIZED = "test_counters_on_the_device and decoupled and not amsgrad and not rectify and (AdamW or SGD-nesterov)"

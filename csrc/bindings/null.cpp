@@ -41,7 +41,7 @@ void null_step(Tensor param, std::vector<Tensor> written, std::vector<Tensor> gr
   bool exists = false;
   with_streams(step, [&](auto, auto, auto, auto) { exists = true; });
   FA_CHECK(exists, "null_step: no step writes ", written.size(), " arrays and reads ", grads.size(), " + ", read.size(),
-           " besides the parameter; csrc/null.h lists those that there are");
+           " besides the parameter");
   if (step.n == 0) return;
   if (param.is_cpu()) return null_step_cpu(step);
 #ifdef FUSED_ADAPTIVE_WITH_CUDA

@@ -25,11 +25,11 @@ class DeviceGuard {
   int previous_ = -1;  // -1: it was the same
 };
 
-// Torch's current stream on the device (csrc/torch_cuda.cpp).
+// Torch's current stream on the device (csrc/bindings/torch_cuda.cpp).
 cudaStream_t current_stream(int device);
 bool is_capturing(cudaStream_t stream);
 
-// Memory of torch's allocator on the device, for work in the order of torch's current stream (csrc/torch_cuda.cpp). It
+// Memory of torch's allocator on the device, for work in the order of torch's current stream (csrc/bindings/torch_cuda.cpp). It
 // can be given back at any time, in anybody's capture of a CUDA graph too. What is in it is undefined.
 std::shared_ptr<void> allocate(int device, size_t bytes);
 

@@ -21,8 +21,7 @@ pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compile
 
 #: Empty, smaller than a vector, odd, around a power of two, several chunks.
 SIZES = [1, 3, 127, 0, 4095, 4097, 20000]
-ADAM: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1}
-SGD: dict[str, Any] = {"lr": 0.05, "weight_decay": 0.1}
+ADAM, SGD = {"lr": 0.01, "weight_decay": 0.1}, {"lr": 0.05, "weight_decay": 0.1}
 STRUCTURES: dict[str, tuple[type[fa.AdaptiveOptimizer], dict[str, Any]]] = {
     "SgdPlain": (fa.SGD, SGD),
     "SgdMomentum": (fa.SGD, {**SGD, "momentum": 0.9, "dampening": 0.1}),

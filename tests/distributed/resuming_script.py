@@ -1,4 +1,4 @@
-"""Trains and writes a checkpoint after each step, so that it may be killed at any time; test_distributed_kill.py does.
+"""Trains and writes a checkpoint after each step, so that it may be killed at any time; test_resuming.py does.
 
 Alone it writes torch.save's files; one of several ranks, torch.distributed.checkpoint's folders. A checkpoint becomes
 the newest by a rename, once it is whole. A run that comes to the end compares itself with one that was never
@@ -18,8 +18,7 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.distributed import checkpoints
-
-from .script import finish, initialize
+from tests.distributed.script import finish, initialize
 
 STEPS = 40
 RUN = "both"

@@ -241,7 +241,7 @@ def check_moved_in_memory(device: torch.device) -> None:
             twins.compare()
             return True
 
-        with broken(shards.Shard, "holds", lambda _: True):
+        with broken(shards.Shard, "is_current", lambda _: True):
             assert fails_somewhere(check), "a step into memory that is no longer the parameter's was not noticed"
         assert check()
 

@@ -98,13 +98,13 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def without_structure(self: Backbone, group: Any) -> tuple[()]:
+def without_options(self: Backbone, group: Any) -> tuple[()]:
     return ()
 
 
 @pytest.mark.parametrize("name", ["amsgrad", "rectify", "nesterov", "momentum set", "momentum cleared", "fused"])
-def test_a_backbone_that_does_not_name_its_structure_fails(name):
-    with broken(type(CHANGES[name].build().backbone), "structure", without_structure):
+def test_a_backbone_that_does_not_name_its_options_fails(name):
+    with broken(type(CHANGES[name].build().backbone), "static_options", without_options):
         assert fails(lambda: is_noticed(CHANGES[name]), KeyError)
 
 

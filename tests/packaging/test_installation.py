@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,17 @@ from fused_adaptive.core import library as native_library
 from fused_adaptive.core import python_calls
 
 from ..regressions.test_builds import another_cuda
-from .test_build import ROOT, build, copy_tree, environment_with, needs_compiler, needs_pip, run
+from .test_build import (
+    ROOT,
+    STEP,
+    build,
+    copy_tree,
+    environment_with,
+    needs_compiler,
+    needs_pip,
+    run,
+    wheel_by_way_of_sdist,
+)
 
 # ---- kernels that are missing ----
 
@@ -216,3 +227,17 @@ def modules(node: ast.stmt) -> list[str]:
     return (
         [node.module.partition(".")[0]] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
     )
+
+
+@pytest.mark.heavy
+@needs_compiler
+@needs_pip
+def test_the_real_kernels_step_from_an_installed_package(tmp_path):
+    tree = copy_tree(tmp_path / "tree", None)
+    code = STEP.format(backend="native" if "native" in fa.backends.NAMES else "auto")
+    asked = {"FUSED_ADAPTIVE_BUILD": "cpu", "FUSED_ADAPTIVE_REQUIRE_EXT": "1"}
+    wheel, _ = wheel_by_way_of_sdist(tree, **asked)
+    python = environment_with(wheel, folder=tmp_path / "environment")
+    where, backend = run(python, "-c", code, cwd=tmp_path).splitlines()
+    assert Path(where).is_relative_to(tmp_path / "environment")
+    assert backend == "native" or "native" not in fa.backends.NAMES
