@@ -1,1 +1,1 @@
-"""What everything else stands on: state, views of parameters, shards, numbers; nothing here knows a policy."""
+"""Foundations that all other folders import: state, views, shards, numbers. Nothing here depends on a policy."""

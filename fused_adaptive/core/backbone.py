@@ -1,8 +1,9 @@
-"""What a backbone is: how a gradient becomes a direction ``u``, in torch's single-tensor order of operations.
+"""Interface of a backbone: how a gradient becomes a direction ``u``.
 
-A backbone is stateless. Its hyperparameters are read from the param group at every step, as in torch, so that
-schedulers may change them. ``update`` moves the moments and returns the direction *not multiplied out*: torch lets
-the learning rate enter at a different place in each optimizer, and with a fixed rate we equal it bit for bit.
+A backbone is stateless. It reads its hyperparameters from the param group at every step, as torch does, so schedulers
+may change them. ``update`` updates the moments and returns the direction in factored form, in the order of operations
+of torch's single-tensor optimizers: each of them multiplies by the learning rate at a different place, and with a fixed
+rate the results equal torch's bit for bit.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ Group = Mapping[str, Any]
 
 
 class Direction(Protocol):
-    """The direction ``u`` of one step."""
+    """Direction ``u`` of one step."""
 
     def tensor(self) -> Tensor:
-        """``u``, multiplied out; may alias a gradient or a moment, so it is for reading only."""
+        """Returns ``u`` as one tensor. It may alias a gradient or a moment: do not write to it."""
         ...
 
     def descend_(self, p: Tensor, alpha: float) -> None:
-        """``p ← p − α·u`` for a scalar ``α``."""
+        """Computes ``p ← p − α·u`` in place for a scalar ``α``."""
         ...
 
 
@@ -82,9 +83,11 @@ class Product:
 
 
 class Backbone:
-    """Interface of a backbone.
+    """Base class of backbones.
 
-    ``adaptive``: its direction is scaled by a second moment. ``increment``, ``low``: ActiveLR's defaults.
+    Attributes:
+        adaptive: whether a second moment scales the direction.
+        increment, low: defaults of ActiveLR's arguments.
     """
 
     name: str
@@ -93,36 +96,39 @@ class Backbone:
     low = 0.9
 
     def state_spec(self, group: Group) -> dict[str, StateSpec]:
-        """The state that the update needs, by torch's names."""
+        """Returns the declarations of the state that the update needs, by torch's names."""
         raise NotImplementedError
 
     def static_options(self, group: Group) -> tuple[Any, ...]:
-        """What decides which state there is and which kernel runs, as against mere numbers such as lr.
+        """Returns the options that decide which state exists and which kernel runs; numbers such as lr do not.
 
-        Anyone may change it between two steps; then the tensors are collected anew.
+        Any code may change them between two steps. The participants are then collected again.
         """
         names = ("maximize", "decoupled_weight_decay", "capturable", "fused", "master", "rounding_seed")
         return *(group.get(name) for name in names), *self.variant(group)
 
     def variant(self, group: Group) -> tuple[Any, ...]:
-        """Of that, what changes the meaning of the state: the last step's direction does not follow from it then."""
+        """Returns the backbone's structure in this group: the static options that change the meaning of the state.
+
+        After a change of these, the direction of the last step does not follow from the state.
+        """
         return ()
 
     def update(self, grad: Tensor, state: State, group: Group) -> Direction:
-        """Moves the moments by ``ĝ = grad`` (float32 or float64) and returns the direction, in place."""
+        """Updates the moments in place with ``ĝ = grad`` (float32 or float64) and returns the direction."""
         raise NotImplementedError
 
     def direction(self, state: State, group: Group) -> Direction:
-        """The direction that the present state stands for, which has seen a step: that of the last applied one.
+        """Returns the direction of the last applied step, computed from the present state, which must have seen a step.
 
         Bias corrections use the group's present betas.
         """
         raise NotImplementedError
 
     def has_direction(self, state: State) -> bool | Tensor:
-        """Whether the state has seen a step; a 0-dim tensor where only the state's device knows."""
+        """Returns whether the state has seen a step; a 0-dim tensor if that is known on the state's device only."""
         raise NotImplementedError
 
     def direction_in_state(self, group: Group) -> bool:
-        """Whether :meth:`direction` can be told from the state alone."""
+        """Returns whether :meth:`direction` can be computed from the state alone."""
         return True

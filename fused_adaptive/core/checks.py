@@ -1,4 +1,4 @@
-"""Bad input, refused before anything is modified. Messages name the culprit and the remedy."""
+"""Checks of user input, made before anything is modified. Error messages name the culprit and the remedy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from . import masters
 from .plain import plain, plain_flag, plain_number
 
-#: Hyperparameters that are numbers or, some of them, tensors; and those that are flags.
+#: Hyperparameters that are numbers (some may be tensors), and hyperparameters that are flags.
 NUMBERS = ("lr", "weight_decay", "eps", "momentum", "dampening")
 FLAGS = (
     "nesterov",
@@ -31,62 +31,63 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def is_dtensor(value: Any) -> bool:
-    """Whether ``value`` is a DTensor. Imports nothing: without the module there are none."""
+    """Returns whether ``value`` is a DTensor. Imports nothing: no DTensor exists before its module is imported."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(value, module.DTensor)
 
 
 def tensors_of(params: Iterable[Any]) -> list[Tensor]:
-    """Those of parameters, named parameters or a single tensor."""
+    """Returns the tensors of an iterable of parameters or named parameters, or of a single tensor."""
     tensors = [params] if isinstance(params, Tensor) else [p[1] if isinstance(p, tuple) else p for p in params]
     return [p for p in tensors if isinstance(p, Tensor)]
 
 
 def describe(index: int, param: Tensor, name: str | None = None) -> str:
-    """How messages call a parameter: its position over all groups, its name where there is one, its shape."""
+    """Describes a parameter in error messages: position over all groups, name if it has one, shape."""
     return f"parameter {index}{f' ({name})' if name else ''} of shape {tuple(param.shape)}"
 
 
 def check_hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyperparameters of a group, checked, as plain numbers.
+    """Checks the hyperparameters of a group and converts them to plain numbers.
 
     Args:
         group: any of lr, betas, eps, weight_decay, momentum, dampening, nesterov, master and flags.
 
     Returns:
-        What stands in the group as something else than it should: numbers of numpy and others as ints and floats,
-        pairs as tuples. Tensors stay, but for betas of one element, which torch makes numbers too.
+        The entries that need a change: numbers of numpy and other libraries as ints and floats, pairs as tuples.
+        Tensors stay tensors, except betas of one element, which torch converts to numbers too.
 
     Raises:
-        ValueError: for a value outside of its range, NaN included. TypeError: for what is no number, strings included.
+        ValueError: for a value outside of its range, NaN included.
+        TypeError: for a value that is not a number, strings included.
     """
-    known = {name: plain_number(name, group[name]) for name in NUMBERS if name in group}
-    known |= {name: plain_flag(name, group[name]) for name in FLAGS if name in group}
+    checked = {name: plain_number(name, group[name]) for name in NUMBERS if name in group}
+    checked |= {name: plain_flag(name, group[name]) for name in FLAGS if name in group}
     for name in ("lr", "weight_decay", "eps", "momentum"):
-        if name in known:
-            check_nonnegative(name, known[name])
+        if name in checked:
+            check_nonnegative(name, checked[name])
     if "betas" in group:
-        known["betas"] = _pair("betas", group["betas"])
-        for i, beta in enumerate(known["betas"]):
+        checked["betas"] = _pair("betas", group["betas"])
+        for i, beta in enumerate(checked["betas"]):
             if not 0.0 <= float(beta) < 1.0:
                 raise ValueError(f"betas[{i}] must be in [0, 1), got {beta}")
-    if "momentum" in known:
-        if not math.isfinite(known["dampening"]):
-            raise ValueError(f"dampening must be finite, got {known['dampening']}")
-        if known["nesterov"] and (known["momentum"] <= 0 or known["dampening"] != 0):
+    if "momentum" in checked:
+        if not math.isfinite(checked["dampening"]):
+            raise ValueError(f"dampening must be finite, got {checked['dampening']}")
+        if checked["nesterov"] and (checked["momentum"] <= 0 or checked["dampening"] != 0):
             raise ValueError(
                 "nesterov=True needs momentum > 0 and dampening = 0, got "
-                f"momentum={known['momentum']}, dampening={known['dampening']}"
+                f"momentum={checked['momentum']}, dampening={checked['dampening']}"
             )
-    known |= {name: plain(group[name]) for name in ("master", "rounding_seed") if name in group}
-    masters.check({**group, **known})
-    if known.get("differentiable"):
+    checked |= {name: plain(group[name]) for name in ("master", "rounding_seed") if name in group}
+    masters.check({**group, **checked})
+    if checked.get("differentiable"):
         raise ValueError("differentiable=True is not supported: updates run in place without autograd; leave it False")
-    return {name: value for name, value in known.items() if value is not group[name]}
+    return {name: value for name, value in checked.items() if value is not group[name]}
 
 
 def check_parameters(params: Sequence[Any], start: int) -> None:
-    """Raises ValueError for a parameter that stands twice in the list. ``start``: the first one's index."""
+    """Raises ValueError for a parameter that occurs twice in the list. ``start``: index of the first one."""
     seen: dict[int, int] = {}
     for index, param in enumerate(params, start):
         tensor = param[1] if isinstance(param, tuple) else param
@@ -105,7 +106,7 @@ def check_gradient(index: int, param: Tensor, name: str | None = None) -> None:
 
 
 def check_gradients(groups: Sequence[Mapping[str, Any]]) -> None:
-    """:func:`check_gradient` for every parameter of these param groups, in their order."""
+    """Calls :func:`check_gradient` for every parameter of the param groups, in order."""
     params = chain.from_iterable(g["params"] for g in groups)
     names = chain.from_iterable(g.get("param_names", [None] * len(g["params"])) for g in groups)
     for index, (p, name) in enumerate(zip(params, names, strict=True)):
@@ -113,12 +114,12 @@ def check_gradients(groups: Sequence[Mapping[str, Any]]) -> None:
 
 
 def check_in_backward(optimizer: Any, policies: Iterable[Iterable[Any]]) -> None:
-    """Raises ValueError where torch has built one optimizer a parameter, and that would change the results.
+    """Raises ValueError if torch has built one optimizer per parameter and that would change the results.
 
-    ``torch.distributed.optim._apply_optimizer_in_backward`` leaves a trace on the parameter.
+    ``torch.distributed.optim._apply_optimizer_in_backward`` marks such parameters with ``_in_backward_optimizers``.
 
     Args:
-        policies: of each group.
+        policies: policies of each group.
     """
     params = [p for group in optimizer.param_groups for p in group["params"]]
     owners = getattr(params[0], "_in_backward_optimizers", ()) if len(params) == 1 else ()
@@ -137,7 +138,7 @@ def check_in_backward(optimizer: Any, policies: Iterable[Iterable[Any]]) -> None
 
 
 def sharding_problem(param: Any, grad: Any) -> str | None:
-    """What is wrong with how a gradient is sharded, and what to do."""
+    """Returns what is wrong with the sharding of a gradient, and the remedy; None if nothing is."""
     if not (is_dtensor(param) or is_dtensor(grad)):
         return None
     if not is_dtensor(grad):
@@ -150,7 +151,7 @@ def sharding_problem(param: Any, grad: Any) -> str | None:
 
 
 def _problem(param: Tensor, grad: Tensor) -> tuple[str, str] | None:
-    """What is wrong, and how; None for a good gradient, so that no message is built for it."""
+    """Returns which tensor is unusable and why; None for a good gradient, for which no message is built."""
     if grad.layout != torch.strided:
         return "gradient", (
             f"is sparse ({grad.layout}): only dense gradients are supported; build the layer with sparse=False, or "
@@ -177,7 +178,7 @@ def _problem(param: Tensor, grad: Tensor) -> tuple[str, str] | None:
 
 
 def check_nonnegative(name: str, value: Any) -> None:
-    """Raises ValueError for a number, or a tensor of one, that is negative or not finite."""
+    """Raises ValueError for a number, or a tensor of one element, that is negative or not finite."""
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"{name} as a tensor must have one element, got shape {tuple(value.shape)}")
     number = float(value)
@@ -186,7 +187,7 @@ def check_nonnegative(name: str, value: Any) -> None:
 
 
 def _pair(name: str, value: Any) -> tuple[Any, Any]:
-    """Any sequence of two numbers: lists, arrays, tensors and what configuration libraries have for lists."""
+    """Converts any sequence of two numbers, such as a list of a configuration library, an array or a tensor."""
     try:
         if isinstance(value, (str, bytes, Mapping, Set)):
             raise TypeError

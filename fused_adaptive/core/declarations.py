@@ -1,7 +1,7 @@
-"""What Python, C++ and Triton have to agree on, declared here alone.
+"""Tables that Python, C++ and Triton must agree on, declared only here.
 
-Triton's tables are made of it. The native library has its own tables, which are compared with :func:`text` when it is
-loaded: what is added on one side only is an error with a remedy, never a number in the wrong place.
+Triton's tables are built from them. The native library has its own tables, which are compared with :func:`text` when it
+is loaded: an entry that exists on one side only is an error with a remedy, instead of a number in the wrong place.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from typing import NamedTuple
 
 
 class Role(NamedTuple):
-    """What a tensor of a parameter is to the kernels.
+    """Use of one of a parameter's tensors in the kernels.
 
     Args:
-        dtype: ``"parameter"`` its own; ``"state"`` float64 for float64 parameters, else float32; ``"step"`` float32, or
-            float64 where that is torch's default; else the dtype's name.
-        shaped: like the parameter; else of one element.
+        dtype: ``"parameter"``: the parameter's; ``"state"``: float64 for float64 parameters, else float32; ``"step"``:
+            float32, or float64 if that is torch's default; else the dtype's name.
+        shaped: whether it has the shape of the parameter; else it has one element.
     """
 
     dtype: str
     shaped: bool = True
 
 
-#: In the order of their numbers. ``state0`` … ``state2`` are the backbone's, in the order of :data:`STATE_NAMES`.
+#: The order numbers the roles. ``state0`` … ``state2`` belong to the backbone, in the order of :data:`STATE_NAMES`.
 ROLES = {
     "param": Role("parameter"),
     "state0": Role("state"),
@@ -48,10 +48,10 @@ ROLES = {
     "rounding_step": Role("int64", shaped=False),
 }
 
-#: The names in a parameter's state that play a role of another name.
+#: State entries whose role has another name.
 ALIASES = {"grad_mean_prev": "previous", "direction_prev": "previous"}
 
-#: A backbone's state in the order that its rule takes it.
+#: State of each backbone, in the order of its update rule's arguments.
 STATE_NAMES = {
     "SGD": ("momentum_buffer",),
     "AdamW": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
@@ -61,18 +61,18 @@ STATE_NAMES = {
 
 
 def role_of(backbone: str, name: str) -> str:
-    """The role of an entry of a parameter's state."""
+    """Returns the role of an entry of a parameter's state."""
     order = STATE_NAMES[backbone]
     return f"state{order.index(name)}" if name in order else ALIASES.get(name, name)
 
 
 class Structure(NamedTuple):
-    """A backbone's compile-time structure.
+    """Compile-time structure of a backbone.
 
     Args:
         states: how many of ``state0`` … ``state2`` it has.
-        is_lazy: its state is made by the first update.
-        stores_direction: Hypergradient cannot tell the last direction from the state.
+        is_lazy: whether the first update creates the state.
+        stores_direction: whether Hypergradient must store the last direction, which does not follow from the state.
     """
 
     states: int
@@ -80,7 +80,7 @@ class Structure(NamedTuple):
     stores_direction: bool = False
 
 
-#: In the order of their numbers.
+#: The order numbers the structures.
 STRUCTURES = {
     "SgdPlain": Structure(0, stores_direction=True),
     "SgdMomentum": Structure(1, is_lazy=True),
@@ -96,11 +96,11 @@ STRUCTURES = {
 
 
 class Hyper(NamedTuple):
-    """The numbers of a param group.
+    """Hyperparameters of a param group, as numbers.
 
     Args:
-        lr_ref: the group's reference rate.
-        lr_scale: the largest one of the groups under the group's scalar gain.
+        lr_ref: reference rate of the group.
+        lr_scale: largest reference rate of the groups that share the group's scalar gain.
     """
 
     lr: float
@@ -115,14 +115,14 @@ class Hyper(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A policy's arguments as numbers; NaN stands for None.
+    """Arguments of a policy, as numbers; NaN means None.
 
     Args:
-        interval: 0: only ``end_interval()`` ends one.
-        per_tensor: 1 where each tensor has a gain of its own.
-        lowest, highest: of gains.
-        holds: ActiveLR, 1 for ``on_zero="hold"``.
-        source: TrainableLR, the place in :data:`SOURCES`.
+        interval: 0 if only ``end_interval()`` ends an interval.
+        per_tensor: 1 if each tensor has its own gain.
+        lowest, highest: bounds of gains.
+        holds: ActiveLR: 1 for ``on_zero="hold"``.
+        source: TrainableLR: index in :data:`SOURCES`.
     """
 
     interval: float
@@ -139,17 +139,17 @@ class Rule(NamedTuple):
     hyper_lr: float
 
 
-#: The policies that kernels know, in the order of their numbers.
+#: Policies that have kernels. The order numbers them.
 POLICIES = ("ActiveLR", "TrainableLR", "Hypergradient")
 SOURCES = ("displacement", "gradient", "preconditioned")
 
-#: What a plan's checks come to, in the order of their numbers: a step can be taken; a gradient cannot be used as it
-#: is; the plan has to be built anew.
+#: Results of a plan's checks: a step can be taken; a gradient cannot be used as it is; the plan has to be rebuilt.
+#: The order numbers them.
 READINESS = ("ready", "gradients", "stale")
 
 
 def text() -> str:
-    """All of it, a line a table, as the native library tells its own."""
+    """Returns all tables, one per line, in the format of the native library's own tables."""
     structures = [
         f"{name}:{s.states}{':lazy' * s.is_lazy}{':stores' * s.stores_direction}" for name, s in STRUCTURES.items()
     ]
@@ -166,10 +166,10 @@ def text() -> str:
 
 
 def difference(other: str) -> str:
-    """Where the text of a library differs from :func:`text`, in words; "" if it does not."""
-    for own, its in zip(text().splitlines(), other.splitlines(), strict=False):
-        here, there = set(own.split()), set(its.split())
-        if own != its:
+    """Describes how ``other``, the text of a library, differs from :func:`text`; "" if it does not."""
+    for ours, theirs in zip(text().splitlines(), other.splitlines(), strict=False):
+        here, there = set(ours.split()), set(theirs.split())
+        if ours != theirs:
             more, fewer = sorted(there - here), sorted(here - there)
-            return f"its {own.split()[0]} differ from the package's (only there: {more}, only here: {fewer})"
+            return f"its {ours.split()[0]} differ from the package's (only there: {more}, only here: {fewer})"
     return "" if text() == other else "its tables differ from the package's"

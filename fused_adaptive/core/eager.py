@@ -1,4 +1,4 @@
-"""Keeping torch.compile out of what it could only trace in vain."""
+"""Excludes functions from torch.compile that it cannot trace usefully."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 if TYPE_CHECKING:
 
     def eager(function: _F) -> _F:
-        """Decorates what runs once, or what calls kernels that write more than their operator's schema says."""
+        """Excludes a function that runs once, or whose kernels write more than their operator's schema says."""
         ...
 
 else:
-    # torch.compiler.disable as a decorator would import all of dynamo here, 2 s.
+    # torch.compiler.disable as a decorator would import all of dynamo here, which takes 2 s.
     eager = torch._disable_dynamo

@@ -1,11 +1,13 @@
-"""float32 masters of bfloat16 parameters, and stochastic rounding: what is between a step's float32 and the parameter.
+"""float32 masters of bfloat16 parameters, and stochastic rounding.
 
 ``master="split"``: the parameter is the upper half of its float32 weight, rounded half away from zero, and a signed
-16-bit remainder is state. As integers, ``(parameter << 16) + remainder`` are the bits of the weight. To nearest even
-the remainder would need a 17th bit: of the weights halfway between neighbours some are rounded up and some down.
+16-bit remainder is state. As integers, ``(parameter << 16) + remainder`` are the bits of the weight. With rounding half
+to even the remainder would need a 17th bit: of the weights halfway between neighbours, some are rounded up and some
+down.
 
-``master="stochastic"``: there is no master; a weight is rounded up with the probability that makes its expectation
-right. The random bits are counter-based: a function of seed, steps taken, tensor and element, whatever computes them.
+``master="stochastic"``: there is no master. A weight is rounded up with the probability that makes its expectation
+exact. The random bits are counter-based: a function of seed, steps taken, tensor and element, the same on every
+backend.
 """
 
 from __future__ import annotations
@@ -22,16 +24,16 @@ from .state import COUNTER, State, StateSpec, state_dtype
 CHOICES = ("none", "split", "stochastic")
 _NAN = 0x7FC00000
 _INFINITY = 0x7F800000
-#: Elements that share one call of the generator: four words, two of 16 bits in each.
+#: Elements per call of the generator: it returns four words, and each holds 16 bits for two elements.
 _PER_BLOCK = 8
-#: In the counter's last word, where ASLR's draws have 0: with the same seed they are other numbers.
+#: Set in the counter's last word, where ASLR's draws have 0, so that equal seeds give different numbers.
 _ROUNDING = 0x80000000
 
 
 def check(group: Mapping[str, Any]) -> None:
-    """Raises ValueError or TypeError for a ``master`` that does not exist, or that float16 parameters cannot have.
+    """Raises ValueError for an unknown ``master``, an invalid ``rounding_seed``, or a master of float16 parameters.
 
-    float32 and float64 parameters are their own masters: whatever is asked for, nothing is added to them.
+    float32 and float64 parameters are their own masters: every choice is accepted and adds nothing to them.
     """
     master, seed = group.get("master", "none"), group.get("rounding_seed", 0)
     if master not in CHOICES:
@@ -48,7 +50,7 @@ def check(group: Mapping[str, Any]) -> None:
 
 
 def state_spec(group: Mapping[str, Any], param_dtype: torch.dtype) -> dict[str, StateSpec]:
-    """The state besides that of backbone and policies: 2 bytes a parameter with ``"split"``, a count otherwise."""
+    """Returns the state of masters: 2 bytes per element with ``"split"``, a count per tensor with ``"stochastic"``."""
     master = group.get("master", "none") if param_dtype == torch.bfloat16 else "none"
     if master == "split":
         return {"master_low": StateSpec(dtype=torch.int16)}
@@ -56,21 +58,21 @@ def state_spec(group: Mapping[str, Any], param_dtype: torch.dtype) -> dict[str, 
 
 
 def read(param: Tensor, state: State) -> Tensor:
-    """The weight in the state's dtype: the exact master where there is one. The parameter itself where that is it."""
+    """Returns the weight in the state's dtype: the exact master if there is one, else the parameter."""
     if param.dtype == torch.bfloat16 and "master_low" in state:
         return join(param, state["master_low"])
     return param.to(state_dtype(param))
 
 
 def write(weight: Tensor, param: Tensor, state: State, group: Mapping[str, Any], index: int) -> None:
-    """Puts a new weight, from :func:`read`, into the parameter and its state.
+    """Writes a new weight to the parameter and its state.
 
     Args:
-        weight: as the parameter, in the state's dtype; may be the parameter.
+        weight: shaped as the parameter, in the state's dtype; may be the parameter itself.
         param: any floating-point tensor.
-        state: of the parameter.
-        group: its param group.
-        index: its position over all param groups.
+        state: state of the parameter.
+        group: param group of the parameter.
+        index: position of the parameter over all param groups.
     """
     if weight is param:
         return
@@ -86,27 +88,32 @@ def write(weight: Tensor, param: Tensor, state: State, group: Mapping[str, Any],
 
 
 def join(high: Tensor, low: Tensor) -> Tensor:
-    """The float32 whose halves these are. ``high`` is bfloat16, ``low`` int16."""
+    """Joins the halves of float32 numbers. ``high`` is bfloat16, ``low`` int16."""
     return ((high.view(torch.int16).to(torch.int32) << 16) + low).view(torch.float32)
 
 
 def split(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The halves of a float32: bfloat16, rounded half away from zero, and the int16 that is left. Every NaN is one."""
+    """Splits float32 numbers into bfloat16, rounded half away from zero, and the int16 remainder.
+
+    All NaNs become the same NaN.
+    """
     bits = torch.where(weight.isnan(), _NAN, weight.view(torch.int32))
     return ((bits + 0x8000) >> 16).to(torch.int16).view(torch.bfloat16), bits.to(torch.int16)
 
 
 def round_stochastically(weight: Tensor, seed: int, step: Tensor, index: int) -> Tensor:
-    """float32 to bfloat16: up with the probability of what would be cut off. What is not finite is kept.
+    """Rounds float32 to bfloat16: up with a probability equal to the fraction that truncation would cut off.
+
+    Infinities and NaNs stay what they are.
 
     Args:
         weight: any layout without overlaps.
-        seed: of the generator.
-        step: int64, 0-dim: steps that this tensor has taken before.
-        index: its position over all param groups.
+        seed: seed of the generator.
+        step: int64, 0-dim: number of steps that this tensor has taken before.
+        index: position of the parameter over all param groups.
     """
     noise = torch.empty_like(weight, dtype=torch.int32)
-    # Elements are numbered as they lie in memory, as kernels see them.
+    # Elements are numbered in memory order, as in the kernels.
     flat = noise.as_strided((noise.numel(),), (1,))
     flat.copy_(random_bits(noise.numel(), seed, step.to(weight.device), index))
     rounded = ((weight.view(torch.int32) + noise) >> 16).to(torch.int16).view(torch.bfloat16)
@@ -115,10 +122,10 @@ def round_stochastically(weight: Tensor, seed: int, step: Tensor, index: int) ->
 
 
 def random_bits(count: int, seed: int, step: Tensor, index: int) -> Tensor:
-    """16 random bits for each of a tensor's first ``count`` elements, int64, on the device of ``step``.
+    """Returns 16 random bits for each of a tensor's first ``count`` elements, int64, on the device of ``step``.
 
-    Philox4x32-10 with the halves of ``seed`` as key; element e has the (e mod 8)th 16 bits, from the low ones of the
-    first word on, of the counter (e / 8 low, step low, tensor index, 2³¹ + e / 8 high).
+    They come from Philox4x32-10 with the halves of ``seed`` as key. Element e takes the (e mod 8)th 16 bits, counted
+    from the low bits of the first word, at the counter (e / 8 low, step low, tensor index, 2³¹ + e / 8 high).
     """
     block = torch.arange(-(-count // _PER_BLOCK), device=step.device)
     constant = torch.zeros_like(block)

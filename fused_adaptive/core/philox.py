@@ -1,4 +1,4 @@
-"""The counter-based random numbers of ASLR's draws: no state, the same on every rank, device and backend."""
+"""Counter-based random numbers: stateless, and the same on every rank, device and backend."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ROUNDS = 10
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Philox4x32-10 (Salmon et al., SC 2011), elementwise.
+    """Computes Philox4x32-10 (Salmon et al., SC 2011) elementwise.
 
     Args:
         counter: four int64 tensors of one shape (or broadcastable to it), each a 32-bit word.
@@ -24,7 +24,7 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, i
     x0, x1, x2, x3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        # The low 64 bits of the product are right although int64 wraps, and the mask undoes the arithmetic shift.
+        # int64 products wrap, but their low 64 bits are exact; the mask removes the sign bits of the arithmetic shift.
         p0, p1 = x0 * _MULTIPLIERS[0], x2 * _MULTIPLIERS[1]
         x0, x1 = ((p1 >> 32) & WORD) ^ x1 ^ k0, p1 & WORD
         x2, x3 = ((p0 >> 32) & WORD) ^ x3 ^ k1, p0 & WORD
@@ -33,15 +33,15 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, i
 
 
 def uniform(seed: int, step: Tensor, index: Tensor) -> Tensor:
-    """``u`` in [0, 1), 24 bits each: the oracle of every backend's draws.
+    """Returns ``u`` in [0, 1) with 24 random bits each: the reference for the draws of every backend.
 
     Args:
         seed: its low 64 bits are the key.
-        step: int64, 0-dim: applied optimizer steps before this one.
+        step: int64, 0-dim: number of optimizer steps applied before this one.
         index: int64: positions of tensors over all param groups, each below 2³².
 
     Returns:
-        float64, shaped as ``index``, on its device; nothing is read back on the host.
+        float64, shaped as ``index``, on its device. The host does not wait for the device.
     """
     key = (seed & WORD, (seed >> 32) & WORD)
     zero = torch.zeros_like(index)

@@ -1,4 +1,4 @@
-"""Numbers as they come, from numpy, YAML and configuration libraries, made the plain numbers that go on disk."""
+"""Converts numbers of numpy, YAML and configuration libraries to plain Python numbers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def plain_number(what: str, value: Any) -> Any:
-    """An int or a float; a tensor stays, since schedules and captured graphs fill it in place.
+    """Converts a number to an int or a float. A tensor is kept, since schedules and captured graphs fill it in place.
 
     Args:
-        what: how messages call it, ``"lr"``.
+        what: name in error messages, such as ``"lr"``.
         value: a number of any library, or a tensor.
 
     Raises:
@@ -38,7 +38,7 @@ def plain_number(what: str, value: Any) -> Any:
 
 
 def plain_int(what: str, value: Any) -> int:
-    """Raises TypeError for what is no int, and for a bool."""
+    """Converts an integer to an int. Raises TypeError for anything else, and for a bool."""
     value = plain(value)
     if not isinstance(value, bool):
         try:
@@ -49,34 +49,40 @@ def plain_int(what: str, value: Any) -> int:
 
 
 def plain_flag(what: str, value: Any) -> Any:
-    """A bool, or None; numpy's as Python's. Raises TypeError for a string, which would count as True."""
+    """Converts a bool of numpy to Python's. Raises TypeError for a string, which would count as True."""
     if isinstance(value, (str, bytes)):
         raise TypeError(f"{what} must be True or False, got {value!r}, a string")
     return plain(value)
 
 
 def plain(value: Any) -> Any:
-    """Scalars and arrays of numpy as numbers and tuples, inside of dicts, lists and tuples too; all else as it is."""
+    """Converts scalars and arrays of numpy to numbers and tuples, also inside dicts, lists and tuples.
+
+    Returns everything else unchanged.
+    """
     numpy = sys.modules.get("numpy")
     if numpy is None:
         return value
     if isinstance(value, numpy.ndarray):
         return value.item() if value.size == 1 else tuple(value.tolist())
-    if isinstance(value, numpy.longdouble):  # whose item() is another
+    if isinstance(value, numpy.longdouble):  # its item() returns another longdouble
         return float(value)
     if isinstance(value, numpy.generic):
         return value.item()
     if type(value) is dict:
-        made: Any = {key: plain(entry) for key, entry in value.items()}
-        return made if any(made[key] is not value[key] for key in value) else value
+        converted: Any = {key: plain(entry) for key, entry in value.items()}
+        return converted if any(converted[key] is not value[key] for key in value) else value
     if type(value) in (list, tuple):
-        made = type(value)(plain(entry) for entry in value)
-        return made if any(a is not b for a, b in zip(made, value, strict=True)) else value
+        converted = type(value)(plain(entry) for entry in value)
+        return converted if any(a is not b for a, b in zip(converted, value, strict=True)) else value
     return value
 
 
 def make_plain(group: dict[str, Any]) -> None:
-    """What schedules by hand have put into a param group becomes what checkpoints load with ``weights_only=True``."""
+    """Converts the entries of a param group to types that checkpoints load with ``weights_only=True``.
+
+    Schedules written by hand may set numbers of numpy.
+    """
     for name, value in group.items():
         if name != "params":
             group[name] = plain(value)

@@ -1,4 +1,4 @@
-"""ASLR's random rates, one a tensor and step."""
+"""Random rates of ASLR, one per tensor and step."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from .view import ParamView
 
 
 class RandomRates:
-    """What a step needs to draw ``1 + width·(u − ½)`` for each tensor [ASLR, Eq. 10].
+    """Draws ``1 + width·(u − ½)`` for each tensor in a step [ASLR, Eq. 10].
 
     Args:
-        seed: of the Philox generator.
+        seed: seed of the Philox generator.
         relative_width: ``s/c``, dimensionless; the controller changes it once an epoch.
-        step: applied steps of the optimizer so far.
+        step: number of optimizer steps applied so far.
 
     Attributes:
-        table: seed, step and width as kernels read them (csrc/rules/draws.h), int64; the width by its bits. On the CPU
-            until the first step on a GPU: a step is counted, and a captured graph draws anew, without the host.
+        table: seed, step and the bits of the width as kernels read them (csrc/rules/draws.h), int64. It is on the CPU
+            until the first step on a GPU. On the GPU, steps are counted and captured graphs draw new numbers without
+            the host.
     """
 
     def __init__(self, seed: int, relative_width: float, step: int = 0) -> None:
@@ -31,7 +32,7 @@ class RandomRates:
 
     @property
     def step(self) -> Tensor:
-        """Applied steps so far, 0-dim: a view, so that it can be counted on its device."""
+        """Number of applied steps so far, 0-dim: a view of the table, so it can be counted on its device."""
         return self.table[1]
 
     @property
@@ -43,21 +44,21 @@ class RandomRates:
         self._relative_width = value
         self.table.view(torch.float64)[2].fill_(value)
 
-    def __reduce__(self) -> Any:  # copies begin on the CPU
+    def __reduce__(self) -> Any:  # copies start on the CPU
         return RandomRates, (self.seed, self._relative_width, int(self.step))
 
     def over(self, table: Tensor) -> RandomRates:
-        """The same draws, counted in another tensor."""
+        """Returns the same draws with another tensor as table."""
         other = RandomRates.__new__(RandomRates)
         other.__dict__ |= self.__dict__
         other.table = table
         return other
 
     def table_on(self, devices: Sequence[torch.device]) -> Tensor:
-        """The table, which moves to the first GPU that it meets. The host does not wait for that.
+        """Returns the table, moved once to the first GPU among ``devices``. The host does not wait for the move.
 
         Raises:
-            RuntimeError: if it had to move while a CUDA graph is being captured.
+            RuntimeError: if the table has to move while a CUDA graph is being captured.
         """
         gpu = next((device for device in devices if device.type != "cpu"), None)
         if gpu is not None and self.table.device.type == "cpu":
@@ -67,17 +68,17 @@ class RandomRates:
         return self.table
 
     def factors(self, index: Tensor) -> Tensor:
-        """The factors of this step on ``γ``, float64, for int64 positions ``index``, on their device."""
+        """Returns the factors of this step on ``γ``, float64, for int64 positions ``index``, on their device."""
         return 1 + self._relative_width * (uniform(self.seed, self.step.to(index.device), index) - 0.5)
 
     def assign(self, views: Sequence[ParamView]) -> None:
-        """Gives each view its factor, all in one pass."""
+        """Sets the factor of each view, computed in one pass."""
         index = torch.tensor([view.index for view in views], dtype=torch.int64)
         for view, factor in zip(views, self.factors(index).tolist(), strict=True):
             view.rate_factor = factor
 
     def count(self, found_inf: Tensor | None) -> None:
-        """One step more, unless AMP skipped it."""
+        """Counts one step, unless AMP skipped it."""
         if found_inf is None:
             self.step.add_(1)
         else:
@@ -85,9 +86,9 @@ class RandomRates:
 
 
 def _table(seed: int, step: int, relative_width: float, device: torch.device) -> Tensor:
-    """Filled number by number: by kernels' arguments, where a copy from the host would wait."""
+    """Fills the table number by number: ``fill_`` passes kernel arguments, whereas a copy from the host would wait."""
     table = torch.empty(3, dtype=torch.int64, device=device)
-    table[0].fill_((seed + 2**63) % 2**64 - 2**63)  # the low 64 bits, as a signed number
+    table[0].fill_((seed + 2**63) % 2**64 - 2**63)  # the low 64 bits, signed
     table[1].fill_(step)
     table.view(torch.float64)[2].fill_(relative_width)
     return table

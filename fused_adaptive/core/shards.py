@@ -1,9 +1,9 @@
-"""Parameters that are sharded over ranks: a step sees this rank's part of each, inner products are of the whole.
+"""Sharded parameters: a step works on this rank's shard of each; inner products are those of the whole tensors.
 
-DTensors (FSDP2, tensor parallelism) say themselves how they are sharded. Everything else that a framework splits does
-not: then the optimizer's ``process_group=`` does. Replicated parameters (DDP) need nothing: equal gradients give equal
-rates. Of what a step computes, only the inner products of TrainableLR and Hypergradient need other ranks: one
-all-reduce of two float64 a tensor, once an interval.
+A DTensor (FSDP2, tensor parallelism) contains the description of its sharding. For any other tensor that a framework
+shards, the optimizer's ``process_group=`` describes it. Replicated parameters (DDP) need nothing: equal gradients give
+equal rates. A step communicates only for the inner products of TrainableLR and Hypergradient: one all-reduce of at most
+two float64 per tensor, at each end of an interval (TrainableLR) or in each step (Hypergradient).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 
 def whole_products(views: Sequence[ParamView], products: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Inner products of whole tensors, from those of the parts that this rank holds.
+    """Returns the inner products of whole tensors, from those of this rank's parts.
 
     Args:
         views: the tensors, the same and in the same order on all ranks.
-        products: of each, one or more numbers.
+        products: one or more numbers per tensor.
     """
     if all(view.ranks is None for view in views):
         return [list(p) for p in products]
@@ -41,7 +41,7 @@ def whole_products(views: Sequence[ParamView], products: Sequence[Sequence[float
     return table.tolist()
 
 
-# ---- DTensors as a step sees them ----
+# ---- DTensors ----
 
 
 @dataclass(eq=False)
@@ -49,9 +49,10 @@ class Shard:
     """This rank's shard of a DTensor parameter.
 
     Args:
-        param: the parameter, as its group holds it.
+        param: the parameter, as in its param group.
         state: ``optimizer.state[param]``; element-shaped entries are DTensors sharded like the parameter.
-        view: of the step: its parameter shares memory with ``param``'s local tensor, its state with ``state``'s.
+        view: view of the shard in a step. Its parameter shares memory with the local tensor of ``param``, its state
+            with that of ``state``.
     """
 
     param: DTensor
@@ -62,45 +63,45 @@ class Shard:
 
     @classmethod
     def of(cls, view: ParamView) -> Shard:
-        """From the view of a DTensor."""
+        """Creates the shard of the view of a DTensor."""
         local = local_part(view.param)
-        stand_in = local.detach()  # whose .grad is ours to set
+        alias = local.detach()  # so that its .grad can be set
         state = {name: local_part(value) for name, value in view.state.items()}
-        own = replace(view, param=stand_in, state=state)
-        return cls(view.param, view.state, own, local, list(state.values()))  # type: ignore[arg-type]
+        shard_view = replace(view, param=alias, state=state)
+        return cls(view.param, view.state, shard_view, local, list(state.values()))  # type: ignore[arg-type]
 
     def is_current(self) -> bool:
-        """Whether the parameter's local tensor is still the same memory: FSDP may have set another."""
+        """Returns whether the parameter's local tensor is still the same memory. FSDP may replace it."""
         return self.param._local_tensor is self._local and self._local.data_ptr() == self.view.param.data_ptr()
 
     def localize_gradient(self) -> bool:
-        """Gives the view this rank's part of the gradient, sharded like the parameter, which may communicate.
+        """Sets the view's gradient to this rank's part, sharded like the parameter. May communicate.
 
         Returns:
-            False if there is a gradient that cannot be brought.
+            False if there is a gradient that cannot be used.
         """
-        own, grad = self.view.param, cast("Any", self.param.grad)
+        local_param, grad = self.view.param, cast("Any", self.param.grad)
         if grad is None:
-            own.grad = None
+            local_param.grad = None
             return True
-        if not is_dtensor(grad) or grad._spec is not self.param._spec:  # FSDP's gradients share the parameter's
+        if not is_dtensor(grad) or grad._spec is not self.param._spec:  # one object under FSDP
             if sharding_problem(self.param, grad) is not None:
                 return False
-            if grad.placements != self.param.placements:  # Partial, under tensor parallelism
+            if grad.placements != self.param.placements:  # such as Partial, under tensor parallelism
                 grad = grad.redistribute(placements=self.param.placements)
         local = local_part(grad)
-        if local.dtype != own.dtype:
-            own.grad_dtype = local.dtype
-        own.grad = local
+        if local.dtype != local_param.dtype:
+            local_param.grad_dtype = local.dtype
+        local_param.grad = local
         return True
 
     def written(self) -> list[Tensor]:
-        """The DTensors whose local tensors a step has written: versions of their own tell autograd."""
-        own: list[Tensor] = [value for value in self.state.values() if is_dtensor(value)]
-        return [*own, self.param] if self.view.applies else own
+        """Returns the DTensors whose local tensors a step writes: autograd counts their versions separately."""
+        dtensors: list[Tensor] = [value for value in self.state.values() if is_dtensor(value)]
+        return [*dtensors, self.param] if self.view.applies else dtensors
 
     def write_back(self) -> None:
-        """Drops the gradient; state that the step has made or laid out anew becomes the parameter's."""
+        """Drops the gradient, and stores state that the step has created or replaced in ``state``."""
         self.view.param.grad = None
         values = self.view.state
         if len(values) != len(self._known) or not all(map(is_, values.values(), self._known)):
@@ -112,29 +113,29 @@ class Shard:
 
 
 def shard_like(param: DTensor, local: Tensor) -> DTensor:
-    """A DTensor of this rank's part, shaped and sharded like the parameter."""
+    """Returns a DTensor of this rank's part, shaped and sharded like the parameter."""
     return type(param).from_local(
         local, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
     )
 
 
 def local_views(views: Sequence[ParamView], process_group: ProcessGroup | None) -> tuple[list[ParamView], list[Shard]]:
-    """The views with plain tensors in place of DTensors, and the shards behind those."""
-    own, shards = [], []
+    """Returns the views with plain tensors in place of DTensors, and the shards of the DTensors."""
+    plain_views, shards = [], []
     for view in views:
         view.ranks = ranks_of(view.param, process_group)
         if is_dtensor(view.param):
             shards.append(Shard.of(view))
             view = shards[-1].view
-        own.append(view)
-    return own, shards
+        plain_views.append(view)
+    return plain_views, shards
 
 
 def shard_state(value: Tensor, param: Tensor, what: Callable[[], str]) -> Tensor:
-    """A loaded state tensor of the parameter's shape, sharded like the parameter.
+    """Shards a loaded state tensor of the parameter's shape like the parameter.
 
     Raises:
-        ValueError: if it is sharded over other ranks, or the parameter is not sharded at all.
+        ValueError: if it is sharded over another mesh, or the parameter is not sharded at all.
     """
     if not is_dtensor(param):
         if is_dtensor(value):
@@ -147,7 +148,7 @@ def shard_state(value: Tensor, param: Tensor, what: Callable[[], str]) -> Tensor
     if not is_dtensor(value):
         from torch.distributed.tensor import distribute_tensor
 
-        # Every rank has the whole and keeps its part.
+        # Every rank has the whole tensor and keeps its part, without communication.
         return distribute_tensor(value, mesh, placements, src_data_rank=None)
     if value.device_mesh != mesh:  # type: ignore[attr-defined]
         raise ValueError(
@@ -157,9 +158,10 @@ def shard_state(value: Tensor, param: Tensor, what: Callable[[], str]) -> Tensor
 
 
 def floats_of_flat(state_dict: dict[str, Any], groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A state_dict whose signs and remainders are floats where FullyShardedDataParallel has flattened the parameter.
+    """Converts signs and remainders to floats if FullyShardedDataParallel has flattened their parameter.
 
-    It flattens state of one floating-point dtype alone. Both are exact in float32, and loading brings them back.
+    FullyShardedDataParallel flattens only state of one floating-point dtype. Signs and remainders are exact in float32,
+    and loading converts them back.
     """
     params = [p for group in groups for p in group["params"]]
     flat = {i: state_dtype(p) for i, p in enumerate(params) if getattr(p, "_fsdp_flattened", False)}
@@ -177,14 +179,14 @@ def floats_of_flat(state_dict: dict[str, Any], groups: Sequence[dict[str, Any]])
     return {**state_dict, "state": state}
 
 
-# ---- what cannot be right ----
+# ---- unsupported sharding ----
 
 
 def check_split(groups: Sequence[dict[str, Any]], policies: Sequence[Sequence[Any]], process_group: Any) -> None:
-    """Raises RuntimeError where inner products would be of parts: FSDP1's flat parameters without a process group."""
+    """Raises RuntimeError if inner products would be of parts: for FSDP1's flat parameters without a process group."""
     index = 0
-    for group, own in zip(groups, policies, strict=True):
-        scalar = [p for p in own if hasattr(p, "granularity")]
+    for group, of_group in zip(groups, policies, strict=True):
+        scalar = [p for p in of_group if hasattr(p, "granularity")]
         for p in group["params"]:
             if scalar and getattr(p, "_fsdp_flattened", False):
                 _check_flat(index, p, type(scalar[0]).__name__, process_group)
@@ -208,8 +210,8 @@ def _check_flat(index: int, param: Tensor, policy: str, process_group: Any) -> N
 def check_not_partitioned(policies: Sequence[Any]) -> None:
     """Raises ValueError for a global scalar policy in an optimizer that ZeroRedundancyOptimizer is building.
 
-    Each rank's would know a part of the tensors alone. It builds its optimizers itself and tells them nothing, so the
-    calling frames are asked.
+    The optimizer of each rank has only some of the tensors, and nothing that ZeroRedundancyOptimizer passes to it shows
+    that. So this function searches the calling frames.
     """
     if "torch.distributed.optim.zero_redundancy_optimizer" not in sys.modules:
         return

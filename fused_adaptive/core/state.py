@@ -1,6 +1,6 @@
-"""What lives in ``optimizer.state[p]``: declared once, created and reset from the declaration.
+"""Declarations of the entries of ``optimizer.state[p]``, from which they are created and reset.
 
-Backbones and policies name their state as ``{name: StateSpec}``; nothing else allocates.
+Backbones and policies declare their state as ``{name: StateSpec}``; nothing else allocates state.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ State = dict[str, Any]
 
 
 def state_dtype(param: Tensor) -> torch.dtype:
-    """float64 for float64 parameters, float32 for all others, bf16 and fp16 included."""
+    """Returns float64 for float64 parameters, float32 for all others, bf16 and fp16 included."""
     return torch.float64 if param.dtype == torch.float64 else torch.float32
 
 
 @dataclass(frozen=True, slots=True)
 class StateSpec:
-    """One named tensor of a parameter's state.
+    """Declaration of one named tensor of a parameter's state.
 
     Args:
-        scalar: 0-dim if True, else shaped and laid out as the parameter.
-        dtype: None is :func:`state_dtype` of the parameter.
-        fill: the initial value, or ``"parameter"`` for a copy of the parameter.
-        host: stays on the CPU, as torch's ``step`` does, unless the group is capturable or fused.
-        optional: created by the update itself, so that a checkpoint may lack it.
+        scalar: whether it is 0-dim; else it has the shape and layout of the parameter.
+        dtype: None means :func:`state_dtype` of the parameter.
+        fill: initial value, or ``"parameter"`` for a copy of the parameter.
+        host: whether it stays on the CPU, as torch's ``step`` does, unless the group is capturable or fused.
+        optional: whether the update creates it, so that a checkpoint may lack it.
     """
 
     scalar: bool = False
@@ -46,7 +46,7 @@ class StateSpec:
         return torch.device("cpu") if self.host and not on_device else param.device
 
     def create(self, param: Tensor, group: Mapping[str, Any]) -> Tensor:
-        """As new."""
+        """Creates the tensor with its initial value."""
         dtype = self.dtype_for(param)
         if self.scalar:
             return torch.full((), float(self.fill), dtype=dtype, device=self.device_for(param, group))
@@ -55,7 +55,7 @@ class StateSpec:
         return torch.full_like(param, float(self.fill), dtype=dtype, requires_grad=False)
 
     def reset_(self, value: Tensor, weight: Tensor) -> None:
-        """As new. ``weight``: of the parameter, exact where it has a master."""
+        """Resets ``value`` to the initial value. ``weight``: that of the parameter, exact if it has a master."""
         if self.fill == "parameter":
             value.copy_(weight)
         else:
@@ -63,7 +63,7 @@ class StateSpec:
 
 
 def step_spec() -> StateSpec:
-    """torch's ``step``: a float on the host; float64 only where that is the default dtype."""
+    """Returns the declaration of torch's ``step``: a float on the host; float64 only if that is the default dtype."""
     is_double = torch.get_default_dtype() == torch.float64
     return StateSpec(scalar=True, dtype=torch.float64 if is_double else torch.float32, host=True)
 

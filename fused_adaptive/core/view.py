@@ -1,4 +1,4 @@
-"""What one step sees of one parameter: the unit of work that the base class hands to policies and backends."""
+"""View of one parameter in a step: the unit of work that the base class passes to policies and backends."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ CHUNK = 16384
 
 @dataclass(slots=True)
 class ParamView:
-    """A parameter that has state, with its group and, where it has one, its gradient. Kept between steps.
+    """A parameter that has state, with its param group and its gradient, if any. Views are kept between steps.
 
     Args:
         param: any dense floating-point tensor; of a DTensor, this rank's part.
         state: ``optimizer.state[param]``, complete; of a DTensor, this rank's parts.
-        group: the param group; hyperparameters are read from it.
-        backbone: stateless.
-        policies: of the group.
-        index: the parameter's position over all param groups.
-        grad_scale: 0-dim tensor that gradients are divided by (AMP), or None; set anew for each step by who reads it.
-        rate_factor: ASLR's factor on ``γ``, 1 without ASLR; likewise.
-        ranks: those that hold parts of the parameter; None if this one holds all of it.
-        scale_groups: the param groups under the tensor's scalar gain; none but its own if it shares it with no other.
+        group: param group, from which hyperparameters are read.
+        backbone: backbone of the optimizer, stateless.
+        policies: policies of the group.
+        index: position of the parameter over all param groups.
+        grad_scale: 0-dim tensor by which gradients are divided (AMP), or None. Code that reads it sets it in each step.
+        rate_factor: ASLR's factor on ``γ``, 1 without ASLR. Code that reads it sets it in each step.
+        ranks: ranks that hold parts of the parameter; None if this rank holds all of it.
+        scale_groups: param groups that share the tensor's global gain; empty if its gain is not global.
     """
 
     param: Tensor
@@ -60,35 +60,42 @@ class ParamView:
 
     @property
     def lr_ref(self) -> float:
-        """The reference rate of its group."""
+        """Reference rate of the param group."""
         return reference_rate(self.group)
 
     @property
     def lr_scale(self) -> float:
-        """The largest reference rate of the groups under its scalar gain."""
+        """Largest reference rate of the param groups that share the scalar gain."""
         return max(map(reference_rate, self.scale_groups or (self.group,)))
 
     @property
     def has_rate(self) -> bool:
-        """False while it cannot move and so teaches nothing: lr is 0 now, or always was."""
+        """Whether the parameter can move. If lr is 0 now or always was, a step gives no information on the rate."""
         return has_rate(self.group)
 
     def weight(self) -> Tensor:
-        """The parameter in the state's dtype: exact where it has a float32 master, itself where that is its dtype."""
+        """Returns the parameter in the state's dtype: exact if it has a master, itself if it has that dtype."""
         return masters.read(self.param, self.state)
 
     def grad(self) -> Tensor:
-        """``g``: unscaled, negated when maximizing, in the state's dtype. May alias ``p.grad``: for reading only."""
+        """Returns ``g``: unscaled, negated when maximizing, in the state's dtype.
+
+        It may alias ``p.grad``: do not write to it.
+        """
         grad = self.param.grad
         assert grad is not None
         grad = grad.to(state_dtype(self.param))
         if self.grad_scale is not None:
-            # As GradScaler.unscale_ does, and clip_grad_norm_: the rounded factor multiplies.
+            # As in GradScaler.unscale_ and clip_grad_norm_, the rounded reciprocal multiplies.
             grad = grad * _precise(self.grad_scale).reciprocal().to(grad.device, grad.dtype)
         return -grad if self.group["maximize"] else grad
 
     def coupled_grad(self, param: Tensor | None = None) -> Tensor:
-        """``ĝ``: with weight decay added where it is coupled. ``param``: the parameter in the state's dtype."""
+        """Returns ``ĝ``: ``g`` plus weight decay, if that is coupled.
+
+        Args:
+            param: the parameter in the state's dtype; None: it is read.
+        """
         grad, weight_decay = self.grad(), float(self.group["weight_decay"])
         if weight_decay == 0 or self.group["decoupled_weight_decay"]:
             return grad
@@ -97,20 +104,20 @@ class ParamView:
 
 
 def reference_rate(group: dict[str, Any]) -> float:
-    """``lr_ref`` of a param group, 0 where no policy adapts."""
+    """Returns ``lr_ref`` of a param group; 0 if no policy adapts."""
     return group.get("lr_ref", 0.0)
 
 
 def numbers_of(group: dict[str, Any], lr_scale: float = 0.0, lr_on_device: bool = False) -> Hyper:
-    """The numbers of a param group as the kernels take them.
+    """Returns the numbers of a param group for the kernels.
 
     Args:
-        group: any of which the optimizer has.
-        lr_scale: the largest reference rate of the groups under its scalar gain.
-        lr_on_device: the lr is not to be read, since the host would wait for it; it is NaN here.
+        group: param group of any optimizer of this package.
+        lr_scale: largest reference rate of the groups that share its scalar gain.
+        lr_on_device: whether lr is on a device. It is not read then, since the host would wait; ``lr`` is NaN.
 
     Raises:
-        TypeError, ValueError: for what is no number.
+        TypeError, ValueError: for a value that is not a number.
     """
     try:
         beta1, beta2 = group.get("betas", (0.0, 0.0))
@@ -126,12 +133,12 @@ def numbers_of(group: dict[str, Any], lr_scale: float = 0.0, lr_on_device: bool 
             lr_scale=lr_scale,
         )
     except (TypeError, ValueError, RuntimeError):
-        check_hyperparameters(group)  # which names the culprit
+        check_hyperparameters(group)  # raises an error that names the culprit
         raise
 
 
 def has_rate(group: dict[str, Any]) -> bool:
-    """Whether a param group can move what it holds. Waits for the device where lr is a tensor there."""
+    """Returns whether a param group can move its parameters. Waits for the device if lr is a tensor there."""
     return float(group["lr"]) != 0 and reference_rate(group) != 0
 
 
@@ -140,7 +147,7 @@ def _precise(scale: Tensor) -> Tensor:
 
 
 def inner_product(a: Tensor, b: Tensor) -> float:
-    """``⟨a, b⟩`` in float64, in an order that does not depend on the number of threads."""
+    """Returns ``⟨a, b⟩`` in float64, in an order that does not depend on the number of threads."""
     sums = a.to(torch.float64).mul(b).flatten()
     while sums.numel() > 1:
         padding = -sums.numel() % CHUNK if sums.numel() > CHUNK else 0
@@ -149,5 +156,5 @@ def inner_product(a: Tensor, b: Tensor) -> float:
 
 
 def applied(views: Iterable[ParamView]) -> list[ParamView]:
-    """Those with a gradient in this step."""
+    """Returns the views with a gradient in this step."""
     return [view for view in views if view.applies]

@@ -1,4 +1,4 @@
-"""Warnings that show the line of the user's that they are about."""
+"""Warnings that point to the user's line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 
 
 def warn(message: str) -> None:
-    """Warns at the line that called this package, or torch, which called it."""
+    """Warns at the line that called this package, or that called torch if torch called this package."""
     depth, frame = 1, sys._getframe()
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("fused_adaptive", "torch"):
         depth, frame = depth + 1, frame.f_back

@@ -1,7 +1,7 @@
-"""Loading a ``state_dict``: checked as a whole before the optimizer changes, and never cast to the parameter's dtype.
+"""Loads a ``state_dict``: checks it as a whole before the optimizer changes, and keeps the dtypes of the state.
 
 ``torch.optim.Optimizer.load_state_dict`` casts floating-point state to the parameter's dtype, which would round the
-float32 state of bf16 parameters and turn int8 signs into floats; hence our own.
+float32 state of bf16 parameters and turn int8 signs into floats.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Groups = list[dict[str, Any]]
 
 
 def specs(backbone: Backbone, group: Mapping[str, Any], dtype: torch.dtype) -> dict[str, StateSpec]:
-    """Every name that the state of a parameter of this group and dtype has."""
+    """Returns the declarations of all state of a parameter of this group and dtype."""
     spec = backbone.state_spec(group) | masters.state_spec(group, dtype)
     for policy in from_plain(group["policy"]):
         spec = spec | policy.state_spec(backbone, group)
@@ -38,16 +38,16 @@ def specs(backbone: Backbone, group: Mapping[str, Any], dtype: torch.dtype) -> d
 def restore(
     backbone: Backbone, groups: Groups, state_dict: Mapping[str, Any], own_flags: Sequence[str] = ()
 ) -> tuple[dict[Any, Any], Groups]:
-    """The state and the param groups that ``state_dict`` stands for. Changes nothing.
+    """Returns the state and the param groups that ``state_dict`` describes. Changes nothing.
 
     Args:
-        backbone: of the optimizer that loads.
-        groups: its param groups.
-        state_dict: of one of our optimizers, or of the ``torch.optim`` namesake; then policy state starts anew.
-        own_flags: hyperparameters that a checkpoint of ``torch.optim`` does not decide.
+        backbone: backbone of the optimizer that loads.
+        groups: param groups of this optimizer.
+        state_dict: of an optimizer of this package, or of its ``torch.optim`` namesake; then policy state starts anew.
+        own_flags: hyperparameters that are not taken from a checkpoint of ``torch.optim``.
 
     Raises:
-        ValueError: where groups do not match, or a state entry is missing or of the wrong shape.
+        ValueError: if groups do not match, or a state entry is missing or of the wrong shape.
     """
     saved_groups: Groups = state_dict["param_groups"]
     _check_sizes(groups, saved_groups)
@@ -66,7 +66,7 @@ def restore(
     state: dict[Any, Any] = defaultdict(dict)
     for key, values in state_dict["state"].items():
         if key not in index_of:
-            state[key] = values  # not a parameter's: kept as it is, as torch does
+            state[key] = values  # not a parameter's state: kept unchanged, as torch does
         elif values:
             index = index_of[key]
             param, group, is_ours = owners[index]
@@ -89,7 +89,7 @@ def _check_sizes(groups: Groups, saved: Groups) -> None:
 def _merge(
     backbone: Backbone, ours: Mapping[str, Any], saved: Mapping[str, Any], index: int, own_flags: Sequence[str]
 ) -> dict[str, Any]:
-    """The saved hyperparameters win; one that was not saved stays ours."""
+    """Returns our hyperparameters, overridden by the saved ones."""
     kept = {"params", *(own_flags if "policy" not in saved else ())}
     merged = {**ours, **deepcopy({k: v for k, v in saved.items() if k not in kept})}
     for name in ("idle_calls", "lr_ref"):
@@ -128,10 +128,10 @@ def _restore_one(
     for name, value in values.items():
         if name in expected:
             if value is None:
-                continue  # torch's SGD before its first step
-            # What needs no conversion stays the very tensor of the dict, as in torch.
-            call = partial(_call_loaded, name, which)
-            restored[name] = convert_state(expected[name], value, param, group, call)
+                continue  # torch's SGD stores None before its first step
+            # A tensor that needs no conversion is not copied, as in torch.
+            what = partial(_describe_loaded, name, which)
+            restored[name] = convert_state(expected[name], value, param, group, what)
         elif isinstance(value, Tensor):
             restored[name] = value.to(param.device)
         else:
@@ -139,34 +139,34 @@ def _restore_one(
     return restored
 
 
-def _call_loaded(name: str, which: str) -> str:
+def _describe_loaded(name: str, which: str) -> str:
     return f"the loaded state {name!r} of {which}"
 
 
 def convert_state(
     spec: StateSpec, value: Any, param: Tensor, group: Mapping[str, Any], what: Callable[[], str]
 ) -> Tensor:
-    """A state entry as it has to be: of its own dtype, device and shape. Itself, where it is.
+    """Converts a state entry to its declared dtype, device and shape. Returns ``value`` itself if nothing differs.
 
-    Others change that: torch's own ``load_state_dict`` casts to the parameter's dtype, people reset moments with
-    ``zeros_like(p)``, old checkpoints count steps in Python.
+    Other code may have changed it: torch's own ``load_state_dict`` casts to the parameter's dtype, users reset moments
+    with ``zeros_like(p)``, old checkpoints count steps in Python.
 
     Args:
-        spec: of the entry.
-        value: what is there.
-        param: its parameter; a DTensor's state becomes a DTensor.
-        group: its param group.
-        what: how messages call it.
+        spec: declaration of the entry.
+        value: present value of the entry.
+        param: its parameter; the state of a DTensor becomes a DTensor.
+        group: param group of the parameter.
+        what: returns the name of the entry in error messages.
 
     Raises:
-        ValueError: for what is no number, or of another shape.
+        ValueError: for a value that is not a number, or of another shape.
     """
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"{what()} is no tensor but {value!r}: the checkpoint is damaged")
         value = torch.as_tensor(value)
     if spec.scalar and value.numel() == 1:
-        # torch keeps the dtype of ``step``, where it counts far enough; ours are fixed by their declaration.
+        # ``step`` keeps its dtype, as in torch, if that can count far enough; all other entries get the declared one.
         is_step = (
             spec.host and value.dtype in (torch.float32, torch.float64) and spec.dtype_for(param).is_floating_point
         )

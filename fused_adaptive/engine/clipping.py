@@ -1,7 +1,7 @@
-"""Gradient clipping inside of the step: the norm is one pass over the gradients, the kernels scale as they read.
+"""Gradient clipping inside of the step. The norm takes one pass over the gradients, and kernels scale as they read.
 
 The clip coefficient is folded into ``grad_scale``, by which every backend divides anyway, and a norm that is not finite
-into ``found_inf``. So no kernel knows of clipping, ``p.grad`` stays as it is, and the host waits for nothing.
+into ``found_inf``. So kernels need no code for clipping, ``p.grad`` does not change, and the host does not wait.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EPSILON = 1e-6
 
 
 def check_max_grad_norm(value: Any) -> float | None:
-    """A positive number or None. Infinity clips nothing, and measures.
+    """Returns a positive float or None. With infinity nothing is clipped, but the norm is measured.
 
     Raises:
         TypeError, ValueError: for anything else.
@@ -37,30 +37,30 @@ def check_max_grad_norm(value: Any) -> float | None:
 
 
 def total_norm(grads: Sequence[Tensor]) -> Tensor:
-    """The 2-norm of all gradients together, over devices and, for DTensors, over the ranks that share them.
+    """Returns the 2-norm of all gradients, over devices and, for DTensors, over the ranks that hold them.
 
     Args:
         grads: dense floating-point tensors or DTensors.
 
     Returns:
         0-dim, on the first gradient's device; float64 if one of them is, else float32: low precision is summed in
-        float32. In torch's order of operations, so that for float32 it is ``clip_grad_norm_``'s, bit for bit.
+        float32. The order of operations is torch's, so for float32 the norm equals ``clip_grad_norm_``'s bit for bit.
     """
     buckets: dict[Any, list[Tensor]] = {}
     for grad in grads:
-        shared = (getattr(grad, "device_mesh", None), getattr(grad, "placements", None))
-        buckets.setdefault((grad.device, grad.dtype, *shared), []).append(grad)
+        sharding = (getattr(grad, "device_mesh", None), getattr(grad, "placements", None))
+        buckets.setdefault((grad.device, grad.dtype, *sharding), []).append(grad)
     norms = []
     for (_, dtype, mesh, _), bucket in buckets.items():
         precise = torch.float64 if dtype == torch.float64 else torch.float32
-        own = torch._foreach_norm(bucket, 2, dtype=None if dtype == precise else precise)  # type: ignore[reportPrivateImportUsage]
-        # A DTensor's norm is a sum that the ranks still have to complete: once for all that are shared alike.
-        norms += own if mesh is None else [_norm_of(own).full_tensor()]  # type: ignore[attr-defined]
+        partial = torch._foreach_norm(bucket, 2, dtype=None if dtype == precise else precise)  # type: ignore[reportPrivateImportUsage]
+        # Norms of DTensors are of this rank's parts: full_tensor() reduces once for all DTensors of equal sharding.
+        norms += partial if mesh is None else [_norm_of(partial).full_tensor()]  # type: ignore[attr-defined]
     return _norm_of(norms) if norms else torch.zeros(())
 
 
 def _norm_of(norms: Sequence[Tensor]) -> Tensor:
-    # A generator that Dynamo has traced is in a reference cycle with the optimizer.
+    # No generator: Dynamo keeps a traced generator in a reference cycle with the optimizer.
     dtype = torch.float64 if any([n.dtype == torch.float64 for n in norms]) else None  # noqa: C419
     return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device, dtype or n.dtype) for n in norms]), 2)
 
@@ -72,18 +72,20 @@ def clip(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The norm of the unscaled gradients, and what it makes of ``grad_scale`` and ``found_inf``. Changes nothing.
+    """Returns the norm of the unscaled gradients, and ``grad_scale`` and ``found_inf`` that include clipping.
+
+    Changes nothing.
 
     Args:
         grads: all gradients of the step.
-        max_norm: gradients are multiplied by ``min(1, max_norm / (norm + 1e-6))``; None: not at all.
+        max_norm: gradients are multiplied by ``min(1, max_norm / (norm + 1e-6))``; None: no clipping.
         skip_nonfinite: whether a norm that is not finite counts as an overflow.
-        grad_scale: what gradients are to be divided by (AMP), or None.
+        grad_scale: divisor of the gradients (AMP), or None.
         found_inf: nonzero if the step is to be skipped (AMP), or None.
 
     Returns:
-        The norm, 0-dim; the scale with the coefficient in it, float64 so that a kernel that takes its reciprocal and
-        rounds it has the coefficient again, bit for bit; found_inf, float32.
+        The norm, 0-dim; the scale that includes the coefficient, float64, so that a kernel that rounds its reciprocal
+        gets the coefficient bit for bit; found_inf, float32.
     """
     norm = total_norm(grads)
     if grad_scale is not None:

@@ -1,7 +1,7 @@
-"""Whether param groups and state are still what they were: as long as they are, a step keeps its participants.
+"""Detects changes of param groups and state. A step keeps its participants until something changes.
 
-Anyone may change ``param_groups`` and ``state`` between two steps, and people do. So every step compares them with a
-copy, entry by entry, but in C loops: 0.1 µs a tensor, where collecting anew takes several.
+Any code may change ``param_groups`` and ``state`` between two steps. So every step compares them with a copy, entry by
+entry, in C loops: this takes 0.1 µs per tensor, whereas collecting the participants again takes several.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ..core.backbone import Backbone
 
 
 class Fingerprint:
-    """What ``groups`` and ``states`` were when this was made.
+    """Snapshot of ``groups`` and ``states`` at construction.
 
     Args:
-        backbone: names the hyperparameters that decide which state there is and which kernel runs. All others (lr,
+        backbone: provides the hyperparameters that decide which state exists and which kernel runs. All others (lr,
             betas, eps, …) are read at every step and are not compared.
         groups: the param groups.
-        states: ``optimizer.state``, the entries of other keys than parameters included.
+        states: ``optimizer.state``, including entries whose keys are not parameters.
     """
 
     def __init__(self, backbone: Backbone, groups: Sequence[dict[str, Any]], states: Mapping[Any, Any]) -> None:
@@ -36,14 +36,14 @@ class Fingerprint:
         self._states = _seen(states)
 
     def matches(self, groups: Sequence[dict[str, Any]], states: Mapping[Any, Any]) -> bool:
-        """Whether they are still the same objects, with the same parameters, policies, options and state tensors."""
+        """Returns whether these are the same objects, with the same parameters, policies, options and state tensors."""
         try:
             return (
                 len(groups) == len(self._groups)
                 and all(map(self._is_same, groups, self._groups))
-                and self._states.are(states)
+                and self._states.matches(states)
             )
-        except Exception:  # what is no tensor has been replaced by something that refuses to be compared
+        except Exception:  # an entry was replaced by an object that cannot be compared
             return False
 
     def _is_same(self, group: dict[str, Any], seen: _Group) -> bool:
@@ -51,7 +51,7 @@ class Fingerprint:
         return (
             group is seen.group
             and self._backbone.static_options(group) == seen.options
-            and seen.policies.are(_policies(group))
+            and seen.policies.matches(_policies(group))
             and _same_items(params, seen.params)
         )
 
@@ -81,29 +81,29 @@ def _seen(dicts: Mapping[Any, Any]) -> _Objects | _Copies:
 
 
 class _Objects:
-    """A dict of dicts, as the native library compares it: by the objects in it."""
+    """Snapshot of a dict of dicts, compared by the native library: by identity of the objects in it."""
 
     def __init__(self, dicts: Mapping[Any, Any], same_objects: Callable[[Any, list[Any]], int]) -> None:
         self._objects, self._same_objects = python_calls.objects_of(dicts), same_objects
 
-    def are(self, dicts: Mapping[Any, Any]) -> bool:
+    def matches(self, dicts: Mapping[Any, Any]) -> bool:
         return isinstance(dicts, dict) and bool(self._same_objects(dicts, self._objects))
 
 
 class _Copies:
-    """The same as Python compares it: in C, which takes identical values for equal without asking them."""
+    """Snapshot of a dict of dicts, compared by Python: in C, which does not call ``__eq__`` of identical values."""
 
     def __init__(self, dicts: Mapping[Any, Any]) -> None:
         self._values = list(dicts.values())
         self._copies = {key: dict(value) if isinstance(value, dict) else value for key, value in dicts.items()}
 
-    def are(self, dicts: Mapping[Any, Any]) -> bool:
+    def matches(self, dicts: Mapping[Any, Any]) -> bool:
         with _SameTensor():
             return dicts == self._copies and all(map(is_, dicts.values(), self._values))
 
 
 class _SameTensor(TorchFunctionMode):
-    """Within it, two tensors that are not the same object are not equal: no kernel runs, and no host waits."""
+    """Context in which different tensor objects are unequal: no kernel runs, and the host does not wait."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> bool:
         return False

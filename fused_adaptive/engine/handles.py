@@ -1,7 +1,8 @@
-"""An optimizer and what it is seen through: the handles of Lightning and Fabric, the wrappers of Accelerate and others.
+"""Handles of an optimizer: those of Lightning and Fabric, and the wrappers of Accelerate and others.
 
-A handle is an object of a subclass that copies the optimizer's ``__dict__`` or asks it for what it lacks. Whatever is
-set on a handle must reach the optimizer, so all that changes is kept in one object, which copies of ``__dict__`` share.
+A handle is an object of a subclass that copies the optimizer's ``__dict__`` or delegates missing attributes to it. An
+attribute that is set on a handle must reach the optimizer, so all attributes that change are in one object, which
+copies of ``__dict__`` share.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from .participants import Participants
     from .resolution import Resolutions
 
-#: What copies and pickles of an optimizer keep, besides param groups and state.
+#: Attributes that copies and pickles of an optimizer keep, besides param groups and state.
 COPIED = (
     "grad_norm",
     "max_grad_norm",
@@ -39,8 +40,8 @@ COPIED = (
     "_step_supports_amp_scaling",
 )
 
-#: What torch's constructor sets.
-_TORCHS = (
+#: Attributes that torch's constructor sets.
+_TORCH_ATTRIBUTES = (
     "defaults",
     "param_groups",
     "state",
@@ -54,7 +55,7 @@ _TORCHS = (
 
 
 class Shared:
-    """What an optimizer has in common with its handles. Each entry is an attribute of the optimizer's class, too."""
+    """Attributes that an optimizer shares with its handles. Each is an attribute of the optimizer's class, too."""
 
     process_group: ProcessGroup | None = None
     max_grad_norm: float | None = None
@@ -83,7 +84,7 @@ class Shared:
 
 
 class _Attribute:
-    """An attribute of an optimizer that is kept in its :class:`Shared`. ``check`` returns what is set, or raises."""
+    """Attribute of an optimizer, stored in its :class:`Shared`. ``check`` returns the value to store, or raises."""
 
     def __init__(self, check: Callable[[Any], Any] | None) -> None:
         self._check = check
@@ -101,8 +102,8 @@ class _Attribute:
         delattr(optimizer._shared, self._name)
 
 
-class _OfInner:
-    """Stands for what an object lacks whose ``__init__`` was not an optimizer's: it is that of the one inside."""
+class _InnerAttribute:
+    """Attribute that a wrapper lacks if it did not call an optimizer's ``__init__``: that of the optimizer inside."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -121,7 +122,7 @@ def _attribute(check: Callable[[Any], Any] | None = None) -> Any:
 
 
 class Handled(Optimizer):
-    """An optimizer whose attributes are the same through all of its handles."""
+    """Optimizer whose attributes are the same through all of its handles."""
 
     _shared: Shared
     process_group: ProcessGroup | None = _attribute()
@@ -131,42 +132,42 @@ class Handled(Optimizer):
     _backend_requested: str = _attribute()
     _backend: Any = _attribute()
     _resolutions: Resolutions = _attribute()
-    #: The policies that the backend was chosen for.
+    #: Classes of the policies that the backend was chosen for.
     _kinds: AbstractSet[type[Policy]] = _attribute()
-    #: Asks GradScaler to hand over grad_scale and found_inf instead of unscaling and skipping itself.
+    #: Whether GradScaler passes grad_scale and found_inf to the step, instead of unscaling and skipping itself.
     _step_supports_amp_scaling: bool = _attribute()
     grad_scale: Any = _attribute()
     found_inf: Any = _attribute()
     _opt_called: bool = _attribute()
-    # What follows is neither copied nor saved with the optimizer.
-    #: Set by ASLR: what each tensor's rate is multiplied by.
+    # The attributes below are neither copied nor saved with the optimizer.
+    #: Set by ASLR: random factors of the tensors' rates.
     _random_rates: RandomRates | None = _attribute()
-    #: Of the last step.
+    #: Participants of the last step.
     _participants: Participants | None = _attribute()
-    #: How the tensors stood when their state last was complete.
+    #: Memberships of the tensors when their state was last complete.
     _memberships: Memberships = _attribute()
     #: Set by release_gradients, which steps in the backward pass.
     _release: Any = _attribute()
-    #: The tensors that code compiled by torch.compile has handed to the last step.
+    #: Tensors that code compiled by torch.compile passed to the last step.
     _bound: Any = _attribute()
-    #: The param groups as torch.compile sees them, and those that have no state yet.
+    #: The param groups for torch.compile, and those of them that have no state yet.
     _traced: Sequence[Any] = _attribute()
     _traced_idle: Any = _attribute()
     #: The controller that owns the learning rates.
     _lr_owner: Any = _attribute()
-    #: What CUDA graphs of its steps point to: tables, state, numbers.
+    #: Memory that CUDA graphs of its steps point to: tables, state, numbers.
     _captured: list[Any] = _attribute()
 
 
-for _name in ("_shared", *_TORCHS):
-    setattr(Handled, _name, _OfInner(_name))
+for _name in ("_shared", *_TORCH_ATTRIBUTES):
+    setattr(Handled, _name, _InnerAttribute(_name))
 
 
 def unwrap(optimizer: Any) -> Any:
-    """The optimizer inside what a trainer or Accelerate has wrapped around it, or that a handle was made of.
+    """Returns the optimizer inside the wrapper of a trainer or of Accelerate, or behind a handle.
 
     Raises:
-        TypeError: if there is none of this package's inside.
+        TypeError: if there is no optimizer of this package inside.
     """
     inner, seen = optimizer, set()
     while inner is not None and id(inner) not in seen:
@@ -182,10 +183,10 @@ def unwrap(optimizer: Any) -> Any:
 
 
 def driven(optimizer: Any) -> Optimizer:
-    """The optimizer that steps, of any package: a wrapper is left aside where it has no param groups of its own.
+    """Returns the optimizer that steps, of any package. A wrapper without param groups of its own is skipped.
 
     Raises:
-        TypeError: for what is no optimizer, and holds none.
+        TypeError: for an object that is not an optimizer and has none inside.
     """
     attributes = getattr(optimizer, "__dict__", {})
     if isinstance(attributes.get("_shared"), Shared):
@@ -201,7 +202,7 @@ def driven(optimizer: Any) -> Optimizer:
 
 
 def inside(wrapper: Any) -> Any:
-    """What a wrapper holds as ``optimizer``, or the only optimizer among its attributes; None if there is none."""
+    """Returns ``optimizer`` of a wrapper, or the only optimizer among its attributes; None if there is none."""
     inner = getattr(wrapper, "optimizer", None)
     if inner is None:
         held = [value for value in getattr(wrapper, "__dict__", {}).values() if isinstance(value, Optimizer)]
@@ -210,13 +211,13 @@ def inside(wrapper: Any) -> Any:
 
 
 def _same_groups(optimizer: Optimizer, inner: Any) -> bool:
-    own, others = optimizer.param_groups, getattr(inner, "param_groups", ())
-    return len(own) == len(others) and all(a is b for a, b in zip(own, others, strict=True))
+    groups, inner_groups = optimizer.param_groups, getattr(inner, "param_groups", ())
+    return len(groups) == len(inner_groups) and all(a is b for a, b in zip(groups, inner_groups, strict=True))
 
 
 def _owner(shared: Shared, handle: Any) -> Any:
     owner = shared.owner()
-    if owner is None:  # it is gone, and the handle stands for it
+    if owner is None:  # it was deleted: the handle takes its place
         shared.owner, owner = weakref.ref(handle), handle
     return owner
 

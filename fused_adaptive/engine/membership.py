@@ -1,8 +1,8 @@
-"""How state comes to tensors and policies that are new to each other, and what becomes of it where groups are changed.
+"""Creates state for tensors and policies that are new to each other, and adapts state after changes of groups.
 
-Anyone may set ``group["policy"]`` or ``group["amsgrad"]`` between two steps. So the optimizer remembers how each tensor
-stood when its state last was complete, and brings it in line before anything uses it: a step, an end of an interval, a
-``state_dict()``.
+Any code may set ``group["policy"]`` or ``group["amsgrad"]`` between two steps. So the optimizer stores the membership
+of each tensor when its state is complete, and adapts the state before it is used: by a step, the end of an interval, or
+a ``state_dict()``.
 """
 
 from __future__ import annotations
@@ -26,29 +26,34 @@ Late = Sequence[tuple[ParamView, dict[str, StateSpec]]]
 
 
 class Membership(NamedTuple):
-    """Under which policies a tensor's state was made, and for which variant of the backbone."""
+    """Policies of a tensor, and structure of its backbone, for which its state was made."""
 
     policies: tuple[Policy, ...]
     variant: tuple[Any, ...]
 
 
-#: Of the tensors whose state was complete. It holds no state: what the user has dropped is to be freed.
+#: Memberships of tensors whose state was complete. They hold no state, so that state dropped by the user is freed.
 Memberships = Mapping[Tensor, Membership]
 
 
 def memberships_of(params: Iterable[Tensor], views: Iterable[ParamView]) -> Memberships:
-    """How these tensors stand now. ``params``: the optimizer's, of which a view may hold this rank's part."""
+    """Returns the present memberships of these tensors.
+
+    Args:
+        params: the optimizer's parameters. Views may hold this rank's parts of them.
+        views: their views, in the same order.
+    """
     return {p: Membership(s.policies, s.backbone.variant(s.group)) for p, s in zip(params, views, strict=True)}
 
 
 def memberships_of_groups(backbone: Backbone, groups: Groups, states: Mapping[Tensor, Any]) -> Memberships:
-    """How tensors stand whose state agrees with their groups: both have just come in together."""
+    """Returns the memberships that the groups define for the tensors that have state."""
     with_state = [(p, group) for group in groups for p in group["params"] if states.get(p)]
     return {p: Membership(from_plain(group["policy"]), backbone.variant(group)) for p, group in with_state}
 
 
 def by_policy(views: Iterable[ParamView]) -> Members:
-    """Of every policy, its tensors."""
+    """Returns the views of each policy."""
     members: Members = {}
     for view in views:
         for policy in view.policies:
@@ -57,7 +62,7 @@ def by_policy(views: Iterable[ParamView]) -> Members:
 
 
 def missing(spec: Mapping[str, StateSpec], state: State) -> list[str]:
-    """What state still has to get."""
+    """Returns the names of required entries that the state lacks."""
     return [name for name, s in spec.items() if name not in state and not s.optional]
 
 
@@ -68,18 +73,18 @@ def join(
     before: Memberships,
     calls: Mapping[Policy, Tensor] = MappingProxyType({}),
 ) -> None:
-    """Completes the state of tensors that are new, and of those whose policy or variant is.
+    """Creates the state of new tensors, and adapts the state of tensors whose policy or structure is new.
 
-    Where a policy is new to a tensor that has trained under another, its sums and counts begin anew, unless they mean
-    the same as before: numbers of a policy may be changed as training goes. A global gain and the count of calls are
-    those of the tensors that had the policy before; where none had, the first tensor's.
+    If a policy is new to a tensor that has trained under another, its sums and counts restart, unless they have the
+    same meaning under both: numbers of a policy may change during training. A global gain and the count of calls are
+    those of the tensors that had the policy before; if none had, the first tensor's.
 
     Args:
         views: all tensors whose state is to be complete.
-        late: those that miss some, with what theirs must have.
+        late: those that lack some state, with the declarations of all of theirs.
         groups: all param groups.
-        before: how the tensors stood; those that are not in it, but have state, stand as they do now.
-        calls: the counts of calls of policies, for tensors that come without the others.
+        before: previous memberships. Tensors with state that are not in it have their present membership.
+        calls: counts of calls of policies, for tensors that join without the other tensors of the policy.
     """
     known = {id(view): before[view.param] for view in views if view.state and view.param in before}
     created = {id(view): create(view, spec) for view, spec in late}
@@ -93,12 +98,12 @@ def join(
 
 
 def create(view: ParamView, spec: Mapping[str, StateSpec]) -> list[str]:
-    """Makes what the state lacks, and returns its names."""
+    """Creates the entries that the state lacks, and returns their names."""
     names = missing(spec, view.state)
     for name in names:
         view.state[name] = spec[name].create(view.param, view.group)
     for name in names:
-        if spec[name].fill == "parameter":  # now that its master is there
+        if spec[name].fill == "parameter":  # which needs the master created above
             spec[name].reset_(view.state[name], view.weight())
     return names
 
@@ -110,29 +115,29 @@ def _join_policy(
     created: Mapping[int, Collection[str]],
     count: Callable[[torch.device], Tensor],
 ) -> None:
-    stood = {id(s): known[id(s)].policies for s in members if id(s) in known}
-    earlier = {key: policies for key, policies in stood.items() if policy not in policies}
-    old = [s for s in members if id(s) not in earlier and id(s) not in created]
-    going_on = [s for s in members if any(map(policy.continues, earlier.get(id(s), ())))]
-    leader = [*old, *going_on, *(s for s in members if id(s) in earlier), *members][0]
-    together = earlier[id(leader)] if going_on and not old else None
-    joining = [s for s in members if id(s) in earlier or id(s) in created]
-    for view in sorted(joining, key=lambda view: view is not leader):  # from which the others take
+    previous = {id(member): known[id(member)].policies for member in members if id(member) in known}
+    earlier = {key: policies for key, policies in previous.items() if policy not in policies}
+    staying = [member for member in members if id(member) not in earlier and id(member) not in created]
+    continuing = [member for member in members if any(map(policy.continues, earlier.get(id(member), ())))]
+    source = [*staying, *continuing, *(member for member in members if id(member) in earlier), *members][0]
+    continued = earlier[id(source)] if continuing and not staying else None
+    joining = [member for member in members if id(member) in earlier or id(member) in created]
+    for view in sorted(joining, key=lambda view: view is not source):  # the source first, since the others copy from it
         names, shared = created.get(id(view), ()), set(policy.shared_names())
         if id(view) not in earlier:
             shared.intersection_update(names)
-        elif earlier[id(view)] != together:
+        elif earlier[id(view)] != continued:
             policy.restart_interval([view])
             names = policy.state_spec(view.backbone, view.group)
         for name in shared:
-            if view is not leader:
-                view.state[name].copy_(leader.state[name])
+            if view is not source:
+                view.state[name].copy_(source.state[name])
             elif name == policy.counter and id(view) in created:
                 view.state[name].copy_(count(view.state[name].device))
         policy.join(view, names)
 
 
-# A policy's interval also counts the calls that found no gradient yet, so no state to count in: its groups count those.
+# An interval also counts calls before the first gradient. There is no state to count them in, so the groups do.
 
 
 def _calls_of(policy: Policy, groups: Groups, calls: Mapping[Policy, Tensor], device: torch.device) -> Tensor:
@@ -140,14 +145,17 @@ def _calls_of(policy: Policy, groups: Groups, calls: Mapping[Policy, Tensor], de
 
 
 def idle_calls(policy: Policy, groups: Groups, device: torch.device) -> Tensor:
-    """The calls in the running interval of a policy whose tensors have no state yet."""
+    """Returns the calls in the current interval of a policy whose tensors have no state yet."""
     counts = [g["idle_calls"].to(device) for g in groups if "idle_calls" in g and policy in from_plain(g["policy"])]
     calls = torch.stack(counts).max() if counts else torch.zeros((), dtype=torch.int64)
     return calls.remainder(policy.interval) if policy.interval else calls
 
 
 def count_idle_calls(groups: Iterable[dict[str, Any]], found_inf: Tensor | None) -> None:
-    """One call more for these groups, which have no state, but none if AMP skips it: known on the device only."""
+    """Counts one call for these groups, which have no state, unless AMP skips the step.
+
+    Whether it does is known on the device only.
+    """
     for group in groups:
         idle = group.get("idle_calls", torch.zeros((), dtype=torch.int64))
         if found_inf is None:
@@ -157,6 +165,6 @@ def count_idle_calls(groups: Iterable[dict[str, Any]], found_inf: Tensor | None)
 
 
 def forget_idle_calls(groups: Groups) -> None:
-    """An interval has ended for all."""
+    """Removes the counts of these groups, after an interval has ended for all of them."""
     for group in groups:
         group.pop("idle_calls", None)

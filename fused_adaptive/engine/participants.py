@@ -1,4 +1,4 @@
-"""From param groups to the tensors of a step: who takes part, with which state, under which policies."""
+"""Collects the tensors of a step from the param groups, with their state and policies."""
 
 from __future__ import annotations
 
@@ -33,24 +33,25 @@ States = MutableMapping[Tensor, dict[str, Any]]
 
 @dataclass(eq=False)
 class Participants:
-    """The tensors that have state, collected once and kept for as long as nothing about them changes.
+    """Tensors that have state, collected once and kept until something about them changes.
 
-    Scalar hyperparameters are not part of it: they are read from the groups at every step.
+    Scalar hyperparameters are not part of this: they are read from the groups at every step.
 
     Args:
-        views: every parameter whose state is complete, in the order of the param groups; with a backbone and a policy
-            that need none, every parameter that has had a gradient. Which have one in a step, ``view.applies`` tells.
-        members: of every policy, its views.
-        params: of the views, in the same order.
+        views: every parameter whose state is complete, in the order of the param groups; if backbone and policy need no
+            state, every parameter that has had a gradient. ``view.applies`` is true for those with a gradient in a
+            step.
+        members: views of each policy.
+        params: parameters of the views, in the same order.
         groups: the param groups.
-        backbone: of the optimizer.
-        idle: the groups that have no state yet although their policies count steps.
-        shards: behind the views of DTensors.
-        plans: of the backend that steps them; they die with this object.
-        uses_reference: the backend's kernels cannot step these tensors, and the reference does.
-        owner: the optimizer, weakly.
-        key: no other one's in this process.
-        captured: what CUDA graphs point to: the optimizer's, so that it outlives this object.
+        backbone: backbone of the optimizer.
+        idle: groups that have no state yet although their policies count steps.
+        shards: shards behind the views of DTensors.
+        plans: plans of the backend that steps the tensors; freed with this object.
+        uses_reference: whether the reference steps these tensors because the backend's kernels cannot.
+        owner: weak reference to the optimizer.
+        key: unique in this process.
+        captured: memory that CUDA graphs point to. The list is the optimizer's, so it outlives this object.
     """
 
     views: list[ParamView]
@@ -69,41 +70,41 @@ class Participants:
     _fingerprint: Fingerprint | None = field(default=None, repr=False)
 
     def is_current(self, groups: Groups, states: States) -> bool:
-        """Whether nothing has changed but values: the optimizer's groups, policies, options and state tensors."""
+        """Returns whether groups, policies, options and state tensors are the same; values may have changed."""
         is_same = self._fingerprint is not None and self._fingerprint.matches(groups, states)
         return is_same and all(shard.is_current() for shard in self.shards)
 
     def memberships(self) -> Memberships:
-        """How its tensors stand."""
+        """Returns the memberships of the tensors."""
         return memberships_of(self.params, self.views)
 
     def has_newcomers(self) -> bool:
-        """Whether a parameter that is not in ``views`` has a gradient."""
+        """Returns whether a parameter that is not in ``views`` has a gradient."""
         return not all(map(is_, [p.grad for p in self._waiting], repeat(None)))
 
     def keep(self, captured: Sequence[Any]) -> None:
-        """Keeps what launches that were captured in a CUDA graph point to, for as long as the optimizer lives."""
+        """Keeps memory that launches in a captured CUDA graph point to, as long as the optimizer lives."""
         self.captured.extend(captured)
 
     def localize_gradients(self) -> None:
-        """Gives the views of DTensors this step's gradients, sharded like their parameters; may communicate.
+        """Sets the gradients of the views of DTensors in this step, sharded like their parameters. May communicate.
 
         Raises:
-            RuntimeError: for a gradient that is no DTensor, or of another shape or mesh. Then nothing has changed.
+            RuntimeError: for a gradient that is not a DTensor, or of another shape or mesh. Then nothing has changed.
         """
         for shard in self.shards:
             if not shard.localize_gradient():
                 self.check_gradients()
 
     def write_back(self) -> None:
-        """What a step has made of the views of DTensors becomes theirs."""
+        """Stores the results of a step in the DTensors, and increments their versions for autograd."""
         if self.shards:
             torch.autograd.graph.increment_version([t for shard in self.shards for t in shard.written()])
         for shard in self.shards:
             shard.write_back()
 
     def check_gradients(self) -> None:
-        """Raises RuntimeError that names the first parameter whose gradient cannot be used, as ``step()`` promises."""
+        """Raises RuntimeError that names the first parameter whose gradient cannot be used, as ``step()`` does."""
         check_gradients(self.groups)
 
 
@@ -115,24 +116,24 @@ def collect(
     process_group: ProcessGroup | None = None,
     in_step: bool = True,
 ) -> Participants:
-    """The tensors of a step: those with a gradient, and those that have had one. Their state is complete.
+    """Collects the tensors of a step: those that have a gradient, and those that have had one. Completes their state.
 
     Args:
-        backbone: of the optimizer.
-        groups: its param groups.
-        states: its state; grows by what is missing.
-        before: how the tensors stood at the last collecting. Those of it that need no state stay, lest each step in
-            which one of them has a gradient, and had none in the step before, collects anew.
-        process_group: the ranks that hold parts of parameters that are no DTensors, or None.
-        in_step: whether gradients make newcomers. Else tensors that miss some of their state, and did not stand in
-            ``before``, are left out.
+        backbone: backbone of the optimizer.
+        groups: param groups of the optimizer.
+        states: state of the optimizer; missing entries are added.
+        before: memberships at the last collection. Tensors in it that need no state are kept; else a step in which such
+            a tensor has a gradient after a step without one would collect again.
+        process_group: ranks that hold parts of the parameters that are not DTensors, or None.
+        in_step: whether tensors with a gradient join. If not, tensors that lack some of their state and are not in
+            ``before`` are left out.
     """
     views, late = [], []
     for view, spec in _all(backbone, groups, states):
-        stood, lacks = view.param in before, missing(spec, view.state)
-        if not ((in_step and view.applies) or view.state or (stood and not spec)):
+        was_member, lacks = view.param in before, missing(spec, view.state)
+        if not ((in_step and view.applies) or view.state or (was_member and not spec)):
             continue
-        if lacks and not in_step and not stood:
+        if lacks and not in_step and not was_member:
             continue
         if spec:
             view.state = states.setdefault(view.param, view.state)
@@ -150,7 +151,7 @@ def collect(
 
 
 def _all(backbone: Backbone, groups: Groups, states: States) -> Iterator[tuple[ParamView, dict[str, StateSpec]]]:
-    """Every parameter, and what its state must have."""
+    """Yields a view of every parameter, with the declarations of its state."""
     index = 0
     for group in groups:
         policies, by_dtype = from_plain(group["policy"]), {}
@@ -166,9 +167,9 @@ def _participants(
     backbone: Backbone, groups: Groups, states: States, views: list[ParamView], process_group: ProcessGroup | None
 ) -> Participants:
     params, active = [view.param for view in views], {id(view.group) for view in views}
-    inside, under = set(map(id, params)), scale_groups(groups)
+    collected, sharing = set(map(id, params)), scale_groups(groups)
     for view in views:
-        view.scale_groups = under.get(id(view.group), ())
+        view.scale_groups = sharing.get(id(view.group), ())
     views, shards = local_views(views, process_group)
     return Participants(
         views,
@@ -178,46 +179,47 @@ def _participants(
         backbone,
         [g for g in groups if id(g) not in active and any(policy.counter for policy in from_plain(g["policy"]))],
         shards,
-        _waiting=[p for group in groups for p in group["params"] if id(p) not in inside],
+        _waiting=[p for group in groups for p in group["params"] if id(p) not in collected],
         _fingerprint=Fingerprint(backbone, groups, states),
     )
 
 
 def _convert(view: ParamView, spec: dict[str, StateSpec]) -> None:
-    """Brings state that others have put there to its own dtype and device."""
+    """Converts state that other code has set to its declared dtype and device."""
     for name in spec.keys() & view.state.keys():
         value = view.state[name]
-        if value is None and spec[name].optional:  # torch's SGD before its first step
+        if value is None and spec[name].optional:  # torch's SGD stores None before its first step
             del view.state[name]
             continue
         if not view.applies and isinstance(value, Tensor) and value.dim() and value.shape != view.param.shape:
-            continue  # the parameter's memory has been given away
+            continue  # the parameter's memory has been freed
         try:
-            own = convert_state(spec[name], value, view.param, view.group, partial(_call, view, name))
+            converted = convert_state(spec[name], value, view.param, view.group, partial(_describe, view, name))
         except ValueError as error:
             raise RuntimeError(str(error)) from error
-        if own is not value:
-            view.state[name] = own
+        if converted is not value:
+            view.state[name] = converted
 
 
-def _call(view: ParamView, name: str) -> str:
+def _describe(view: ParamView, name: str) -> str:
     return f"the state {name!r} of {describe(view.index, view.param)}"
 
 
 def scale_groups(groups: Groups) -> dict[int, tuple[dict[str, Any], ...]]:
-    """Of groups under a global gain, by id, all groups that are under the same."""
-    under: dict[Policy, list[dict[str, Any]]] = {}
+    """Returns, for the id of each group under a global gain, all groups that share this gain."""
+    sharing: dict[Policy, list[dict[str, Any]]] = {}
     for group in groups:
         for policy in from_plain(group["policy"]):
             if "gain" in policy.shared_names():
-                under.setdefault(policy, []).append(group)
-    return {id(group): own for own in map(tuple, under.values()) for group in own}
+                sharing.setdefault(policy, []).append(group)
+    return {id(group): shared for shared in map(tuple, sharing.values()) for group in shared}
 
 
 def moves_nothing(groups: Groups, process_group: ProcessGroup | None) -> bool:
-    """Whether a step is there to make state alone: the host knows that all lr are 0, and all the gradients are.
+    """Returns whether a step only creates state: the host knows that all lr are 0, and all gradients are 0.
 
-    So ``torch.distributed.checkpoint`` makes state in order to read a state_dict. The same on all ranks.
+    ``torch.distributed.checkpoint`` takes such a step to create the state before it reads a state_dict. The result is
+    the same on all ranks.
     """
     lrs = [group["lr"] for group in groups]
     if any(isinstance(lr, Tensor) and not reference_rates.is_on_host(lr) for lr in lrs) or any(
@@ -226,5 +228,5 @@ def moves_nothing(groups: Groups, process_group: ProcessGroup | None) -> bool:
         return False
     params = [p for group in groups for p in group["params"]]
     grads = [local_part(p.grad) for p in params if p.grad is not None]
-    is_idle = not grads  # a call like any other, which counts
+    is_idle = not grads  # a step without gradients counts as a call, so it does more than create state
     return not any_rank(params, process_group, is_idle or any(bool((grad != 0).any()) for grad in grads))

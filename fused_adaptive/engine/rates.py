@@ -1,4 +1,4 @@
-"""Statistics of the local learning rates ``lr·γ``, for people to read: computed on the device, and read all at once."""
+"""Statistics of the local learning rates ``lr·γ``: computed on the device, and read in one transfer per device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEYS = ("min", "mean", "max")
 def learning_rates(
     groups: Sequence[dict[str, Any]], states: Any, members: Mapping[Policy, Sequence[ParamView]], per_tensor: bool
 ) -> list[dict[str, Any]]:
-    """What ``AdaptiveOptimizer.learning_rates`` returns. ``members``: of each policy, what has state."""
+    """Returns the result of ``AdaptiveOptimizer.learning_rates``. ``members``: views with state of each policy."""
     gains, lrs = [], []
     for group in groups:
         policies, lr = from_plain(group["policy"]), group["lr"]
@@ -45,7 +45,7 @@ def learning_rates(
 
 
 def to_host(values: Sequence[Tensor]) -> list[list[float]]:
-    """The numbers in small float64 tensors of equal size: one transfer a device."""
+    """Returns the numbers in small float64 tensors of equal size, with one transfer per device."""
     by_device: dict[torch.device, list[int]] = {}
     for i, value in enumerate(values):
         by_device.setdefault(value.device, []).append(i)
@@ -57,12 +57,12 @@ def to_host(values: Sequence[Tensor]) -> list[list[float]]:
 
 
 def _gain_statistics(policy: Policy, state: State, peers: Sequence[ParamView]) -> Tensor | None:
-    """Minimum, mean and maximum of a tensor's gain, on its device; None where it is 1 or there is none."""
+    """Returns minimum, mean and maximum of a tensor's gain, on its device; None without gain or elements."""
     name = "element_gain" if policy.elementwise else "gain"
     if name not in state:
         if "gain" not in policy.shared_names() or not peers:
             return None
-        state = peers[0].state  # a tensor that has not moved yet shares a global gain all the same
+        state = peers[0].state  # a tensor without state shares a global gain, too
     gain = local_part(state[name])
     if not gain.numel():
         return None
@@ -70,7 +70,7 @@ def _gain_statistics(policy: Policy, state: State, peers: Sequence[ParamView]) -
 
 
 def _summary(tensors: list[dict[str, Any]], weights: list[int], lr: float) -> dict[str, float]:
-    """Over the elements that this rank holds: ``weights`` of each tensor."""
+    """Returns statistics over the elements on this rank. ``weights``: number of these elements of each tensor."""
     filled = [(t, weight) for t, weight in zip(tensors, weights, strict=True) if weight]
     if not filled:
         return dict.fromkeys(KEYS, lr)

@@ -1,7 +1,7 @@
-"""``lr_ref``, a param group's reference rate: the largest lr that it has had.
+"""``lr_ref``, the reference rate of a param group: the largest lr that it has had.
 
-Whatever adds to a gain divides by it instead of by the momentary lr, so that a schedule multiplies the learning rate as
-a whole, and increments do not explode where lr is almost 0: at the end of a cosine, at a restart, in a warm-up.
+Terms that are added to a gain are divided by it instead of by the present lr. So a schedule multiplies the learning
+rate as a whole, and increments do not explode where lr is almost 0: at the end of a cosine, at a restart, in a warm-up.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 from ..core.plain import plain
 from ..policies import from_plain
 
-#: What schedulers leave in a group besides ``lr``: the rate that they start from or climb to.
+#: Rates in a param group: ``lr``, and those that schedulers store, from which they start or to which they rise.
 SCHEDULED = ("lr", "initial_lr", "max_lr")
 
 
 def meet(group: dict[str, Any]) -> None:
-    """Starts ``lr_ref`` at lr where an adapting policy meets the group; drops it where no policy adapts any more.
+    """Sets ``lr_ref`` to lr if a policy of the group adapts and there is none; removes it if no policy adapts.
 
-    A tensor lr is read here, which on a GPU waits for the device.
+    Reads lr: a tensor on a GPU makes the host wait.
     """
     if not any(policy.adapts for policy in from_plain(group["policy"])):
         group.pop("lr_ref", None)
@@ -31,7 +31,7 @@ def meet(group: dict[str, Any]) -> None:
 
 
 def follow(groups: Iterable[dict[str, Any]]) -> None:
-    """Raises ``lr_ref`` to the largest rate that the groups have now, or are known to get. Never waits for a device."""
+    """Increases ``lr_ref`` to the largest rate that each group has or is known to get. Never waits for a device."""
     for group in groups:
         if "lr_ref" in group:
             for name in SCHEDULED:
@@ -41,14 +41,14 @@ def follow(groups: Iterable[dict[str, Any]]) -> None:
 
 
 def is_on_host(rate: Tensor) -> bool:
-    """Whether reading the number waits for nothing."""
+    """Returns whether the number can be read without waiting for a device."""
     return rate.device.type == "cpu" and rate.numel() == 1
 
 
 def _number(rate: Any) -> float:
-    """0 for what only a device knows, or is no rate."""
+    """Returns the rate as a float; 0 if it is on a device, or not a rate."""
     if isinstance(rate, Tensor):
         rate = rate.item() if is_on_host(rate) else 0.0
     elif not isinstance(rate, (int, float)):
-        rate = plain(rate)  # a schedule by hand may leave numpy's
+        rate = plain(rate)  # a schedule written by hand may set a number of numpy
     return float(rate) if isinstance(rate, (int, float)) and math.isfinite(rate) else 0.0

@@ -1,4 +1,4 @@
-"""From what a user gives as ``policy`` to its plain form in the param groups, once for all groups that share it."""
+"""Converts a user's ``policy`` to its plain form in the param groups, once for all groups that share it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Groups = Sequence[dict[str, Any]]
 
 
 class Resolutions:
-    """The policies of one optimizer, as they were given and as they stand in its groups.
+    """Policies of one optimizer, as given and in the plain form of its groups.
 
-    A default may depend on all groups that are given an equal policy, and is resolved once: a group that is given it
-    later gets the same.
+    A default may depend on all groups that get an equal policy. It is resolved once: a group that gets the policy later
+    has the same default.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -26,7 +26,7 @@ class Resolutions:
         self._resolved: dict[tuple[Policy, ...], Plain] = {}
 
     def plain(self, policy: Any, groups: Sequence[Group]) -> Plain:
-        """The plain form of a policy, checked. At its first use, warns of what it means for these groups.
+        """Returns the plain form of a policy, checked. At its first use, warns of its effects on these groups.
 
         Args:
             policy: as a user gives it.
@@ -45,39 +45,39 @@ class Resolutions:
         return deepcopy(resolved)
 
     def of_all(self, params: Any, defaults: dict[str, Any]) -> Plain:
-        """Resolves the policies of all groups that are about to be added, and returns that of the defaults."""
+        """Resolves the policies of all groups that are about to be added. Returns the plain form of the default."""
         groups = [{**defaults, **group} for group in params if isinstance(group, dict)]
-        for alike in _alike(groups):
-            self.plain(alike[0]["policy"], alike)
+        for equal in _by_policy(groups):
+            self.plain(equal[0]["policy"], equal)
         return self.plain(defaults["policy"], [defaults])
 
     def settle(self, groups: Groups) -> None:
-        """Checks the policies of all groups and fills in what was set by hand: plain form, defaults, reference rates.
+        """Checks the policies of all groups and completes those set by hand: plain form, defaults, reference rates.
 
         Raises:
             TypeError, ValueError: as :meth:`plain`; then no group has changed.
         """
-        settled = [(alike, self._settled(alike)) for alike in _alike(groups)]
-        by_hand = [(group, plain) for alike, plain in settled for group in alike if group["policy"] != plain]
+        settled = [(equal, self._settled(equal)) for equal in _by_policy(groups)]
+        by_hand = [(group, plain) for equal, plain in settled for group in equal if group["policy"] != plain]
         for group, plain in by_hand:
             group["policy"] = deepcopy(plain)
-        if by_hand:  # a policy whose numbers change as training goes leaves nothing behind
-            standing = [group["policy"] for group in groups]
-            self._resolved = {given: plain for given, plain in self._resolved.items() if plain in standing}
+        if by_hand:  # a policy whose numbers change during training must not fill the dict
+            in_use = [group["policy"] for group in groups]
+            self._resolved = {given: plain for given, plain in self._resolved.items() if plain in in_use}
         for group in groups:
             reference_rates.meet(group)
 
-    def _settled(self, alike: list[dict[str, Any]]) -> Plain:
-        first = alike[0]["policy"]
+    def _settled(self, groups: list[dict[str, Any]]) -> Plain:
+        first = groups[0]["policy"]
         known = self._resolved.get(parse(first))
-        if known is not None and all(is_plain(group["policy"]) for group in alike):
+        if known is not None and all(is_plain(group["policy"]) for group in groups):
             return known
-        return self.plain(first, alike)
+        return self.plain(first, groups)
 
 
-def _alike(groups: Groups) -> Iterable[list[dict[str, Any]]]:
-    """The groups, those of equal policies together."""
-    alike: dict[tuple[Policy, ...], list[dict[str, Any]]] = {}
+def _by_policy(groups: Groups) -> Iterable[list[dict[str, Any]]]:
+    """Returns lists of the groups that have equal policies."""
+    by_policy: dict[tuple[Policy, ...], list[dict[str, Any]]] = {}
     for group in groups:
-        alike.setdefault(parse(group["policy"]), []).append(group)
-    return alike.values()
+        by_policy.setdefault(parse(group["policy"]), []).append(group)
+    return by_policy.values()

@@ -1,8 +1,8 @@
-"""A step inside of ``torch.compile``: one operator that declares what it writes, whatever backbone, policy and backend.
+"""A step inside of ``torch.compile``: one operator that declares what it writes.
 
-Dynamo traces no more than which tensors and numbers there are. The compiled graph hands them to the operator, which
-runs the backend on them as an ordinary step does: the same kernels, the same bits, and interval ends decided where they
-always are, from counters that are tensors.
+It serves all backbones, policies and backends. Dynamo traces only which tensors and numbers there are. The compiled
+graph passes them to the operator, which runs the backend on them as an ordinary step does: with the same kernels and
+the same bits. The ends of intervals depend on the same counters, which are tensors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .handles import Handled, unwrap
 from .membership import by_policy, count_idle_calls
 from .participants import Groups, Participants
 
-#: The hyperparameters that may change from step to step. Tensors are inputs of the graph, all else is compiled in.
+#: Hyperparameters that may change from step to step. Tensors are inputs of the graph; other values are constants.
 NUMBERS = ("lr", "weight_decay", "betas", "eps", "momentum", "dampening")
 
 NO_STATE = (
@@ -32,12 +32,12 @@ NO_STATE = (
 
 NAIVE = "TrainableLR(naive=True) evaluates the loss twice, which torch.compile cannot trace: leave step() out of it"
 
-#: The last participants of optimizers, by the keys that compiled code has.
+#: Last participants of each optimizer, by the key that compiled code passes.
 _participants: weakref.WeakValueDictionary[int, Participants] = weakref.WeakValueDictionary()
 
 
 def announce(optimizer: Handled, participants: Participants) -> None:
-    """Makes the optimizer's participants known to compiled code."""
+    """Makes the optimizer's participants available to compiled code."""
     participants.owner = weakref.ref(unwrap(optimizer))
     _participants[participants.key] = participants
     optimizer._traced = [Attributes(group) for group in participants.groups]
@@ -45,9 +45,10 @@ def announce(optimizer: Handled, participants: Participants) -> None:
 
 
 class Attributes:
-    """A param group whose entries are attributes. Of an object Dynamo guards the attributes that are read; of a dict
-    every entry, and from Python 3.12 on it ends the process where an entry that was a dict, as policies are in groups,
-    has become something else.
+    """Param group whose entries are attributes.
+
+    Of an object, Dynamo guards only the attributes that are read. Of a dict it guards every entry, and from Python 3.12
+    on it crashes the process if an entry that was a dict, such as a policy, has become something else.
     """
 
     def __init__(self, group: dict[str, Any]) -> None:
@@ -61,26 +62,26 @@ class Attributes:
 
 
 class Bound:
-    """The tensors that a graph hands over, as those of a step.
+    """Tensors that a compiled graph passes, as the participants of a step.
 
     Args:
-        participants: the optimizer's own tensors.
-        params, state: the graph's: the same, or copies that functionalization has made.
+        participants: the optimizer's participants.
+        params, state: tensors of the graph: those of the participants, or copies that functionalization has made.
     """
 
     def __init__(self, participants: Participants, params: Sequence[Tensor], state: Sequence[Tensor]) -> None:
         self.of = participants
-        # Dicts of their own: numbers are those of the call. Parameters without state are there for their positions.
+        # New dicts, since numbers are those of the call. Empty tensors keep the positions of parameters without state.
         groups = [g | {"params": [torch.empty(0) for _ in g["params"]]} for g in participants.groups]
-        number = {id(group): i for i, group in enumerate(participants.groups)}
-        first = list(itertools.accumulate((len(g["params"]) for g in groups), initial=0))
+        group_index = {id(group): i for i, group in enumerate(participants.groups)}
+        first_index = list(itertools.accumulate((len(g["params"]) for g in groups), initial=0))
         remaining, views = iter(state), []
-        for own, param in zip(participants.views, params, strict=True):
-            i = number[id(own.group)]
-            alias = groups[i]["params"][own.index - first[i]] = param.detach()
-            values = dict(zip(own.state, remaining, strict=False))
-            scale_groups = tuple(groups[number[id(g)]] for g in own.scale_groups)
-            views.append(replace(own, param=alias, state=values, group=groups[i], scale_groups=scale_groups))
+        for view, param in zip(participants.views, params, strict=True):
+            i = group_index[id(view.group)]
+            alias = groups[i]["params"][view.index - first_index[i]] = param.detach()
+            values = dict(zip(view.state, remaining, strict=False))
+            scale_groups = tuple(groups[group_index[id(g)]] for g in view.scale_groups)
+            views.append(replace(view, param=alias, state=values, group=groups[i], scale_groups=scale_groups))
         self.participants = Participants(
             views, by_policy(views), [s.param for s in views], groups, participants.backbone, idle=[]
         )
@@ -96,27 +97,27 @@ class Bound:
 
     def set_numbers(self, tensors: Sequence[Tensor], floats: Sequence[float]) -> None:
         remaining = {True: iter(tensors), False: iter(floats)}
-        for group, own in zip(self.participants.groups, self.of.groups, strict=True):
+        for group, original in zip(self.participants.groups, self.of.groups, strict=True):
             for name in NUMBERS:
-                if name == "betas" and name in own:
-                    group[name] = tuple(next(remaining[isinstance(beta, Tensor)]) for beta in own[name])
-                elif name in own:
-                    group[name] = next(remaining[isinstance(own[name], Tensor)])
+                if name == "betas" and name in original:
+                    group[name] = tuple(next(remaining[isinstance(beta, Tensor)]) for beta in original[name])
+                elif name in original:
+                    group[name] = next(remaining[isinstance(original[name], Tensor)])
         reference_rates.follow(self.participants.groups)
-        for group, own in zip(self.participants.groups, self.of.groups, strict=True):
-            if "lr_ref" in own:
-                own["lr_ref"] = group["lr_ref"] = max(own["lr_ref"], group["lr_ref"])
+        for group, original in zip(self.participants.groups, self.of.groups, strict=True):
+            if "lr_ref" in original:
+                original["lr_ref"] = group["lr_ref"] = max(original["lr_ref"], group["lr_ref"])
 
 
 def traced_step(optimizer: Handled, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-    """What Dynamo traces of a step: the tensors, the numbers, the norm if gradients are clipped, and one operator.
+    """Runs what Dynamo traces of a step: tensors, numbers, the norm if gradients are clipped, and one operator.
 
     Raises:
-        RuntimeError: where the step would create what later steps do not. With fullgraph=True it is the user's error;
-            else Dynamo leaves the step to Python.
+        RuntimeError: if the step would create state, or its policy is naive. With fullgraph=True the user gets this
+            error; else Dynamo runs the step in Python.
     """
     participants = optimizer._participants
-    # Lists, no generators: those that Dynamo has traced are in reference cycles with all that it saw here.
+    # Lists, no generators: Dynamo keeps traced generators in reference cycles with everything that it traces here.
     if participants is None or any([p.grad is not None for p in participants._waiting]):  # noqa: C419
         _NO_GRAPH(NO_STATE)
         raise RuntimeError(NO_STATE)
@@ -152,7 +153,7 @@ def traced_step(optimizer: Handled, grad_scale: Tensor | None, found_inf: Tensor
         if optimizer.grad_norm is None:
             _NO_GRAPH(NO_STATE)
             raise RuntimeError(NO_STATE)
-        optimizer.grad_norm.copy_(norm)  # an attribute that is set in a graph is lost
+        optimizer.grad_norm.copy_(norm)  # not assigned: a graph loses attributes that are set in it
     random_rates = optimizer._random_rates
     tables = [] if random_rates is None else [random_rates.table]
     _COMPILED_STEP(participants.key, params, grads, state, applies, tensors, floats, tables, grad_scale, found_inf)
@@ -160,7 +161,7 @@ def traced_step(optimizer: Handled, grad_scale: Tensor | None, found_inf: Tensor
 
 
 def traced_zero_grad(groups: Groups, set_to_none: bool) -> None:
-    """What Dynamo traces of ``zero_grad()``."""
+    """Runs ``zero_grad()`` in a form that Dynamo traces."""
     for group in groups:
         for p in group["params"]:
             if p.grad is not None:
@@ -179,19 +180,19 @@ def _compiled_step(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    own = _participants.get(key)
-    optimizer = None if own is None or own.owner is None else own.owner()
-    if optimizer is None or own is None or optimizer._current() is not own:
+    participants = _participants.get(key)
+    optimizer = None if participants is None or participants.owner is None else participants.owner()
+    if optimizer is None or participants is None or optimizer._current() is not participants:
         raise RuntimeError(
             "param groups, policies or state have changed since this step was compiled: take one step outside of "
             "torch.compile, which collects them anew"
         )
-    optimizer._opt_called = True  # for torch's schedulers
+    optimizer._opt_called = True  # torch's schedulers read it
     bound = optimizer._bound
-    if bound is None or bound.of is not own or not _is_where(bound, params, state):
-        bound = Bound(own, params, state)
-        # Copies die with the call.
-        optimizer._bound = bound if all(map(_same, params, own.params)) else None
+    if bound is None or bound.of is not participants or not _is_bound_to(bound, params, state):
+        bound = Bound(participants, params, state)
+        # Copies exist during this call only.
+        optimizer._bound = bound if all(map(_same, params, participants.params)) else None
     bound.set_gradients(grads, applies)
     bound.set_numbers(tensors, floats)
     random_rates = optimizer._random_rates
@@ -203,23 +204,23 @@ def _compiled_step(
             if random_rates is not None and random_rates.table is not random_rates_table[0]:
                 random_rates_table[0].copy_(random_rates.table)
     finally:
-        bound.set_gradients([], [False] * len(params))  # they must not live longer than the parameters' own
+        bound.set_gradients([], [False] * len(params))  # else they would outlive the parameters' gradients
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() == b.data_ptr()
 
 
-def _is_where(bound: Bound, params: Sequence[Tensor], state: Sequence[Tensor]) -> bool:
+def _is_bound_to(bound: Bound, params: Sequence[Tensor], state: Sequence[Tensor]) -> bool:
     views = bound.participants.views
-    own = itertools.chain.from_iterable(view.state.values() for view in views)
-    return all(map(_same, params, bound.participants.params)) and all(map(_same, state, own))
+    bound_state = itertools.chain.from_iterable(view.state.values() for view in views)
+    return all(map(_same, params, bound.participants.params)) and all(map(_same, state, bound_state))
 
 
 def _no_graph(why: str) -> None:
-    """While tracing, where there must be one graph: the error that Dynamo raises, with a first line that says why.
+    """Raises Dynamo's error with ``why`` as first line if tracing must give one graph.
 
-    An exception that is raised in traced code is reported far below what Dynamo has to say of exceptions.
+    Dynamo would report another exception in traced code far below its own text about exceptions.
     """
     from torch._dynamo import exc, symbolic_convert
 
@@ -229,8 +230,10 @@ def _no_graph(why: str) -> None:
 
 
 def _define(name: str, schema: str, run: Callable[..., None], fake: Callable[..., None]) -> Any:
-    """An operator of this import. A process may import the package again (notebooks reload, workers clear modules):
-    each time it needs operators of its own, since participants are known to one import alone.
+    """Defines an operator for this import of the package.
+
+    A process may import the package again (notebooks reload, workers clear modules). Each import needs its own
+    operators, since it has its own participants.
     """
     operators = torch.ops.fused_adaptive
     name = next(n for n in (f"{name}{i or ''}" for i in itertools.count()) if not hasattr(operators, n))

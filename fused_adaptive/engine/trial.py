@@ -1,4 +1,4 @@
-"""The trial evaluation of the naive TrainableLR [TLR, Algorithm 1]."""
+"""Trial evaluation of the loss for the naive TrainableLR [TLR, Algorithm 1]."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def check_naive(policies: Sequence[tuple[Policy, ...]]) -> None:
-    """Raises ValueError where a naive policy drives some param groups only. ``policies``: of each group."""
+    """Raises ValueError if a naive policy drives only some param groups. ``policies``: policies of each group."""
     if any(p.naive for group in policies for p in group) and len(set(policies)) > 1:
         raise ValueError(
             "TrainableLR(naive=True) evaluates the loss of the whole model at a trial point: all param groups must "
@@ -37,11 +37,14 @@ def trial_policy(
     closure: Callable[[], Any] | None,
     process_group: ProcessGroup | None,
 ) -> TrainableLR | None:
-    """The policy whose trial this step needs, if one does. Where nothing can move, the step only creates state."""
+    """Returns the policy whose trial this step needs, or None.
+
+    A step in which nothing can move needs no trial: it only creates state.
+    """
     naive = next((p for p in policies if isinstance(p, TrainableLR) and p.naive), None)
     if naive is None:
         return None
-    check_gradients(param_groups)  # their values are about to be read
+    check_gradients(param_groups)  # needs_trial() reads their values
     if not needs_trial(param_groups, process_group):
         return None
     if closure is None:
@@ -53,7 +56,7 @@ def trial_policy(
 
 
 def needs_trial(param_groups: Sequence[dict[str, Any]], process_group: ProcessGroup | None = None) -> bool:
-    """False where no parameter can move on any rank: all lr are 0, or all gradients are."""
+    """Returns whether a parameter can move on any rank: it cannot if all lr, or all gradients, are 0."""
     moves = any(
         float(group["lr"]) != 0
         and any(p.grad is not None and bool((local_part(p.grad) != 0).any()) for p in group["params"])
@@ -63,13 +66,13 @@ def needs_trial(param_groups: Sequence[dict[str, Any]], process_group: ProcessGr
 
 
 class Trial(NamedTuple):
-    """A step as far as it has come when the loss has to be evaluated once more.
+    """A step before the second evaluation of the loss.
 
     Args:
-        policy: of all tensors.
-        participants: the tensors that have state.
-        is_new: whether they have just been collected.
-        found_inf, grad_scale: of AMP and clipping.
+        policy: policy of all tensors.
+        participants: tensors that have state.
+        is_new: whether the participants have just been collected.
+        found_inf, grad_scale: from AMP and clipping.
     """
 
     policy: TrainableLR
@@ -80,13 +83,13 @@ class Trial(NamedTuple):
 
 
 def evaluate_trial(trial: Trial, params: Iterable[Tensor], closure: Callable[[], Any]) -> None:
-    """``γ ← max(0, γ + η·Σ lr·⟨g', g⟩/L²)`` with ``g'`` the gradients at ``p − α g``.
+    """Computes ``γ ← max(0, γ + η·Σ lr·⟨g', g⟩/L²)`` with ``g'`` the gradients at ``p − α g``.
 
-    Parameters and gradients are afterwards what they were, bit for bit, also when the closure raises.
+    Restores parameters and gradients bit for bit, also if the closure raises.
 
     Args:
         trial: the step.
-        params: all parameters of the optimizer: the trial may give gradients to some that had none.
+        params: all parameters of the optimizer, since the trial may set gradients of some that had none.
         closure: evaluates the loss and its gradients.
     """
     policy, participants = trial.policy, trial.participants

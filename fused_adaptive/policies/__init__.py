@@ -1,4 +1,4 @@
-"""The learning-rate policies, and how they stand in a param group: as plain dicts of name and arguments."""
+"""Learning-rate policies, and their plain form in param groups: dicts of name and arguments."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _BY_NAME: dict[str, type[Policy]] = {c.__name__: c for c in (FixedLR, ActiveLR, 
 
 
 def register(policy: type[Policy]) -> type[Policy]:
-    """Makes a policy known by its class's name, as it stands in param groups and on disk.
+    """Registers a policy under the name of its class, by which param groups and checkpoints refer to it.
 
-    A frozen dataclass whose arguments are numbers, strings and None. It runs on the reference backend; kernels know
-    the policies of this package.
+    The policy must be a frozen dataclass whose arguments are numbers, strings and None. It runs on the reference
+    backend; kernels support only the policies of this package.
     """
     _BY_NAME[policy.__name__] = policy
     return policy
@@ -41,37 +41,37 @@ def register(policy: type[Policy]) -> type[Policy]:
 
 Plain = dict[str, Any] | list[dict[str, Any]]
 
-#: What plain forms stand for, which are read at every step. Not an lru_cache, which torch.compile warns of.
-_BUILT: dict[Any, tuple[Policy, ...]] = {}
-#: A program has a few of them, unless it changes a policy's numbers as it goes.
-_MOST_BUILT = 128
+#: Policies by plain form, since plain forms are read at every step. torch.compile warns about an lru_cache.
+_CACHE: dict[Any, tuple[Policy, ...]] = {}
+#: A program uses a few plain forms, unless it changes the numbers of a policy during training.
+_CACHE_SIZE = 128
 
 
 def parse(policy: Any) -> tuple[Policy, ...]:
-    """The policies that a user, a param group or a checkpoint names, with nothing filled in.
+    """Returns the policies that a user, a param group or a checkpoint specifies, without defaults filled in.
 
     Args:
         policy: None (fixed), a policy, a tuple or list of policies, or their plain form.
 
     Raises:
         TypeError: for anything else.
-        ValueError: where policies cannot be combined.
+        ValueError: for an unknown name, or policies that cannot be combined.
     """
-    together = isinstance(policy, (tuple, list))
-    policies = [FixedLR() if p is None else _as_policy(p) for p in (policy if together else (policy,))]
+    is_several = isinstance(policy, (tuple, list))
+    policies = [FixedLR() if p is None else _as_policy(p) for p in (policy if is_several else (policy,))]
     return tuple(policies if len(policies) == 1 else _compose(policies))
 
 
 def resolve(policies: Sequence[Policy], backbone: Backbone, groups: Sequence[Group]) -> Plain:
-    """The form in which policies stand in param groups, with the defaults filled in.
+    """Fills in the defaults and returns the plain form of the policies.
 
     Args:
-        policies: as :func:`parse` returns them.
-        backbone: of the optimizer.
-        groups: the param groups that are given these policies.
+        policies: as returned by :func:`parse`.
+        backbone: backbone of the optimizer.
+        groups: param groups that get these policies.
 
     Raises:
-        ValueError: where a policy cannot drive the backbone with the hyperparameters of a group.
+        ValueError: if a policy cannot drive the backbone with the hyperparameters of a group.
     """
     resolved = [policy.resolve(backbone, groups) for policy in policies]
     for policy in resolved:
@@ -82,23 +82,23 @@ def resolve(policies: Sequence[Policy], backbone: Backbone, groups: Sequence[Gro
 
 
 def is_plain(policy: Any) -> bool:
-    """Whether it is the form of policies that stands in param groups."""
+    """Returns whether ``policy`` has the plain form."""
     return isinstance(policy, dict) or (isinstance(policy, list) and all(isinstance(p, dict) for p in policy))
 
 
 def from_plain(plain: Plain) -> tuple[Policy, ...]:
-    """The policies that a param group names."""
+    """Returns the policies of a param group from their plain form."""
     dicts: Sequence[Mapping[str, Any]] = [plain] if isinstance(plain, Mapping) else plain
     key = tuple(tuple(d.items()) for d in dicts)
-    if key not in _BUILT:
-        if len(_BUILT) >= _MOST_BUILT:
-            del _BUILT[next(iter(_BUILT))]
-        _BUILT[key] = tuple(_as_policy(d) for d in dicts)
-    return _BUILT[key]
+    if key not in _CACHE:
+        if len(_CACHE) >= _CACHE_SIZE:
+            del _CACHE[next(iter(_CACHE))]
+        _CACHE[key] = tuple(_as_policy(d) for d in dicts)
+    return _CACHE[key]
 
 
 def kinds_of(groups: Iterable[Mapping[str, Any]]) -> set[type[Policy]]:
-    """Which policies drive these groups, whatever their arguments."""
+    """Returns the classes of the policies of these groups."""
     return {type(policy) for group in groups for policy in from_plain(group["policy"])}
 
 
@@ -116,18 +116,18 @@ def _as_policy(policy: Any) -> Policy:
 
 
 def _compose(policies: Sequence[Policy]) -> list[Policy]:
-    """ActiveLR's gain of each element times TrainableLR's: the only two that go together."""
+    """Checks a tuple of policies and fills in its defaults. Only one ActiveLR and one TrainableLR can be combined."""
     kinds = sorted(type(p).__name__ for p in policies)
     if kinds != ["ActiveLR", "TrainableLR"]:
         raise ValueError(
             f"these policies do not go together: {', '.join(kinds) or 'none'}; a tuple of policies is one ActiveLR and "
             "one TrainableLR (source='gradient')"
         )
-    return [_beside_another(p) for p in policies]
+    return [_with_tuple_defaults(p) for p in policies]
 
 
-def _beside_another(policy: Policy) -> Policy:
-    """The policy with the defaults that it has in a tuple."""
+def _with_tuple_defaults(policy: Policy) -> Policy:
+    """Returns the policy with the defaults that it has in a tuple."""
     if isinstance(policy, ActiveLR):
         return policy.beside_a_scalar_policy()
     assert isinstance(policy, TrainableLR)

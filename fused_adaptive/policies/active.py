@@ -1,4 +1,4 @@
-"""ActiveLR: a gain for each element, from the signs of cumulative gradients."""
+"""ActiveLR: one gain per element, from the signs of cumulative gradients."""
 
 from __future__ import annotations
 
@@ -14,45 +14,46 @@ from ..core.state import COUNTER, ELEMENTS, State, StateSpec
 from ..core.view import ParamView, applied
 from .base import REQUIRED, Policy, check_bounds, check_interval, check_number, set_field
 
-#: ``high`` where a scalar policy owns the scale of the rate, in a tuple with TrainableLR.
+#: Default of ``high`` in a tuple with TrainableLR, which sets the scale of the rate.
 HIGH_IN_TUPLE = 0.1
-#: ``low`` where it is not left to the backbone: the paper's.
+#: Default of ``low`` if ``increment`` or ``high`` is given: the paper's value.
 LOW = 0.9
 
 
 @dataclass(frozen=True)
 class ActiveLR(Policy):
-    """Learning rates that grow where the cumulative gradient keeps its sign, and shrink where it does not.
+    """Learning rates that grow where the cumulative gradient keeps its sign, and shrink where its sign changes.
 
     Source: Wadi, Fredette, Senecal, "Read the Signs", Algorithm 1. Each element sums its gradients over an interval,
-    ``c ← c + g``. When the interval ends, after that step's update, with ``s = sign(c)·sign(c_prev)``::
+    ``c ← c + g``. At the end of an interval, after the update of its last step, with ``s = sign(c)·sign(c_prev)``::
 
         γ ← γ + high   if s > 0          # high = increment / lr_ref, or given
         γ ← γ · low    if s < 0
-        γ as on_zero says if s = 0
+        see on_zero    if s = 0
 
-    With ``increment=a`` the learning rate itself grows by ``a``, whatever it began with: the result does not depend on
-    the initial rate. Where signs agree half of the time the rate is about ``a / (1 − low)``. Where lr is meant as a
-    limit (fine-tuning) pass ``high=0.1`` or a smaller increment: with ``high + low = 1`` a rate stays near lr.
+    With ``increment=a`` the learning rate itself grows by ``a``, whatever the initial rate is, so the result does not
+    depend on the initial rate. If signs agree half of the time, the rate is about ``a / (1 − low)``. If lr is meant as
+    a limit (fine-tuning), pass ``high=0.1`` or a smaller increment: with ``high + low = 1`` a rate stays near lr.
 
     Args:
-        interval: optimizer steps in an interval (the paper's epoch); None: only ``optimizer.end_interval()`` ends one.
-        increment: what a learning rate grows by, absolute, >= 0. Default: 0.01 with SGD, 1e-4 with the adaptive
-            backbones, by experiment (the paper prints 0.1, with which SGD-momentum trains badly:
+        interval: number of optimizer steps in an interval (the paper's epoch); None: only ``optimizer.end_interval()``
+            ends an interval.
+        increment: amount by which a learning rate grows, absolute, >= 0. Default: 0.01 with SGD, 1e-4 with the adaptive
+            backbones, by experiment (the paper prints 0.1, with which SGD with momentum trains badly:
             ``docs/policies.md``); none in a tuple with TrainableLR.
-        high: what a gain grows by instead, relative to lr, >= 0. Default None, in a tuple with TrainableLR 0.1.
-        low: what a gain shrinks by, in (0, 1]. Default 0.9; with SGD's default increment 0.5.
-        on_zero: ``"hold"`` (default) leaves the gain where there is nothing to compare: at the end of the first
-            interval, and where a sum is exactly 0 (a row of an embedding that was not looked up). ``"shrink"`` is the
-            paper's Algorithm 1 to the letter.
+        high: amount by which a gain grows instead, relative to lr, >= 0. Default None; 0.1 in a tuple with TrainableLR.
+        low: factor by which a gain shrinks, in (0, 1]. Default 0.9; 0.5 with SGD's default increment.
+        on_zero: ``"hold"`` (default) keeps the gain where signs cannot be compared: at the end of the first interval,
+            and where a sum is exactly 0 (a row of an embedding that was not looked up). ``"shrink"`` follows the
+            paper's Algorithm 1 literally.
         gain_bounds: ``(lo, hi)`` with ``0 <= lo <= 1 <= hi``, relative to lr: gains are clamped when they are adjusted.
             Default None.
 
-    State: 9 bytes a parameter in float32 (gain 4, sum 4, sign 1). Wherever ``c`` is not finite the gain shrinks and
-    the sum starts anew. Where lr was 0 at the last step, nothing has moved: gains and signs stay.
+    State: 9 bytes per element in float32 (gain 4, sum 4, sign 1). Where ``c`` is not finite, the gain shrinks and the
+    sum restarts. If lr was 0 at the last step of an interval, gains and signs do not change, since nothing has moved.
 
     Raises:
-        TypeError, ValueError: on any argument outside of the above, or ``increment`` together with ``high``.
+        TypeError, ValueError: for any argument outside of the above, or ``increment`` together with ``high``.
     """
 
     elementwise: ClassVar[bool] = True
@@ -78,7 +79,7 @@ class ActiveLR(Policy):
         if self.low is not None:
             condition = "in (0, 1] (a gain is multiplied by it)"
             set_field(self, "low", check_number("ActiveLR", "low", self.low, lambda x: 0 < x <= 1, condition))
-        elif not self._is_open:
+        elif not self._has_default_growth:
             set_field(self, "low", LOW)
         set_field(self, "interval", check_interval("ActiveLR", self.interval))
         if self.on_zero not in ("hold", "shrink"):
@@ -86,18 +87,18 @@ class ActiveLR(Policy):
         set_field(self, "gain_bounds", check_bounds("ActiveLR", self.gain_bounds))
 
     def resolve(self, backbone: Backbone, groups: Sequence[Group]) -> ActiveLR:
-        if not self._is_open:
+        if not self._has_default_growth:
             return self
         return replace(self, increment=backbone.increment, low=backbone.low if self.low is None else self.low)
 
     def beside_a_scalar_policy(self) -> ActiveLR:
-        """The policy with its defaults in a tuple, where the other one owns the scale of the rate."""
-        return replace(self, high=HIGH_IN_TUPLE) if self._is_open else self
+        """Returns the policy with its defaults in a tuple, where the scalar policy sets the scale of the rate."""
+        return replace(self, high=HIGH_IN_TUPLE) if self._has_default_growth else self
 
     def advice(self, backbone: Backbone, groups: Sequence[Group]) -> str:
-        # What is frozen by lr 0, or warmed up from there, has no rate yet to be compared with.
+        # A group with lr 0 is frozen or starts a warm-up: it has no rate yet to compare with.
         lr = min((lr for group in groups if (lr := float(group["lr"])) > 0), default=0.0)
-        if not self._is_open or lr == 0 or backbone.increment <= 2 * lr:
+        if not self._has_default_growth or lr == 0 or backbone.increment <= 2 * lr:
             return ""
         low = backbone.low if self.low is None else self.low
         limit = backbone.increment / (1 - low) if low < 1 else float("inf")
@@ -108,8 +109,8 @@ class ActiveLR(Policy):
         )
 
     @property
-    def _is_open(self) -> bool:
-        """Whether what gains grow by is left to the defaults."""
+    def _has_default_growth(self) -> bool:
+        """Whether neither ``increment`` nor ``high`` is given."""
         return self.increment is None and self.high is None
 
     def state_spec(self, backbone: Backbone, group: Group) -> dict[str, StateSpec]:
@@ -128,7 +129,7 @@ class ActiveLR(Policy):
         super().after_update(views, ending)
         for view in applied(views):
             view.state["grad_sum"] += view.grad()
-            # Of those steps, negative if the last one had nothing to move with: an end by hand has to know.
+            # The sign stores for end_interval() whether lr was 0 at the last step, when nothing moved.
             count = view.state["active_applied"].abs_().add_(1)
             if not view.has_rate:
                 count.neg_()
@@ -149,7 +150,7 @@ class ActiveLR(Policy):
         gain, total, sign_prev = (view.state[name] for name in ("element_gain", "grad_sum", "grad_sign_prev"))
         high = self.high if self.increment is None else self.increment / view.lr_ref
         finite = total.isfinite()
-        # Signs are compared, never the product of two sums, which underflows.
+        # The product of signs, since the product of two sums can underflow.
         sign = torch.where(finite, total.sign(), 0).to(torch.int8)
         product = sign * sign_prev
         adjusted = torch.where(product > 0, gain + high, gain * self.low)

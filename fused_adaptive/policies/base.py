@@ -1,4 +1,4 @@
-"""The interface of a learning-rate policy, its interval bookkeeping, and its plain form in param groups."""
+"""Interface of a learning-rate policy, its count of steps in an interval, and its plain form in param groups."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from ..core.view import ParamView
 
 
 class Policy:
-    """Owns a dimensionless gain ``γ``, 1 at first: the local learning rate is ``α = lr · γ``.
+    """Base class of policies. A policy has a dimensionless gain ``γ``, initially 1: the local rate is ``α = lr · γ``.
 
-    Policies are values: immutable, compared by their arguments. Equal policies of several param groups are one policy.
+    Policies are immutable values and are compared by their arguments. Equal policies of several param groups are one
+    policy.
     """
 
-    #: The gain is one an element (else one a tensor, or one for all).
+    #: Whether there is one gain per element; else there is one per tensor, or one for all tensors.
     elementwise: ClassVar[bool] = False
-    #: The state entry that counts the calls of ``step()`` in the running interval; None: the policy has no intervals.
+    #: State entry that counts the calls of ``step()`` in the current interval; None: the policy has no intervals.
     counter: ClassVar[str | None] = None
     #: Whether ``γ`` can differ from 1.
     adapts: ClassVar[bool] = True
@@ -32,68 +33,68 @@ class Policy:
     naive: bool = False
 
     def resolve(self, backbone: Backbone, groups: Sequence[Group]) -> Policy:
-        """The policy with the defaults filled in that depend on the backbone or on the groups that it is given to."""
+        """Returns the policy with the defaults filled in that depend on the backbone or on the groups that get it."""
         return self
 
     def check(self, backbone: Backbone, group: Group) -> None:
-        """Raises ValueError where the policy cannot drive this backbone with these hyperparameters."""
+        """Raises ValueError if the policy cannot drive this backbone with these hyperparameters."""
 
     def advice(self, backbone: Backbone, groups: Sequence[Group]) -> str:
-        """What a user who gives these groups the policy, not resolved yet, should be warned of; "" if nothing."""
+        """Returns a warning for a user who sets the policy, not resolved yet, on these groups; "" if there is none."""
         return ""
 
     def state_spec(self, backbone: Backbone, group: Group) -> dict[str, StateSpec]:
-        """The state that a tensor of this policy needs besides its backbone's, by name."""
+        """Returns the declarations of the state that a tensor of this policy needs besides its backbone's."""
         return {}
 
     def shared_names(self) -> tuple[str, ...]:
-        """State entries that all tensors of the policy have in common: one that joins late takes the others'."""
+        """Returns the state entries that all tensors of the policy share. A tensor that joins later copies them."""
         return (self.counter,) if self.counter else ()
 
     def gain(self, state: State) -> Any:
-        """``γ``: a float, or a tensor shaped as the parameter for an elementwise policy."""
+        """Returns ``γ``: a float, or for an elementwise policy a tensor shaped as the parameter."""
         return 1.0
 
     def ends(self, views: Sequence[ParamView]) -> bool:
-        """Whether the step now under way is the last of the interval. ``views``: all tensors of the policy."""
+        """Returns whether the current step is the last of the interval. ``views``: all tensors of the policy."""
         if self.counter is None or self.interval is None or not views:
             return False
         return views[0].state[self.counter].item() + 1 >= self.interval
 
     def join(self, view: ParamView, created: Collection[str]) -> None:
-        """Called for a tensor that has just got these entries of its state, with their initial values."""
+        """Called for a tensor after the entries ``created`` were added to its state, with their initial values."""
 
     def continues(self, earlier: Policy) -> bool:
-        """Whether the running sums of a tensor's earlier policy mean what this policy's do."""
+        """Returns whether running sums of a tensor's earlier policy have the same meaning under this policy."""
         return type(self) is type(earlier)
 
     def reset_direction(self, view: ParamView) -> None:
-        """Called for a tensor whose backbone has another variant than before (amsgrad switched on, say)."""
+        """Called for a tensor whose backbone's structure has changed, for example by turning on amsgrad."""
 
     def observe(self, view: ParamView, direction: Direction) -> None:
-        """Called for each tensor that is about to move, with its direction."""
+        """Called for each tensor before it moves, with its direction."""
 
     def before_update(self, views: Sequence[ParamView], ending: bool) -> None:
-        """Called once a step for all tensors of the policy, before any of them moves."""
+        """Called once per step for all tensors of the policy, before any of them moves."""
 
     def after_update(self, views: Sequence[ParamView], ending: bool) -> None:
-        """Called once a step for all tensors of the policy, after all have moved. Counts the call."""
+        """Called once per step for all tensors of the policy, after all of them have moved. Counts the call."""
         if self.counter is not None:
             for view in views:
                 view.state[self.counter] += 1
 
     def end_interval(self, views: Sequence[ParamView]) -> None:
-        """Ends the running interval outside of a step: adapts the gains, restarts sums and counts."""
+        """Ends the current interval outside of a step: adapts the gains, and restarts sums and counts."""
 
     def restart_interval(self, views: Sequence[ParamView]) -> None:
-        """Keeps ``γ``; everything else is as new."""
+        """Resets all state of the policy except ``γ``."""
         for view in views:
             for name, spec in self.state_spec(view.backbone, view.group).items():
                 if name not in ("gain", "element_gain"):
                     spec.reset_(view.state[name], view.weight())
 
     def arguments(self) -> dict[str, Any]:
-        """Name and arguments as numbers, strings and None, as they stand in a param group and on disk."""
+        """Returns name and arguments as numbers, strings and None: the plain form in param groups and on disk."""
         arguments = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # a dataclass
         if "gain_bounds" in arguments:
             low, high = arguments.pop("gain_bounds") or (None, None)
@@ -102,7 +103,7 @@ class Policy:
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> Policy:
-        """The policy that :meth:`arguments` describes, without its name."""
+        """Creates a policy from what :meth:`arguments` returns, without the name."""
         arguments = dict(arguments)
         bounds = (arguments.pop("gain_min", None), arguments.pop("gain_max", None))
         if bounds != (None, None):
@@ -112,19 +113,19 @@ class Policy:
 
 @dataclass(frozen=True)
 class FixedLR(Policy):
-    """``γ = 1``: the backbone alone, bit for bit its ``torch.optim`` namesake in float32 and float64 on the CPU."""
+    """``γ = 1``: equals the backbone's ``torch.optim`` namesake bit for bit in float32 and float64 on the CPU."""
 
     adapts: ClassVar[bool] = False
 
 
 class ScalarPolicy(Policy):
-    """A policy whose gain is one number: for all tensors (``granularity="global"``) or for each (``"tensor"``).
+    """Base class of policies with one gain for all tensors (``granularity="global"``) or one for each (``"tensor"``).
 
-    With ``"global"`` every tensor's state holds the same number.
+    With ``"global"`` the state of every tensor holds the same number.
     """
 
     granularity: str
-    #: ``(lo, hi)``: what the gain is clamped to whenever it is adjusted.
+    #: ``(lo, hi)``: limits of the gain, applied when it is adjusted.
     gain_bounds: tuple[float, float] | None = None
 
     def gain(self, state: State) -> float:
@@ -134,18 +135,20 @@ class ScalarPolicy(Policy):
         return super().shared_names() + (("gain",) if self.granularity == "global" else ())
 
     def units(self, views: Sequence[ParamView]) -> list[list[ParamView]]:
-        """The tensors, parted by gain."""
+        """Returns lists of tensors, one list for each gain."""
         if self.granularity == "global":
             return [list(views)] if views else []
         return [[view] for view in views]
 
     def ascend(self, unit: Sequence[ParamView], step_size: float, slope: float) -> None:
-        """``γ ← max(0, γ + step_size·slope/L²)``, with ``L`` the largest reference rate of the groups under the gain.
+        """Computes ``γ ← max(0, γ + step_size·slope/L²)`` in place.
+
+        ``L`` is the largest reference rate of the groups that share the gain.
 
         Args:
-            unit: the tensors of one gain.
-            step_size: of the gain's ascent, ``hyper_lr`` or ``eta``.
-            slope: the sum of ``lr·⟨·,·⟩`` over the unit. Where it is not finite, or ``L`` is 0, ``γ`` stays.
+            unit: tensors that share one gain.
+            step_size: step size of the gain's ascent, ``hyper_lr`` or ``eta``.
+            slope: sum of ``lr·⟨·,·⟩`` over the unit. If it is not finite, or ``L`` is 0, ``γ`` does not change.
         """
         scale = unit[0].lr_scale
         amount = step_size * slope / (scale * scale) if scale > 0 else math.nan
@@ -155,7 +158,7 @@ class ScalarPolicy(Policy):
             self.clamp(unit)
 
     def clamp(self, unit: Sequence[ParamView]) -> None:
-        """Puts gains that have been adjusted within ``gain_bounds``."""
+        """Clamps adjusted gains to ``gain_bounds``."""
         if self.gain_bounds is not None:
             for view in unit:
                 view.state["gain"].clamp_(*self.gain_bounds)
@@ -166,12 +169,12 @@ class _Required:
         return "<required>"
 
 
-#: Stands for an argument that has to be given.
+#: Default of an argument that must be given.
 REQUIRED: Any = _Required()
 
 
 def check_interval(policy: str, interval: Any) -> int | None:
-    """A positive int, or None. Raises TypeError or ValueError that says what to pass."""
+    """Returns a positive int, or None. Raises TypeError or ValueError that says what to pass."""
     remedy = (
         "pass a number of optimizer steps (fused_adaptive.steps_per_epoch(loader) is an epoch), or None to end "
         "intervals by optimizer.end_interval()"
@@ -191,7 +194,7 @@ def check_interval(policy: str, interval: Any) -> int | None:
 
 
 def check_bounds(policy: str, bounds: Any) -> tuple[float, float] | None:
-    """``gain_bounds`` as plain floats. Raises TypeError or ValueError that says what they must be."""
+    """Returns ``gain_bounds`` as plain floats. Raises TypeError or ValueError that says what they must be."""
     if bounds is None:
         return None
     try:
@@ -209,7 +212,7 @@ def check_granularity(policy: str, granularity: Any) -> None:
 
 
 def check_number(policy: str, name: str, value: Any, valid: Callable[[float], bool], condition: str) -> float:
-    """The value as a plain float, which goes on disk. Raises TypeError or ValueError that says what it must be."""
+    """Returns the value as a plain float for checkpoints. Raises TypeError or ValueError that says what it must be."""
     if isinstance(plain(value), (bool, Tensor)):
         raise TypeError(f"{policy}: {name} must be a number, got {value!r}")
     number = float(plain_number(f"{policy}: {name}", value))
@@ -219,5 +222,5 @@ def check_number(policy: str, name: str, value: Any, valid: Callable[[float], bo
 
 
 def set_field(policy: Policy, name: str, value: Any) -> None:
-    """Normalises a field of a frozen dataclass while it is being made."""
+    """Sets a field of a frozen dataclass during its construction."""
     object.__setattr__(policy, name, value)

@@ -1,4 +1,4 @@
-"""Hypergradient descent: the rate follows the inner product of gradient and last direction."""
+"""Hypergradient descent: the rate follows the inner product of the gradient and the last direction."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from .base import ScalarPolicy, check_granularity, check_number, set_field
 
 @dataclass(frozen=True)
 class Hypergradient(ScalarPolicy):
-    """Learning rates by gradient descent on themselves, every step.
+    """Learning rates that are adapted by gradient descent on themselves, at every step.
 
     Source: Baydin et al., "Online Learning Rate Adaptation with Hypergradient Descent", ICLR 2018. Before each step,
-    with ``u_prev`` the direction of the tensor's last one, decoupled decay excluded, and ``L`` the largest reference
-    rate (``group["lr_ref"]``) of the groups under the gain::
+    with ``u_prev`` the direction of the tensor's last step, decoupled weight decay excluded, and ``L`` the largest
+    reference rate (``group["lr_ref"]``) of the groups that share the gain::
 
         γ ← max(0, γ + hyper_lr · Σ lr·⟨ĝ, u_prev⟩ / L²)
 
-    which is the source's ``α ← α + hyper_lr·⟨ĝ, u_prev⟩`` where lr is constant. The inner products are complete before
-    any tensor moves.
+    If lr is constant, this is the source's ``α ← α + hyper_lr·⟨ĝ, u_prev⟩``. All inner products are computed before any
+    tensor moves.
 
     Args:
-        hyper_lr: step size of the learning rate itself, >= 0. A required keyword or first argument.
-        granularity: ``"global"`` (default), one gain for all tensors, or ``"tensor"``, one for each.
+        hyper_lr: step size of the learning rate, >= 0. Required, as keyword or first argument.
+        granularity: ``"global"`` (default): one gain for all tensors; ``"tensor"``: one for each.
 
-    State: no bytes a parameter where the backbone's state gives ``u_prev`` (SGD with momentum, AdamW, RAdam, AdaBelief;
-    with the group's present betas and eps), 4 where it does not (SGD without momentum, or with Nesterov's).
-    ``direction_valid`` is 1 where there is such a direction: after ``restart_interval()``, and after the backbone's
-    structure has changed, there is none until the next step. The gain stays where the sum is not finite, and never
-    goes below 0. Code that edits moments calls ``optimizer.restart_interval()``.
+    State: no bytes per element if ``u_prev`` follows from the backbone's state (SGD with momentum, AdamW, RAdam,
+    AdaBelief; with the group's present betas and eps), else 4 (SGD without momentum, or with Nesterov momentum).
+    ``direction_valid`` is 1 if there is a ``u_prev``. After ``restart_interval()``, and after a change of the
+    backbone's structure, there is none until the next step. The gain does not change if the sum is not finite, and
+    never falls below 0. Code that edits moments must call ``optimizer.restart_interval()``.
 
     Raises:
-        ValueError: on any argument outside of the above.
+        TypeError, ValueError: for any argument outside of the above.
     """
 
     hyper_lr: float
@@ -54,7 +54,7 @@ class Hypergradient(ScalarPolicy):
         return spec if backbone.direction_in_state(group) else spec | {"direction_prev": ELEMENTS}
 
     def join(self, view: ParamView, created: Collection[str]) -> None:
-        # Moments that were there before the policy, those of a checkpoint of torch.optim, tell the last direction.
+        # Moments from before the policy, such as those of a checkpoint of torch.optim, contain the last direction.
         if "direction_valid" in created and view.backbone.direction_in_state(view.group):
             known = torch.as_tensor(view.backbone.has_direction(view.state))
             view.state["direction_valid"].copy_(known)
@@ -76,7 +76,7 @@ class Hypergradient(ScalarPolicy):
 
 
 def _product(view: ParamView) -> float:
-    """``⟨ĝ, u_prev⟩`` of one tensor."""
+    """Returns ``⟨ĝ, u_prev⟩`` of one tensor."""
     grad = view.coupled_grad()
     if not view.backbone.direction_in_state(view.group):
         return inner_product(grad, view.state["direction_prev"])

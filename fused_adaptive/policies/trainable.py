@@ -24,7 +24,7 @@ from .base import (
 )
 
 SHRINK = 0.75
-#: Fewer steps than so many times the memory of momentum, ``1/(1 − momentum)``, keep displacements aligned.
+#: In intervals shorter than this many times momentum's memory, ``1/(1 − momentum)``, displacements stay aligned.
 _MEMORIES = 2 - 1e-9
 
 
@@ -32,40 +32,42 @@ _MEMORIES = 2 - 1e-9
 class TrainableLR(ScalarPolicy):
     """Learning rates that take a Newton step on the loss along the last interval's direction.
 
-    Source: "Trainable Learning Rate", ICLR 2022 submission, Algorithm 2, §4 and D.4. When an interval ends, with ``G``
-    its mean gradient and ``G_prev`` that of the one before (0 at first)::
+    Source: "Trainable Learning Rate", ICLR 2022 submission, Algorithm 2, §4 and D.4. At the end of an interval, with
+    ``G`` its mean gradient and ``G_prev`` that of the previous interval (0 at first)::
 
         num = ⟨G, G_prev⟩;   sq = ⟨G, G⟩;   den = max(4·(sq − num), num / c)
         γ ← γ · (1 + num / den)                          # Eq. 9; in (3/4, 1 + c]
 
     Args:
-        interval: optimizer steps in an interval, the paper's default is a third of an epoch; None: only
-            ``optimizer.end_interval()`` ends one.
-        granularity: ``"global"`` (default; the paper's sgd_tlr), one gain for all tensors of all groups that have an
-            equal policy, or ``"tensor"`` (sgd_tlr_pl), one for each.
-        source: where ``G`` comes from. ``"displacement"`` (Eq. 10): what the parameters moved by, over ``γ·Σ lr``; it
-            costs nothing between interval ends, 8 bytes a parameter in float32. ``"gradient"``: the mean of the
-            gradients; 8 bytes. ``"preconditioned"`` (ours): ``num = ⟨G, U_prev⟩, sq = ⟨G, U⟩`` with ``U`` the mean
+        interval: number of optimizer steps in an interval, in the paper by default a third of an epoch; None: only
+            ``optimizer.end_interval()`` ends an interval.
+        granularity: ``"global"`` (default; the paper's sgd_tlr): one gain for all tensors of all groups that have an
+            equal policy; ``"tensor"`` (sgd_tlr_pl): one for each.
+        source: origin of ``G``. ``"displacement"`` (Eq. 10): displacement of the parameters over ``γ·Σ lr``; it costs
+            nothing between ends of intervals; 8 bytes per element in float32. ``"gradient"``: mean of the gradients; 8
+            bytes. ``"preconditioned"`` (not from the paper): ``num = ⟨G, U_prev⟩, sq = ⟨G, U⟩`` with ``U`` the mean
             direction; 12 bytes. With ``"gradient"`` the gain changes before the interval's last update, else after it.
-            Default with SGD ``"displacement"`` if ``interval·(1 − momentum) >= 2``, with the largest momentum of the
-            groups under the policy, or interval is None; else, and together with ActiveLR, ``"gradient"``: momentum
-            carries one interval's direction into the next, and in shorter ones the gain runs away.
-        c: the largest relative growth at one interval's end, > 0. Default 1/4; without meaning to ``eta``.
+            Default: with SGD ``"displacement"`` if ``interval·(1 − momentum) >= 2``, with the largest momentum of the
+            groups under the policy, or if interval is None; otherwise, and together with ActiveLR, ``"gradient"``. In
+            shorter intervals momentum carries the direction of one interval into the next, and the gain of
+            ``"displacement"`` runs away.
+        c: largest relative growth at the end of one interval, > 0. Default 1/4; not used with ``eta``.
         gain_bounds: ``(lo, hi)`` with ``0 <= lo <= 1 <= hi``, relative to lr: the gain is clamped when it is adjusted.
-            Default None. After a schedule's restart, which the Newton step has undone, ``hi`` limits the rate.
-        eta: a fixed rate in place of the Newton step [D.4], with ``L`` the largest reference rate (``group["lr_ref"]``)
-            of the groups under the gain: ``γ ← max(0, γ + eta·Σ lr·⟨ΣG, ΣG_prev⟩/L²)``.
-        naive: Algorithm 1, every step, with a second evaluation of the loss: ``step(closure)``,
-            ``γ ← max(0, γ + eta·Σ lr·⟨g', g⟩/L²)`` with ``g'`` at the trial point ``p − α g``. SGD without momentum and
-            decay, ``eta`` required, no ``interval``. The closure runs twice, so random numbers and BatchNorm
-            statistics advance twice. The parameters' gradients are left at ``g``.
+            Default None. The Newton step compensates for a schedule, so the rate may overshoot after a restart of the
+            schedule; ``hi`` limits it.
+        eta: fixed step size in place of the Newton step [D.4], with ``L`` the largest reference rate
+            (``group["lr_ref"]``) of the groups that share the gain: ``γ ← max(0, γ + eta·Σ lr·⟨ΣG, ΣG_prev⟩/L²)``.
+        naive: Algorithm 1: adapts at every step, with a second evaluation of the loss by ``step(closure)``:
+            ``γ ← max(0, γ + eta·Σ lr·⟨g', g⟩/L²)`` with ``g'`` at the trial point ``p − α g``. Only for SGD without
+            momentum and weight decay; ``eta`` is required, ``interval`` is not accepted. The closure runs twice, so
+            random numbers and BatchNorm statistics advance twice. The parameters' gradients are ``g`` afterwards.
 
-    Inner products that are not finite shrink the gain and restart ``G_prev`` at 0. A tensor whose rates were all 0 in
-    an interval takes no part in it. A gain that has come to 0 stays there, but for ``source="gradient"`` with ``eta``.
-    At a tiny rate a displacement drowns in the rounding of the parameters.
+    If inner products are not finite, the gain shrinks (with ``eta`` it does not change) and ``G_prev`` restarts at 0. A
+    tensor whose rates were all 0 in an interval is left out. A gain of 0 stays 0, except for ``source="gradient"`` with
+    ``eta``. At a very small rate, a displacement is lost in the rounding of the parameters.
 
     Raises:
-        TypeError, ValueError: on any argument outside of the above; at the optimizer's construction where the policy
+        TypeError, ValueError: for any argument outside of the above; at the optimizer's construction if the policy
             cannot drive its backbone.
     """
 
@@ -84,7 +86,7 @@ class TrainableLR(ScalarPolicy):
         if self.naive:
             self._check_naive()
             set_field(self, "interval", None)
-            set_field(self, "counter", None)  # it has no intervals: its trial evaluation is in naive.py
+            set_field(self, "counter", None)  # it has no intervals; see engine/trial.py
         set_field(self, "interval", check_interval("TrainableLR", self.interval))
         check_granularity("TrainableLR", self.granularity)
         if self.source not in (None, "displacement", "gradient", "preconditioned"):
@@ -117,7 +119,7 @@ class TrainableLR(ScalarPolicy):
         return self.with_source("displacement" if displaces else "gradient")
 
     def with_source(self, source: str) -> TrainableLR:
-        """The same policy with another ``source``."""
+        """Returns the same policy with another ``source``."""
         return replace(self, source=source)
 
     def advice(self, backbone: Backbone, groups: Sequence[Group]) -> str:
@@ -132,7 +134,7 @@ class TrainableLR(ScalarPolicy):
         )
 
     def _outlasts_momentum(self, groups: Sequence[Group]) -> bool:
-        """Whether an interval is so long that its displacement is its own."""
+        """Returns whether an interval is long enough that earlier ones do not determine its displacement."""
         if self.interval is None:
             return True
         return self.interval * (1 - max(float(group["momentum"]) for group in groups)) >= _MEMORIES
@@ -166,7 +168,7 @@ class TrainableLR(ScalarPolicy):
         return spec
 
     def continues(self, earlier: Policy) -> bool:
-        return isinstance(earlier, TrainableLR) and _measures(self) == _measures(earlier)
+        return isinstance(earlier, TrainableLR) and _measurement(self) == _measurement(earlier)
 
     def before_update(self, views: Sequence[ParamView], ending: bool) -> None:
         if self.naive:
@@ -224,7 +226,7 @@ class TrainableLR(ScalarPolicy):
                     self._previous(view).zero_()
 
     def _is_measurable(self, view: ParamView) -> bool:
-        """Whether it could move in the interval; by measured directions, also by its gain."""
+        """Returns whether the tensor could move in the interval. With measured directions, a gain of 0 prevents it."""
         could_move = view.state["lr_sum"] != 0
         return bool(could_move if self.source == "gradient" else could_move and view.state["gain"] != 0)
 
@@ -232,7 +234,10 @@ class TrainableLR(ScalarPolicy):
         return view.state["grad_mean_prev" if self.source == "gradient" else "direction_prev"]
 
     def _measure(self, view: ParamView) -> tuple[float, float]:
-        """``num`` and ``sq`` of one tensor, or of a part of it, whose running interval becomes the previous one."""
+        """Returns ``num`` and ``sq`` of one tensor, or of a part of it.
+
+        Makes the current interval's direction the previous one.
+        """
         state = view.state
         if self.source == "gradient":
             mean = direction = state["grad_mean_sum"] / state["tlr_applied"].item()
@@ -247,7 +252,7 @@ class TrainableLR(ScalarPolicy):
         return num, sq
 
     def _slope(self, view: ParamView, num: float, sq: float) -> float:
-        """``lr·⟨ΣG, ΣG_prev⟩`` of one tensor [D.4]."""
+        """Returns ``lr·⟨ΣG, ΣG_prev⟩`` of one tensor [D.4]."""
         state = view.state
         steps = state["tlr_applied"].item() * state["tlr_applied_prev"].item()
         if not (math.isfinite(num) and math.isfinite(sq)):
@@ -256,12 +261,12 @@ class TrainableLR(ScalarPolicy):
         return state["lr_last"].item() * (num * steps)
 
 
-def _measures(policy: TrainableLR) -> tuple[Any, ...]:
+def _measurement(policy: TrainableLR) -> tuple[Any, ...]:
     return type(policy), policy.source, policy.naive, policy.eta is not None
 
 
 def newton_factor(num: float, sq: float, c: float) -> float:
-    """``1 + num/den`` of Eq. 9, within [3/4, 1 + c]; 3/4 where they are not finite or the curvature is negative."""
+    """Returns ``1 + num/den`` of Eq. 9 in [3/4, 1 + c]; 3/4 for numbers that are not finite or negative curvature."""
     if not (math.isfinite(num) and math.isfinite(sq)):
         return SHRINK
     if num == 0:
