@@ -105,9 +105,9 @@ class Backbone:
         Any code may change them between two steps. The participants are then collected again.
         """
         names = ("maximize", "decoupled_weight_decay", "capturable", "fused", "master", "rounding_seed")
-        return *(group.get(name) for name in names), *self.variant(group)
+        return *(group.get(name) for name in names), *self.structure(group)
 
-    def variant(self, group: Group) -> tuple[Any, ...]:
+    def structure(self, group: Group) -> tuple[Any, ...]:
         """Returns the backbone's structure in this group: the static options that change the meaning of the state.
 
         After a change of these, the direction of the last step does not follow from the state.

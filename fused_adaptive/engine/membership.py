@@ -29,7 +29,7 @@ class Membership(NamedTuple):
     """Policies of a tensor, and structure of its backbone, for which its state was made."""
 
     policies: tuple[Policy, ...]
-    variant: tuple[Any, ...]
+    structure: tuple[Any, ...]
 
 
 #: Memberships of tensors whose state was complete. They hold no state, so that state dropped by the user is freed.
@@ -43,13 +43,13 @@ def memberships_of(params: Iterable[Tensor], views: Iterable[ParamView]) -> Memb
         params: the optimizer's parameters. Views may hold this rank's parts of them.
         views: their views, in the same order.
     """
-    return {p: Membership(s.policies, s.backbone.variant(s.group)) for p, s in zip(params, views, strict=True)}
+    return {p: Membership(s.policies, s.backbone.structure(s.group)) for p, s in zip(params, views, strict=True)}
 
 
 def memberships_of_groups(backbone: Backbone, groups: Groups, states: Mapping[Tensor, Any]) -> Memberships:
     """Returns the memberships that the groups define for the tensors that have state."""
     with_state = [(p, group) for group in groups for p in group["params"] if states.get(p)]
-    return {p: Membership(from_plain(group["policy"]), backbone.variant(group)) for p, group in with_state}
+    return {p: Membership(from_plain(group["policy"]), backbone.structure(group)) for p, group in with_state}
 
 
 def by_policy(views: Iterable[ParamView]) -> Members:
@@ -92,7 +92,7 @@ def join(
         count = partial(_calls_of, policy, groups, calls)
         _join_policy(policy, members, known, created, count)
     for view in views:
-        if id(view) in known and known[id(view)].variant != view.backbone.variant(view.group):
+        if id(view) in known and known[id(view)].structure != view.backbone.structure(view.group):
             for policy in view.policies:
                 policy.reset_direction(view)
 

@@ -25,7 +25,7 @@ class AdaBeliefBackbone(MomentBackbone):
         spec = {"step": step_spec(), "exp_avg": ELEMENTS, "exp_avg_var": ELEMENTS}
         return spec | {"max_exp_avg_var": ELEMENTS} if group["amsgrad"] else spec
 
-    def variant(self, group: Group) -> tuple[Any, ...]:
+    def structure(self, group: Group) -> tuple[Any, ...]:
         return group["amsgrad"], group["rectify"]
 
     def update_second_moment(self, grad: Tensor, beta2: float, state: State, group: Group) -> None:

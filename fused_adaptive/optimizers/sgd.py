@@ -27,7 +27,7 @@ class SGDBackbone(Backbone):
         # The first ĝ itself becomes the buffer, so the update creates it.
         return {"momentum_buffer": StateSpec(optional=True)} if group["momentum"] != 0 else {}
 
-    def variant(self, group: Group) -> tuple[Any, ...]:
+    def structure(self, group: Group) -> tuple[Any, ...]:
         return bool(group["momentum"] != 0), group["nesterov"]
 
     def update(self, grad: Tensor, state: State, group: Group) -> Direction:
