@@ -39,7 +39,7 @@ demo: $(BUILT)
 
 # Steps against those of other packages, which are installed without what they need: torch and numpy are here.
 bench: $(BUILT) $(RIVALS)
-	$(PY) -m bench.run $(ARGS)
+	$(PY) -m bench.step.run $(ARGS)
 
 $(VENV)/.fused_adaptive-rivals: $(READY)
 	$(PY) -m pip install --no-deps -c constraints.txt torch-optimi pytorch_optimizer

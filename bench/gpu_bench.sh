@@ -4,4 +4,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-exec "${PYTHON:-python3}" -m bench.gpu_bench "${1:?say which run: 1 or 2}" --out "${OUT:-build/gpu_bench}"
+exec "${PYTHON:-python3}" -m bench.gpu.bench "${1:?say which run: 1 or 2}" --out "${OUT:-build/gpu_bench}"

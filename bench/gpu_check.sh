@@ -5,4 +5,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-exec "${PYTHON:-python3}" -m bench.gpu_check "${1:?say which call: 1 or 2}" --out "${OUT:-build/gpu_check}"
+exec "${PYTHON:-python3}" -m bench.gpu.check "${1:?say which call: 1 or 2}" --out "${OUT:-build/gpu_check}"

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 import fused_adaptive as fa
-from fused_adaptive import _extension
+from fused_adaptive.core import library
 
 RIVALS = ("torch-optimi", "pytorch_optimizer", "flashoptim", "bitsandbytes", "triton")
 
 
 def describe(device: torch.device, threads: int) -> dict[str, Any]:
     """Machine, versions, commit, and the instruction set or GPU that the kernels ran on."""
-    native = not _extension.why_not()
+    native = not library.why_not()
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "driver": driver() if device.type == "cuda" else None,

@@ -1,12 +1,8 @@
 """Drop-in ``torch.optim`` optimizers whose learning rates can adapt: backbones times learning-rate policies."""
 
 from . import backends
-from .controllers import AALR, ASLR, lr_range_test
-from .grouping import param_groups
-from .intervals import steps_per_epoch
-from .masters import export_fp32, import_fp32
-from .optimizer import AdaptiveOptimizer
-from .optimizers import (
+from .core.masters import export_fp32, import_fp32
+from .optimizers.adam import (
     SGD,
     ActiveAdaBelief,
     ActiveAdam,
@@ -19,9 +15,13 @@ from .optimizers import (
     AdamW,
     RAdam,
 )
+from .optimizers.base import AdaptiveOptimizer
 from .policies import ActiveLR, FixedLR, Hypergradient, Policy, TrainableLR
-from .rate_logging import RateLogger, log_learning_rates
-from .release import GradientRelease, release_gradients
+from .schedules import AALR, ASLR, lr_range_test
+from .training.intervals import steps_per_epoch
+from .training.logging import RateLogger, log_learning_rates
+from .training.param_groups import param_groups
+from .training.release import GradientRelease, release_gradients
 
 __version__ = "0.1.0"
 

@@ -8,7 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from . import __version__, _extension, backends
+from . import __version__, backends
+from .core import library
 
 
 def report() -> str:
@@ -39,7 +40,7 @@ def report() -> str:
 
 def _native_library() -> list[str]:
     """What was built, for which architectures, and what was left out and why."""
-    built, reason = _extension.built(), _extension.why_not()
+    built, reason = library.built(), library.why_not()
     lines = [f"native library  {f'not loaded: {reason}' if reason else 'loaded'}"]
     if built.get("cpu"):
         lines.append(f"  built         CPU kernels{', CUDA kernels for ' + built['cuda'] if built.get('cuda') else ''}")

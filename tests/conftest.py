@@ -5,7 +5,7 @@ import torch
 
 from fused_adaptive import backends
 
-from . import recording
+from .common import recording
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@
 
     python -m tests.environments                       # those of ENVIRONMENTS: gigabytes and a quarter of an hour each
     python -m tests.environments python3.12=2.11.0     # this one; the others' results stay
-    python -m tests.environments python3.13=newest -- tests/test_compile.py    # tries these tests, records nothing
+    python -m tests.environments python3.13=newest -- tests/engine    # tries these tests, records nothing
     python -m tests.environments --table               # the table alone, from the results that are there
 
 Each is made in ``build/environments`` from the working tree's files, and deleted before the next. A wheel that the

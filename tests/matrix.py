@@ -10,7 +10,7 @@ A test says which feature it holds by a marker::
 A test with a parameter ``backend`` needs no ``backend=``; with the marker ``gpu``, "native" is "native-cuda". Then::
 
     python -m tests.matrix                # runs the marked tests, writes docs/matrix.json and README's table
-    python -m tests.matrix tests/test_release.py …   # runs the marked tests of these files; the other results stay
+    python -m tests.matrix tests/training …   # runs the marked tests of these files; the other results stay
     python -m tests.matrix --only PART …  # those of the features whose names contain one of these, likewise
     python -m tests.matrix --table        # the table alone, from the results that are there
 """

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..results import save_runs
+from ..step.results import save_runs
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

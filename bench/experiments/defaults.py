@@ -26,7 +26,7 @@ from torch.nn import functional
 import fused_adaptive as fa
 
 from ..machine import circumstances
-from ..results import fill, save_runs
+from ..step.results import fill, save_runs
 from .increments import ROOT, SEEDS
 from .runner import Run, run_all
 from .tasks import TASKS, Data, fit

@@ -24,9 +24,9 @@ from torch import Tensor
 
 import fused_adaptive as fa
 
-from .. import controllers_fetch
 from ..machine import circumstances
-from ..results import fill, save_runs
+from ..schedules import fetch
+from ..step.results import fill, save_runs
 from .runner import Run, run_all
 from .tasks import TASKS, fit
 
@@ -200,7 +200,7 @@ def chosen(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def measure(families: Sequence[str], workers: int | None) -> dict[str, Any]:
-    controllers_fetch.fetch()
+    fetch.fetch()
     began = time.perf_counter()
     runs: list[Run] = []
     for family in families:

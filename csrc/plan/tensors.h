@@ -29,7 +29,7 @@ template <class... Parts>
   throw std::runtime_error(message.str());
 }
 
-// All that fused_adaptive/declarations.py declares, as text. Operators take places in these tables for names: torch's
+// All that fused_adaptive/core/declarations.py declares, as text. Operators take places in these tables for names: torch's
 // stable interface does not free strings among their arguments.
 std::string declarations();
 

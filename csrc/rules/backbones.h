@@ -1,5 +1,5 @@
 // The backbones: how a gradient moves the moments and becomes a direction u. The one native definition: the CPU loops
-// and the CUDA kernels include it. The torch definition, which is its oracle, is fused_adaptive/backbones.py.
+// and the CUDA kernels include it. The torch definition, which is its oracle, is fused_adaptive/core/backbone.py.
 //
 // A backbone is a struct with
 //   kStates                      how many arrays of state it has; the order is that of declarations.py's STATE_NAMES

@@ -1,4 +1,4 @@
-// ASLR's draws: in each step one rate a tensor. fused_adaptive/controllers/draws.py has the torch definition.
+// ASLR's draws: in each step one rate a tensor. fused_adaptive/core/rate_noise.py has the torch definition.
 #pragma once
 
 #include "philox.h"

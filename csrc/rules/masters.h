@@ -1,5 +1,5 @@
 // What is between a step's float and a bfloat16 parameter that has more to it: the float32 master in two halves, and
-// stochastic rounding. The torch definition, which is its oracle, is fused_adaptive/masters.py.
+// stochastic rounding. The torch definition, which is its oracle, is fused_adaptive/core/masters.py.
 #pragma once
 
 #include "philox.h"

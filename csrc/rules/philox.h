@@ -1,5 +1,5 @@
 // The counter-based generator of stochastic rounding and of ASLR's draws: no state, the same everywhere. The torch
-// definition, which is its oracle, is fused_adaptive/controllers/philox.py.
+// definition, which is its oracle, is fused_adaptive/core/philox.py.
 #pragma once
 
 #include "portable.h"

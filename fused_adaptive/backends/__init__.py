@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from ..warning import warn
+from ..core.warning import warn
 
 if TYPE_CHECKING:
-    from ..controllers.draws import RateDraw
-    from ..gather import Gathered
+    from ..core.rate_noise import RateDraw
+    from ..engine.views import Gathered
     from ..policies import Policy
 
 #: All backends, in the order in which "auto" tries them.

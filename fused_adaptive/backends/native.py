@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .. import _extension, declarations, python_calls
-from ..declarations import ROLES, STRUCTURES
-from ..distributed import RowSums
-from ..slot import Slot
+from ..core import declarations, library, python_calls
+from ..core.declarations import ROLES, STRUCTURES
+from ..core.shards import RowSums
+from ..core.view import Slot
 from . import reference
 from .plans import POLICIES, GroupNumbers, dense_copies, gather_state, parked_members, parts, ready
 from .plans import conform as _conform
@@ -29,8 +29,8 @@ from .plans import structure as _structure
 from .written import Written
 
 if TYPE_CHECKING:
-    from ..controllers.draws import RateDraw
-    from ..gather import Gathered
+    from ..core.rate_noise import RateDraw
+    from ..engine.views import Gathered
 
 name = "native"
 supports_masters = True
@@ -39,13 +39,13 @@ policies = POLICIES
 
 def why_not(devices: Iterable[torch.device]) -> str:
     """Why this backend cannot run on these devices, and what to do; "" if it can."""
-    reason = _extension.why_not()
+    reason = library.why_not()
     if reason:
         return reason
     for device in devices:
-        if device.type == "cuda" and not _extension.has_cuda():
-            left_out = _extension.built().get("left_out", {}).get("cuda", "it was built for the CPU only")
-            return f"the native library has no CUDA kernels: {left_out}; then {_extension.REBUILD}"
+        if device.type == "cuda" and not library.has_cuda():
+            left_out = library.built().get("left_out", {}).get("cuda", "it was built for the CPU only")
+            return f"the native library has no CUDA kernels: {left_out}; then {library.REBUILD}"
         if device.type not in ("cpu", "cuda") or (device.type == "cuda" and torch.version.hip):
             return f"there are native kernels for the CPU and for NVIDIA GPUs, not for {device.type}"
         if device.type == "cuda" and (reason := _why_not_on(device.index)):
@@ -60,10 +60,10 @@ def _why_not_on(index: int | None) -> str:
     if not why:
         return ""
     own = ".".join(map(str, torch.cuda.get_device_capability(index)))
-    built = _extension.built().get("cuda")
+    built = library.built().get("cuda")
     return (
         f"the native library has CUDA kernels for {built}, and none that run on cuda:{index}, of compute capability "
-        f"{own} ({why}); with TORCH_CUDA_ARCH_LIST={own} in the environment, {_extension.REBUILD}"
+        f"{own} ({why}); with TORCH_CUDA_ARCH_LIST={own} in the environment, {library.REBUILD}"
     )
 
 
@@ -99,7 +99,7 @@ def end_interval(gathered: Gathered) -> None:
 
 def register_fakes() -> None:
     """Tells torch.compile that ``torch.ops.fused_adaptive.step`` writes what its schema says and returns nothing."""
-    _extension.load()
+    library.load()
     torch.library.register_fake("fused_adaptive::step", lambda *_, **__: None, allow_override=True)
 
 

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ..backbones import Backbone
-from ..checkpoint import specs
-from ..declarations import READINESS, SOURCES, Rule, role_of
+from ..core.backbone import Backbone
+from ..core.declarations import READINESS, SOURCES, Rule, role_of
+from ..core.state import state_dtype
+from ..core.view import Slot, has_rate, numbers_of, reference_rate
+from ..core.warning import warn
+from ..engine.checkpoint import specs
 from ..policies import ActiveLR, FixedLR, Hypergradient, Policy, TrainableLR
-from ..slot import Slot, has_rate, numbers_of, reference_rate
-from ..state import state_dtype
-from ..warning import warn
 from . import reference
 
 if TYPE_CHECKING:
-    from ..gather import Gathered
+    from ..engine.views import Gathered
 
 #: The policies that kernels know.
 POLICIES = (FixedLR, ActiveLR, TrainableLR, Hypergradient)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .. import masters
-from ..slot import Slot, applied, numbers_of
+from ..core import masters
+from ..core.view import Slot, applied, numbers_of
 
 if TYPE_CHECKING:
-    from ..controllers.draws import RateDraw
-    from ..gather import Gathered
+    from ..core.rate_noise import RateDraw
+    from ..engine.views import Gathered
 
 name = "reference"
 supports_masters = True

@@ -1,5 +1,5 @@
 """Callbacks for trainers, one module each: ``transformers`` and ``lightning``. The package itself imports neither."""
 
-from ..handles import unwrap
+from ..engine.handles import unwrap
 
 __all__ = ["unwrap"]

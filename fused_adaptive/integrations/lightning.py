@@ -7,8 +7,8 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback  # pyright: ignore[reportMissingImports]
 
-from ..controllers import AALR, ASLR
-from ..optimizer import AdaptiveOptimizer
+from ..optimizers.base import AdaptiveOptimizer
+from ..schedules import AALR, ASLR
 
 
 class EndIntervalCallback(Callback):

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers.trainer_callback import TrainerCallback  # pyright: ignore[reportMissingImports]
 
-from ..controllers import AALR, ASLR
+from ..schedules import AALR, ASLR
 from . import unwrap
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..backbones import Backbone, Group
+from ..core.backbone import Backbone, Group
 from .active import ActiveLR
 from .base import FixedLR, Policy, ScalarPolicy
 from .hypergradient import Hypergradient

@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..backbones import Backbone, Group
-from ..slot import Slot, applied
-from ..state import COUNTER, ELEMENTS, State, StateSpec
+from ..core.backbone import Backbone, Group
+from ..core.state import COUNTER, ELEMENTS, State, StateSpec
+from ..core.view import Slot, applied
 from .base import REQUIRED, Policy, check_bounds, check_interval, check_number, set_field
 
 #: ``high`` where a scalar policy owns the scale of the rate, in a tuple with TrainableLR.

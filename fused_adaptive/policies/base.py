@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..backbones import Backbone, Direction, Group
-from ..plain import plain, plain_number
-from ..slot import Slot
-from ..state import State, StateSpec
+from ..core.backbone import Backbone, Direction, Group
+from ..core.plain import plain, plain_number
+from ..core.state import State, StateSpec
+from ..core.view import Slot
 
 
 class Policy:

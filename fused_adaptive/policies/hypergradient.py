@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..backbones import Backbone, Direction, Group
-from ..distributed import whole_products
-from ..slot import Slot, applied, inner_product
-from ..state import COUNTER, ELEMENTS, GAIN, StateSpec
+from ..core.backbone import Backbone, Direction, Group
+from ..core.shards import whole_products
+from ..core.state import COUNTER, ELEMENTS, GAIN, StateSpec
+from ..core.view import Slot, applied, inner_product
 from .base import ScalarPolicy, check_granularity, check_number, set_field
 
 

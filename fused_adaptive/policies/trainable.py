@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from ..backbones import Backbone, Group
-from ..distributed import whole_products
-from ..plain import plain_flag
-from ..slot import Slot, applied, inner_product
-from ..state import COUNTER, ELEMENTS, GAIN, SUM, StateSpec
+from ..core.backbone import Backbone, Group
+from ..core.plain import plain_flag
+from ..core.shards import whole_products
+from ..core.state import COUNTER, ELEMENTS, GAIN, SUM, StateSpec
+from ..core.view import Slot, applied, inner_product
 from .base import (
     REQUIRED,
     Policy,

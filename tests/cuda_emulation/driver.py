@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 import fused_adaptive as fa
-from fused_adaptive import declarations, gather, reference_rates
 from fused_adaptive.backends import plans
-from fused_adaptive.checkpoint import specs
+from fused_adaptive.core import declarations
+from fused_adaptive.core.view import numbers_of, reference_rate
+from fused_adaptive.engine import reference_rates, views
+from fused_adaptive.engine.checkpoint import specs
 from fused_adaptive.policies import ActiveLR, Hypergradient, TrainableLR, from_plain
-from fused_adaptive.slot import numbers_of, reference_rate
 
 from . import build
 
@@ -96,7 +97,7 @@ class Emulated:
         self._check(self.lib.emulation_end_interval(self._plan, self._hypers()))
 
     def _hypers(self) -> Any:
-        scales = gather.scale_groups(self.groups)
+        scales = views.scale_groups(self.groups)
         numbers = [
             number
             for group in self.groups

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch.utils import cpp_extension
 
-from fused_adaptive import __version__, _extension
+from fused_adaptive import __version__
 from fused_adaptive.backends import native, plans
+from fused_adaptive.core import library as native_library
 
-from .. import recording
+from ..common import recording
 from . import build
 
 #: On the CPU too, the executor is that of CUDA.
@@ -49,7 +50,7 @@ def library() -> Path:
 def pytest_configure() -> None:
     torch.ops.load_library(str(library()))
     recording.emulated["native"] = ctypes.CDLL(str(library()))
-    assert _extension.why_not() == "", "the library that is loaded is taken for the installed one"
+    assert native_library.why_not() == "", "the library that is loaded is taken for the installed one"
     # Counters that a GPU would keep are kept where a GPU would.
     native._on_device = lambda slot: bool(slot.group.get("capturable") or slot.group.get("fused"))
     plans._lr_on = lambda device, lr: lr if isinstance(lr, torch.Tensor) else None

@@ -32,7 +32,7 @@ Patch = tuple[str, str, str]
 
 @cache
 def nvcc() -> str | None:
-    from ..test_cuda_machine_code import find
+    from ..backends.test_cuda_machine_code import find
 
     return find("nvcc")
 

@@ -1,4 +1,4 @@
-"""The Triton backend's compiled kernels on the CPU: tests/test_ptx_triton.py runs this, with triton_driver.py."""
+"""The Triton backend's compiled kernels on the CPU: tests/ptx/test_triton.py runs this, with triton_driver.py."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from fused_adaptive.backends.triton import fields
 from fused_adaptive.backends.triton import tables as triton_tables
 from fused_adaptive.backends.triton.uploads import Uploader
 
-from ..cases import Case, Gradients
-from ..triton_aot.variants import Variant, variants
-from ..triton_cases import PAIRS, differing, params_of, worst
+from ..common.cases import Case, Gradients
+from ..triton_backend.aot.variants import Variant, variants
+from ..triton_backend.kernel_cases import PAIRS, differing, params_of, worst
 from . import load
 from . import triton_driver as driver
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from ..plans import POLICIES
 
 if TYPE_CHECKING:
-    from ...controllers.draws import RateDraw
-    from ...gather import Gathered
+    from ...core.rate_noise import RateDraw
+    from ...engine.views import Gathered
 
 name = "triton"
 policies = POLICIES

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ...declarations import ROLES
+from ...core.declarations import ROLES
 from ...policies import ActiveLR, Hypergradient, Policy, TrainableLR
 
 #: The roles that are counts: on the host, or on the device where the group is capturable or fused.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from ...declarations import POLICIES, ROLES, SOURCES, Hyper, Rule
+from ...core.declarations import POLICIES, ROLES, SOURCES, Hyper, Rule
 
 
 def _column(role: str) -> tl.constexpr:

@@ -12,8 +12,8 @@ from . import is_interpreted
 from .plan import Plan, on_device
 
 if TYPE_CHECKING:
-    from ...controllers.draws import RateDraw
-    from ...gather import Gathered
+    from ...core.rate_noise import RateDraw
+    from ...engine.views import Gathered
 
 
 def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None, draw: RateDraw | None) -> None:

@@ -1,6 +1,6 @@
 """The backbones in Triton: how a gradient moves the moments and becomes a direction ``u``, and what else is arithmetic.
 
-Once for every GPU. The torch form, which is its oracle, is :mod:`fused_adaptive.backbones`; the native one is
+Once for every GPU. The torch form, which is its oracle, is :mod:`fused_adaptive.core.backbone`; the native one is
 in ``csrc/rules``, and every operation here is in the order it has there, so that where the arithmetic is that of
 IEEE 754 the bits are the same. Kernels are compiled without contraction to fused multiply-adds.
 

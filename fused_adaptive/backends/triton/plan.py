@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...declarations import ROLES
+from ...core.declarations import ROLES
+from ...core.state import state_dtype
+from ...core.view import Slot
 from ...policies import Hypergradient, Policy, TrainableLR
-from ...slot import Slot
-from ...state import state_dtype
 from .. import plans
 from ..written import Written
 from . import is_interpreted
@@ -37,7 +37,7 @@ from .tables import SOURCES, STORED, Tables, Unit
 from .uploads import Uploader
 
 if TYPE_CHECKING:
-    from ...gather import Gathered
+    from ...engine.views import Gathered
 
 
 def on_device(slot: Slot) -> bool:

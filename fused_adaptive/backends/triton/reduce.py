@@ -1,8 +1,9 @@
 """Inner products over tensors, and what comes of them: gains.
 
-Sums are added in the order of ``csrc/rules/gain.h``, whatever the device and the layout of threads: element ``e`` of a chunk goes to the float64 sum ``e mod 1024``, in ascending order; neighbouring sums are added pairwise by fours,
-then by halves; then a tensor's chunks, by groups of 256, in ascending order; then the tensors. So the bits are those
-of the native backend.
+Sums are added in the order of ``csrc/rules/gain.h``, whatever the device and the layout of threads: element ``e`` of a
+chunk goes to the float64 sum ``e mod 1024``, in ascending order; neighbouring sums are added pairwise by fours, then by
+halves; then a tensor's chunks, by groups of 256, in ascending order; then the tensors. So the bits are those of the
+native backend.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false

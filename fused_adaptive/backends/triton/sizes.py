@@ -50,7 +50,7 @@ def sizes_of(dtype: torch.dtype, device: torch.device) -> Sizes:
 
 
 #: Registers a thread on NVIDIA, by bytes of a parameter: up to seven arrays, and more. Found by looking at what the
-#: compiler makes of each kernel (tests/test_triton_machine_code.py). 64 keep four programs of float32 on a
+#: compiler makes of each kernel (tests/triton/test_machine_code.py). 64 keep four programs of float32 on a
 #: multiprocessor; with eight arrays, three should do: what fills the memory's pipe is the bytes on their way.
 REGISTERS = {2: (128, 128), 4: (64, 80), 8: (128, 168)}
 

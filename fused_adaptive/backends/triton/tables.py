@@ -11,10 +11,10 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from ... import declarations
-from ...declarations import ROLES
+from ...core import declarations
+from ...core.declarations import ROLES
+from ...core.view import CHUNK, Slot
 from ...policies import ActiveLR, Hypergradient, Policy, TrainableLR
-from ...slot import CHUNK, Slot
 from .. import plans
 from . import fields, math
 from .counts import COUNTERS

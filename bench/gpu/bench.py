@@ -1,0 +1,90 @@
+"""The two runs of ``bench/gpu_bench.sh``: build for this GPU, then one half of the set, whatever fits into the time.
+
+``python -m bench.gpu.bench merge 1.json 2.json run_gpu.json`` makes one file of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..step import results
+from .check import Step, run
+
+NO_GPU = "no GPU: torch finds none here, so nothing was measured"
+#: What is kept back for a case that is under way when the time is up.
+RESERVE = 45
+
+
+def command(part: int, seconds: float, output: Path) -> tuple[str, ...]:
+    """The call of ``bench.step.run`` that begins no case after ``seconds``."""
+    limits = ("--seconds", "4", "--minutes", f"{seconds / 60:.2f}")
+    return (
+        sys.executable,
+        "-m",
+        "bench.step.run",
+        "--device",
+        "cuda",
+        "--part",
+        str(part),
+        *limits,
+        "--output",
+        str(output),
+    )
+
+
+def measure(part: int, out: Path, minutes: float) -> int:
+    if not torch.cuda.is_available():
+        print(f"gpu_bench: {NO_GPU}")
+        return 0
+    end = time.monotonic() + 60 * minutes
+    out.mkdir(parents=True, exist_ok=True)
+    major, minor = torch.cuda.get_device_capability()
+    os.environ |= {"TORCH_CUDA_ARCH_LIST": f"{major}.{minor}", "FUSED_ADAPTIVE_REQUIRE_EXT": "1"}
+    built = run(Step("build", (sys.executable, "setup.py", "build_ext", "--inplace"), 240), out, end - time.monotonic())
+    print(f"build: {built['outcome']} in {built.get('seconds', 0)} s", flush=True)
+    if built["outcome"] != "passed":
+        print(built.get("end", built.get("why")))
+        return 1
+    left, path = end - time.monotonic(), out / f"run_gpu_{part}.json"  # bench.run writes it from its start on
+    measured = run(Step(f"bench_{part}", command(part, left - RESERVE, path), 600), out, left)
+    print(f"bench: {measured['outcome']}\n{measured.get('end', '')}")
+    return 0 if path.exists() and measured["outcome"] in ("passed", "timed out") else 1
+
+
+def merge(first: Path, second: Path, to: Path) -> int:
+    """Both halves in one file.
+
+    Raises:
+        ValueError: if they are of different GPUs or of different code.
+    """
+    one, two = results.load(first), results.load(second)
+    for key in ("device", "torch", "commit"):
+        if one["machine"][key] != two["machine"][key]:
+            raise ValueError(f"{first} and {second} differ in {key}: {one['machine'][key]}, {two['machine'][key]}")
+    lists = {key: one[key] + two[key] for key in ("cases", "growth", "end_to_end")}
+    results.save(one | lists, to)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["merge"]:
+        first, second, to = map(Path, argv[1:])
+        return merge(first, second, to)
+    parser = argparse.ArgumentParser(prog="bench/gpu_bench.sh", description=__doc__)
+    parser.add_argument("part", type=int, choices=(1, 2))
+    parser.add_argument("--out", type=Path, default=Path("build/gpu_bench"))
+    parser.add_argument("--minutes", type=float, default=7.8, help="limit on the whole (default: %(default)s)")
+    options = parser.parse_args(argv)
+    return measure(options.part, options.out, options.minutes)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,338 @@
+"""Timing contenders side by side: they take turns, step by step, in one process, over tensors of their own."""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..machine import available_memory, cache_bytes
+from .algorithms import INTERVAL
+from .ceilings import bandwidth_bytes
+from .profiling import count_launches, state_bytes, update_clock
+from .rivals import Contender, Steps, Unavailable
+from .shapes import ShapeList
+
+#: With more tensors the host is what takes time, and whether data is in a cache makes no difference.
+MOST_TENSORS_COLD = 1000
+#: Sets of tensors that take turns so that none is in a cache; where more were needed, the host is what takes time.
+MOST_COPIES = 100
+WARM_UP = 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured of one case.
+
+    Args:
+        samples: of each contender, at most.
+        least: samples of a slow contender, at least; seconds come second.
+        least_of_main: the same for ours, torch's fused optimizer and the ceilings, which ratios are taken of.
+        seconds: to spend on samples, shared by the contenders.
+        profile: count the launches of a step.
+    """
+
+    samples: int = 100
+    least: int = 5
+    least_of_main: int = 30
+    seconds: float = 20.0
+    profile: bool = True
+
+
+@dataclass
+class Entry:
+    """A contender at work.
+
+    ``replicas`` are what takes turns step by step, each over tensors of its own: one, or enough of them to push each
+    other out of the caches.
+    """
+
+    contender: Contender
+    numel: int
+    dtype: torch.dtype
+    device: torch.device
+    params: list[list[Tensor]] = field(default_factory=list)
+    replicas: list[Steps] = field(default_factory=list)
+    why_not: str = ""
+    warm_up: float = 0.0
+    steps: int = 0
+    seconds: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+    host: list[float] = field(default_factory=list)
+    launches: int | None = None
+    state: float | None = None
+
+    @property
+    def needs_grads(self) -> bool:
+        return self.contender.family != "ceiling"
+
+    def set_up(self, originals: Sequence[Tensor], copies: int, grads: Sequence[Sequence[Tensor]]) -> None:
+        """Makes the contender over copies of these parameters. An error becomes the reason why it does not run."""
+        try:
+            for _ in range(copies):
+                params = [like(t).requires_grad_() for t in originals] if self.needs_grads else list(originals)
+                self.params.append(params)
+                self.give(grads)
+                self.replicas.append(self.contender.build(params))
+        except Exception as error:
+            self.drop(error)
+
+    def drop(self, error: Exception | str) -> None:
+        """Takes no further part."""
+        if isinstance(error, (str, Unavailable)):
+            self.why_not = str(error)
+        elif isinstance(error, torch.OutOfMemoryError):
+            self.why_not = "not enough memory"
+        else:
+            first = (str(error).strip() or "no message").splitlines()[0]
+            self.why_not = f"{type(error).__name__}: {first[:200]}"
+        self.params, self.replicas = [], []
+
+    def give(self, grads: Sequence[Sequence[Tensor]]) -> None:
+        """Fresh gradients to every replica: other tensors, at other addresses, than in its last step."""
+        if not self.needs_grads:
+            return
+        for i, params in enumerate(self.params):
+            chosen = grads[(self.steps + i) % len(grads)]
+            for p, g in zip(params, chosen, strict=True):
+                p.grad = g
+
+    def step(self, grads: Sequence[Sequence[Tensor]]) -> None:
+        """A step that is not timed."""
+        i = self.steps % len(self.replicas)
+        self._give_one(i, grads)
+        self.replicas[i].step()
+        self.steps += 1
+
+    def _give_one(self, i: int, grads: Sequence[Sequence[Tensor]]) -> None:
+        if self.needs_grads:
+            for p, g in zip(self.params[i], grads[self.steps % len(grads)], strict=True):
+                p.grad = g
+
+    def warm(self, grads: Sequence[Sequence[Tensor]], limit: float) -> None:
+        """At least one interval's end and two steps of each replica; 20 steps where they are not slow."""
+        begin = time.perf_counter()
+        least = max(INTERVAL + 1 if self.contender.algorithm.policy != "fixed" else 3, 2 * len(self.replicas))
+        if not self.needs_grads:
+            least = 2 * len(self.replicas)
+        try:
+            while self.steps < max(WARM_UP, least) and (self.steps < least or time.perf_counter() - begin < limit):
+                self.step(grads)
+            synchronize(self.device)
+        except Exception as error:
+            self.drop(error)
+        self.warm_up = time.perf_counter() - begin
+
+    def turn(self, grads: Sequence[Sequence[Tensor]], keep_warm: bool) -> None:
+        """One sample."""
+        for _ in range(2 * keep_warm):  # both sets of gradients
+            self.step(grads)
+        if self.device.type == "cuda":
+            self._time_device(grads)
+            for _ in range(2 * keep_warm):
+                self.step(grads)
+        i = self.steps % len(self.replicas)
+        self._give_one(i, grads)
+        replica = self.replicas[i]
+        synchronize(self.device)
+        in_updates = update_clock.seconds
+        begin = time.perf_counter()
+        replica.step()
+        returned = time.perf_counter()
+        in_updates = update_clock.seconds - in_updates
+        synchronize(self.device)
+        end = time.perf_counter()
+        self.steps += 1
+        if self.device.type == "cuda":
+            self.host.append(returned - begin)
+            self.wall.append(end - begin)
+        else:
+            self.seconds.append(end - begin)
+            if in_updates > 0:
+                self.host.append(end - begin - in_updates)
+
+    def _time_device(self, grads: Sequence[Sequence[Tensor]]) -> None:
+        i = self.steps % len(self.replicas)
+        self._give_one(i, grads)
+        self.seconds.append(device_seconds(self.replicas[i].step, 1.5 * self.host[-1] if self.host else 0.002))
+        self.steps += 1
+
+    def row(self) -> dict[str, Any]:
+        c = self.contender
+        bandwidth = c.name in ("copy", "triad")
+        return {
+            "name": c.name,
+            "family": c.family,
+            "policy": "" if bandwidth else c.algorithm.policy,
+            "algorithm": "" if bandwidth else str(c.algorithm),
+            "why_not": self.why_not,
+            "bytes": bandwidth_bytes(c.name, self.device)
+            if bandwidth
+            else c.algorithm.streams.bytes(self.dtype) * c.elements(self.numel),
+            "numel": 0 if bandwidth else c.elements(self.numel),
+            "warm_up": round(self.warm_up, 3),
+            "launches": self.launches,
+            "state_bytes": self.state,
+            "seconds": [rounded(s) for s in self.seconds],
+            "wall": [rounded(s) for s in self.wall],
+            "host": [rounded(s) for s in self.host],
+        }
+
+
+def device_seconds(launch: Callable[[], Any], ahead: float = 0.002) -> float:
+    """Device time alone: the stream is kept busy until the host has launched everything.
+
+    Args:
+        launch: is called once.
+        ahead: the host's time for it, in seconds; at most 0.05 are waited for.
+    """
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(int((min(0.05, ahead) + 1e-4) * 2e9))  # cycles of a clock of at most 2 GHz
+    begin.record()
+    launch()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def run_case(
+    contenders: Sequence[Contender],
+    shapes: ShapeList,
+    dtype: torch.dtype,
+    device: torch.device,
+    plan: Plan,
+    say: Callable[[str], None] = lambda _: None,
+    caches: bool = True,
+) -> list[dict[str, Any]]:
+    """Measures all of them on one list of shapes.
+
+    Args:
+        caches: measure what fits into a cache both cold and warm.
+
+    Returns:
+        A dict for each of ``contenders`` and each state of the caches, see ``docs/benchmarks.md``.
+    """
+    working_set = shapes.numel * max(c.algorithm.streams.bytes(dtype) for c in contenders)
+    threshold = 500e6 if device.type == "cuda" else 3 * cache_bytes(device)
+    if working_set >= threshold or len(shapes.shapes) > MOST_TENSORS_COLD or not caches:
+        states = {"large" if working_set >= threshold else "as it comes": 1}
+    else:
+        smallest = shapes.numel * min(c.algorithm.streams.bytes(dtype) for c in contenders)
+        copies = math.ceil(3 * cache_bytes(device) / smallest) + 1
+        states = {"cold": copies, "warm": 1} if copies <= MOST_COPIES else {"as it comes": 1}
+    rows = []
+    for cache, copies in states.items():
+        found = _run(contenders, shapes, dtype, device, plan, copies, cache == "warm", say)
+        rows += [{"cache": cache, **row} for row in found]
+    return rows
+
+
+def _run(
+    contenders: Sequence[Contender],
+    shapes: ShapeList,
+    dtype: torch.dtype,
+    device: torch.device,
+    plan: Plan,
+    copies: int,
+    keep_warm: bool,
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    left = 0.9 * available_memory(device)
+    element = shapes.numel * dtype.itemsize
+    sets = max(copies, 2) if max(copies, 2) * element < 0.15 * left else 1
+    entries = [Entry(c, shapes.numel, dtype, device) for c in contenders]
+    left -= sets * element
+    grads = [shapes.tensors(device, dtype) for _ in range(sets)] if left > 0 else []
+    for entry in entries:
+        own = 1 if entry.contender.name in ("copy", "triad") else copies
+        needed = entry.contender.bytes(dtype) * entry.contender.elements(shapes.numel) * own
+        if entry.contender.name in ("copy", "triad"):
+            needed = bandwidth_bytes(entry.contender.name, device)
+        if needed > left:
+            entry.drop(f"not enough memory: needs {needed / 1e9:.1f} GB, {max(left, 0) / 1e9:.1f} GB are left")
+        elif own > 1 and "compile" in entry.contender.name:
+            entry.drop(f"not measured cold: each of {own} sets of tensors would be compiled anew")
+        if entry.why_not:
+            say(f"{entry.contender.name}: {entry.why_not}")
+            continue
+        entry.set_up(grads[0], own, grads)
+        left -= needed if not entry.why_not else 0
+        if not entry.why_not:
+            entry.warm(grads, plan.seconds / 10)
+        say(f"{entry.contender.name}: {entry.why_not or f'warmed up in {entry.warm_up:.1f} s'}")
+    running = [e for e in entries if not e.why_not]
+    _take_turns(running, grads, plan, keep_warm)
+    for entry in running:
+        _look_at(entry, grads, plan)
+    rows = [entry.row() for entry in entries]
+    del entries, running, grads
+    gc.collect()
+    torch._dynamo.reset()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return rows
+
+
+def _take_turns(running: list[Entry], grads: Sequence[Sequence[Tensor]], plan: Plan, keep_warm: bool) -> None:
+    """Each in every round, in another order each time: who follows a slow one finds cold caches and threads asleep. Who
+    is slow has fewer turns, spread over the whole time.
+    """
+    wanted = {}
+    for entry in running:
+        begin = time.perf_counter()
+        entry.step(grads)
+        synchronize(entry.device)
+        cost = (time.perf_counter() - begin) * (2 + 4 * keep_warm if entry.device.type == "cuda" else 1 + 2 * keep_warm)
+        share = plan.seconds / len(running)
+        is_main = entry.contender.family in ("ours", "ceiling") or entry.contender.name == "torch fused"
+        least = plan.least_of_main if is_main else plan.least
+        wanted[id(entry)] = min(plan.samples, max(least, int(share / max(cost, 1e-9))))
+    rounds = max(wanted.values(), default=0)
+    turns = {id(e): {i * rounds // wanted[id(e)] for i in range(wanted[id(e)])} for e in running}
+    order = random.Random(0)
+    gc.collect()
+    gc.disable()
+    try:
+        for r in range(rounds):
+            taking_part = [entry for entry in running if r in turns[id(entry)]]
+            order.shuffle(taking_part)
+            for entry in taking_part:
+                entry.turn(grads, keep_warm)
+    finally:
+        gc.enable()
+
+
+def _look_at(entry: Entry, grads: Sequence[Sequence[Tensor]], plan: Plan) -> None:
+    """State and launches, after the samples."""
+    if not entry.needs_grads:
+        return
+    entry.state = state_bytes(entry.replicas[0], entry.numel)
+    slow = min(entry.seconds) > 1 or len(entry.params[0]) > 2500
+    if plan.profile and not slow and not (entry.device.type == "cpu" and "compile" in entry.contender.name):
+        entry.launches = count_launches(lambda: entry.step(grads), entry.device)
+
+
+def like(tensor: Tensor) -> Tensor:
+    """A copy that is as misaligned as the original, and no view where that is possible, as parameters are."""
+    offset = tensor.data_ptr() % 64 // tensor.element_size()
+    if offset == 0:
+        return tensor.clone(memory_format=torch.contiguous_format)
+    flat = torch.empty(tensor.numel() + offset, device=tensor.device, dtype=tensor.dtype)[offset:]
+    return flat.view(tensor.shape).copy_(tensor)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def rounded(seconds: float) -> float:
+    """To four digits, or 10 ns: what a timer means."""
+    return float(f"{max(seconds, 1e-8):.4g}")

@@ -1,0 +1,131 @@
+"""Tables and plots from results: ``python -m bench.step.report build/bench/run.json``; nothing in them is typed.
+
+Writes ``NAME.md`` with all tables and ``NAME_*.png`` beside ``NAME.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import results
+from .goals import LARGE, case_of, goals_table
+from .results import EXPLANATION, Record, fill
+
+GPU_RESULTS = Path(__file__).parents[1] / "results" / "run_gpu.json"
+#: What the README shows of a case.
+SHORT = ("ms", "GB/s", "÷ copy", "÷ null", "× torch fused", "× foreach composition", "× torch.compile", "state B")
+
+
+def markdown_table(body: Sequence[Sequence[str]], text_columns: int = 2) -> str:
+    """A table; rows that are short have a reason in their last cell, which the rest is left empty after."""
+    width = len(body[0])
+    lines = [list(row) + [""] * (width - len(row)) for row in body]
+    rule = ["---"] * text_columns + ["---:"] * (width - text_columns)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
+
+
+def where(record: Record) -> str:
+    """The machine, in a line."""
+    m = record["machine"]
+    name = m["device"] if m["device"] != "cpu" else f"{m['processor']}, {m['threads']} threads, {m['kernels']} kernels"
+    parts = [name, f"torch {m['torch']}", *(f"{n} {v}" for n, v in m["packages"].items())]
+    parts += [f"driver {m['driver']}"] if m.get("driver") else []
+    return f"{', '.join(parts)}; commit {(m['commit'] or 'unknown')[:12]}, load {m['load']} at the start"
+
+
+def noise(record: Record) -> str:
+    """What has to be said of a run whose samples spread too far."""
+    rows = [
+        r for c in record["cases"] for r in c["rows"] if r["seconds"] and r["family"] in ("ours", "ceiling", "torch")
+    ]
+    noisy = sum(results.summarize(r["seconds"]).is_noisy for r in rows)
+    if not rows or noisy / len(rows) <= 0.1:
+        return ""
+    return f"**Too noisy to compare: {noisy} of {len(rows)} rows spread by more than 15 % of their median.**"
+
+
+def device_of(record: Record) -> str:
+    return "cpu" if record["machine"]["device"] == "cpu" else "cuda"
+
+
+def full(record: Record) -> str:
+    """Every table."""
+    device = device_of(record)
+    parts = [
+        "# Results of `python -m bench.step.run`",
+        f"{where(record)}. Made by `python -m bench.step.report`.",
+        noise(record),
+    ]
+    parts += ["## Goals", markdown_table(_goals(record)), EXPLANATION]
+    for case in record["cases"]:
+        title = f"## {case['backbone']}, {case['shapes']}, {case['dtype']}"
+        parts.append(f"{title}\n\n{case['tensors']} tensors, {case['numel']:,} elements. {case['why_not']}".rstrip())
+        for cache in results.caches_of(case):
+            parts.append("" if cache == "large" else f"Caches: {cache}.")
+            parts.append(markdown_table(results.table(case, cache, device)))
+    if record["growth"]:
+        parts += ["## Growth", markdown_table(results.growth_table(record))]
+    if record["end_to_end"]:
+        parts += ["## End to end", markdown_table(results.end_to_end_table(record))]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _goals(record: Record) -> list[list[str]]:
+    if device_of(record) == "cuda":
+        return goals_table(None, record)
+    return goals_table(record, results.load(GPU_RESULTS) if GPU_RESULTS.exists() else None)
+
+
+def readme(record: Record, name: str) -> str:
+    """The README's block: the goals, the largest case, the plots."""
+    parts = [markdown_table(_goals(record))]
+    case = case_of(record, LARGE)
+    if case is not None:
+        body = results.table(case, results.caches_of(case)[0], device_of(record), SHORT)
+        parts += [f"AdamW and ActiveAdamW, {LARGE} parameters, float32:", markdown_table(body)]
+    if record["end_to_end"]:
+        parts += ["What it is of a training step:", markdown_table(results.end_to_end_table(record))]
+    parts += [" ".join(f"![{t}](bench/results/{name}_{key}.png)" for key, t in PLOTS.items())]
+    parts += [
+        noise(record),
+        f"{EXPLANATION} All tables: [bench/results/{name}.md](bench/results/{name}.md). {where(record)}.",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+PLOTS = {
+    "roofline": "Bytes a step against its time",
+    "sizes": "Bandwidth against size",
+    "tensors": "Time of a step against the number of tensors",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.step.report", description=__doc__)
+    parser.add_argument("results", type=Path, help="what bench.run wrote")
+    parser.add_argument(
+        "--readme", type=Path, help="fill the block between the marks run:begin and run:end of this file"
+    )
+    options = parser.parse_args(argv)
+    record = results.load(options.results)
+    stem = options.results.with_suffix("")
+    stem.with_suffix(".md").write_text(full(record), encoding="utf-8")
+    print(f"{stem}.md")
+    try:
+        from .plots import draw
+    except ImportError as error:
+        print(f"no plots: {error}")
+    else:
+        for key in PLOTS:
+            path = stem.with_name(f"{stem.name}_{key}.png")
+            draw(key, record, device_of(record), path)
+            print(path)
+    if options.readme is not None:
+        fill(options.readme, "run", readme(record, stem.name))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

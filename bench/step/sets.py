@@ -1,0 +1,83 @@
+"""Which cases are measured when nobody chooses: enough to hold every goal, within minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .algorithms import BACKBONES
+from .rivals import FAMILIES
+
+BASIC = ("ours", "torch", "composition")
+FIXED_AND_ACTIVE = ("fixed", "active")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One list of shapes with everybody who takes turns on it.
+
+    Args:
+        backbone, policies: names of :mod:`bench.step.algorithms`.
+        shapes: a name that :func:`bench.step.shapes.parse` knows.
+        dtype: of the parameters.
+        families: who takes part.
+        part: of the two runs on a GPU, which of them measures it.
+    """
+
+    backbone: str
+    policies: Sequence[str]
+    shapes: str
+    dtype: torch.dtype = torch.float32
+    families: Sequence[str] = FAMILIES
+    part: int = 1
+
+
+def default_set(device: str) -> list[Case]:
+    """In order of worth: where time runs out, the last are left out."""
+    if device == "cuda":
+        return _gpu_set()
+    every = [
+        Case("AdamW", FIXED_AND_ACTIVE, "10x5M"),
+        Case("AdamW", FIXED_AND_ACTIVE, "2000x1000", families=tuple(f for f in FAMILIES if f != "authors")),
+        Case("AdamW", FIXED_AND_ACTIVE, "resnet50"),
+    ]
+    for shapes in ("gpt2", "vit-b", "1e8", "1e5", "1e6", "1e7", "10000x64", "1000x1024", "odd", "misaligned"):
+        every.append(Case("AdamW", FIXED_AND_ACTIVE, shapes, families=BASIC if "1e" not in shapes else BASIC[:2]))
+    every += [Case("AdamW", (policy,), "7b", families=BASIC) for policy in FIXED_AND_ACTIVE]
+    return [*every, Case("AdamW", FIXED_AND_ACTIVE, "10x5M", torch.bfloat16, BASIC), *_backbones()]
+
+
+def _backbones() -> list[Case]:
+    """Every backbone and policy at one size."""
+    others = {"SGD": ("trainable", "displacement", "hypergradient"), "AdamW": ("trainable", "hypergradient")}
+    families = (*BASIC, "optimi", "pytorch_optimizer", "flashoptim")
+    cases = []
+    for backbone in BACKBONES:
+        policies = FIXED_AND_ACTIVE if backbone != "AdamW" else ("fixed",)
+        cases.append(Case(backbone, (*policies, *others.get(backbone, ())), "10x5M", families=families, part=2))
+    return cases
+
+
+def _gpu_set() -> list[Case]:
+    """First what everybody asks for, in both dtypes, against torch's fused optimizer; compiled rivals once."""
+    dtypes = (torch.float32, torch.bfloat16)
+    first = [Case("AdamW", FIXED_AND_ACTIVE, "10x5M", families=tuple(f for f in FAMILIES if f != "authors"))]
+    first.append(Case("AdamW", FIXED_AND_ACTIVE, "10x5M", torch.bfloat16, BASIC))
+    for shapes in ("gpt2", "resnet50", "10000x64", "1e8"):
+        first += [Case("AdamW", FIXED_AND_ACTIVE, shapes, dtype, BASIC[:2]) for dtype in dtypes]
+    sizes = ("1e5", "1e6", "1e7", "2000x1000", "vit-b", "1000x1024", "odd", "misaligned")
+    first += [Case("AdamW", FIXED_AND_ACTIVE, shapes, families=BASIC[:2]) for shapes in sizes]
+    # 80 GB hold each of ours with torch's fused optimizer beside it, but not all three.
+    large = [Case("AdamW", (policy,), "7b", d, BASIC[:2], 2) for d in dtypes for policy in FIXED_AND_ACTIVE]
+    large += [Case("AdamW", FIXED_AND_ACTIVE, "1e9", d, BASIC[:2], 2) for d in dtypes]
+    return [*first, *_backbones(), *large]
+
+
+#: Two lists and a few contenders: does everything work here, and roughly how fast?
+def quick_set() -> list[Case]:
+    return [
+        Case("AdamW", FIXED_AND_ACTIVE, "10x5e5", families=(*BASIC, "optimi", "pytorch_optimizer")),
+        Case("AdamW", FIXED_AND_ACTIVE, "200x1000", families=BASIC),
+    ]

@@ -1,0 +1,1 @@
+"""What everything else stands on: state, views of parameters, shards, numbers; nothing here knows a policy."""

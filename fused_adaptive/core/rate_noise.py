@@ -1,0 +1,135 @@
+"""ASLR's draws: one rate a tensor and step from our own optimizers, one a param group from foreign ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..schedules.lr import read_lrs, write_lrs
+from .philox import uniform
+
+if TYPE_CHECKING:
+    from .view import Slot
+
+
+class RateDraw:
+    """What a step needs to draw ``1 + width·(u − ½)`` for each tensor [ASLR, Eq. 10].
+
+    Args:
+        seed: of the Philox generator.
+        relative_width: ``s/c``, dimensionless; the controller changes it once an epoch.
+        step: applied steps of the optimizer so far.
+
+    Attributes:
+        table: seed, step and width as kernels read them (csrc/rules/draws.h), int64; the width by its bits. On the CPU
+            until the first step on a GPU: a step is counted, and a captured graph draws anew, without the host.
+    """
+
+    def __init__(self, seed: int, relative_width: float, step: int = 0) -> None:
+        self.seed, self._relative_width = seed, relative_width
+        self.table = _table(seed, step, relative_width, torch.device("cpu"))
+
+    @property
+    def step(self) -> Tensor:
+        """Applied steps so far, 0-dim: a view, so that it can be counted on its device."""
+        return self.table[1]
+
+    @property
+    def relative_width(self) -> float:
+        return self._relative_width
+
+    @relative_width.setter
+    def relative_width(self, value: float) -> None:
+        self._relative_width = value
+        self.table.view(torch.float64)[2].fill_(value)
+
+    def __reduce__(self) -> Any:  # copies begin on the CPU
+        return RateDraw, (self.seed, self._relative_width, int(self.step))
+
+    def over(self, table: Tensor) -> RateDraw:
+        """The same draws, counted in another tensor."""
+        other = RateDraw.__new__(RateDraw)
+        other.__dict__ |= self.__dict__
+        other.table = table
+        return other
+
+    def table_on(self, devices: Sequence[torch.device]) -> Tensor:
+        """The table, which moves to the first GPU that it meets. The host does not wait for that.
+
+        Raises:
+            RuntimeError: if it had to move while a CUDA graph is being captured.
+        """
+        gpu = next((device for device in devices if device.type != "cpu"), None)
+        if gpu is not None and self.table.device.type == "cpu":
+            if gpu.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError("ASLR has drawn for no step yet: take one step before the capture of a CUDA graph")
+            self.table = _table(self.seed, int(self.step), self._relative_width, gpu)
+        return self.table
+
+    def factors(self, index: Tensor) -> Tensor:
+        """The factors of this step on ``γ``, float64, for int64 positions ``index``, on their device."""
+        return 1 + self._relative_width * (uniform(self.seed, self.step.to(index.device), index) - 0.5)
+
+    def assign(self, slots: Sequence[Slot]) -> None:
+        """Gives each slot its factor, all in one pass."""
+        index = torch.tensor([slot.index for slot in slots], dtype=torch.int64)
+        for slot, factor in zip(slots, self.factors(index).tolist(), strict=True):
+            slot.draw = factor
+
+    def count(self, found_inf: Tensor | None) -> None:
+        """One step more, unless AMP skipped it."""
+        if found_inf is None:
+            self.step.add_(1)
+        else:
+            self.step.add_((found_inf == 0).to(self.table.device).reshape(()))
+
+
+def _table(seed: int, step: int, relative_width: float, device: torch.device) -> Tensor:
+    """Filled number by number: by kernels' arguments, where a copy from the host would wait."""
+    table = torch.empty(3, dtype=torch.int64, device=device)
+    table[0].fill_((seed + 2**63) % 2**64 - 2**63)  # the low 64 bits, as a signed number
+    table[1].fill_(step)
+    table.view(torch.float64)[2].fill_(relative_width)
+    return table
+
+
+class GroupDraws:
+    """Draws one rate a param group, around each step of an optimizer that knows nothing of it.
+
+    The group's lr is the center again as soon as the step is over, also when the step raised.
+    """
+
+    def __init__(self, optimizer: Optimizer, draw: RateDraw) -> None:
+        self.draw = draw
+        self._centers: list[float] | None = None
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(self._after),
+        ]
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def restore(self, groups: Iterable[dict[str, Any]]) -> None:
+        """Puts the centers back if a step has left without doing so (it raised)."""
+        if self._centers is not None:
+            write_lrs(groups, self._centers)
+            self._centers = None
+
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.restore(optimizer.param_groups)
+        centers = read_lrs(optimizer.param_groups)
+        factors = self.draw.factors(torch.arange(len(centers))).tolist()
+        write_lrs(optimizer.param_groups, [c * f for c, f in zip(centers, factors, strict=True)])
+        self._centers = centers
+
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._centers is None:  # torch calls hooks once more where step() has called super().step(), which drew
+            return
+        self.restore(optimizer.param_groups)
+        self.draw.count(getattr(optimizer, "found_inf", None))

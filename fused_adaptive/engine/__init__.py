@@ -1,0 +1,1 @@
+"""What is behind a step: which parameters take part, their state, checkpoints, clipping, compiled steps."""

@@ -1,0 +1,181 @@
+"""Loading a ``state_dict``: checked as a whole before the optimizer changes, and never cast to the parameter's dtype.
+
+``torch.optim.Optimizer.load_state_dict`` casts floating-point state to the parameter's dtype, which would round the
+float32 state of bf16 parameters and turn int8 signs into floats; hence our own.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import masters
+from ..core.backbone import Backbone
+from ..core.checks import describe
+from ..core.shards import conform
+from ..core.state import State, StateSpec
+from ..policies import from_plain, parse, resolve
+from . import reference_rates
+
+Groups = list[dict[str, Any]]
+
+
+def specs(backbone: Backbone, group: Mapping[str, Any], dtype: torch.dtype) -> dict[str, StateSpec]:
+    """Every name that the state of a parameter of this group and dtype has."""
+    spec = backbone.state_spec(group) | masters.state_spec(group, dtype)
+    for policy in from_plain(group["policy"]):
+        spec = spec | policy.state_spec(backbone, group)
+    return spec
+
+
+def restore(
+    backbone: Backbone, groups: Groups, state_dict: Mapping[str, Any], own_flags: Sequence[str] = ()
+) -> tuple[dict[Any, Any], Groups]:
+    """The state and the param groups that ``state_dict`` stands for. Changes nothing.
+
+    Args:
+        backbone: of the optimizer that loads.
+        groups: its param groups.
+        state_dict: of one of our optimizers, or of the ``torch.optim`` namesake; then policy state starts anew.
+        own_flags: hyperparameters that a checkpoint of ``torch.optim`` does not decide.
+
+    Raises:
+        ValueError: where groups do not match, or a state entry is missing or of the wrong shape.
+    """
+    saved_groups: Groups = state_dict["param_groups"]
+    _check_sizes(groups, saved_groups)
+    merged = [
+        _merge(backbone, ours, saved, i, own_flags)
+        for i, (ours, saved) in enumerate(zip(groups, saved_groups, strict=True))
+    ]
+    ids = list(chain.from_iterable(group["params"] for group in saved_groups))
+    names = list(chain.from_iterable(g.get("param_names", [None] * len(g["params"])) for g in merged))
+    owners = [
+        (param, group, "policy" in saved)
+        for group, saved in zip(merged, saved_groups, strict=True)
+        for param in group["params"]
+    ]
+    index_of = {key: index for index, key in enumerate(ids)}
+    state: dict[Any, Any] = defaultdict(dict)
+    for key, values in state_dict["state"].items():
+        if key not in index_of:
+            state[key] = values  # not a parameter's: kept as it is, as torch does
+        elif values:
+            index = index_of[key]
+            param, group, is_ours = owners[index]
+            which = describe(index, param, names[index])
+            state[param] = _restore_one(backbone, group, param, values, which, is_ours)
+    return state, merged
+
+
+def _check_sizes(groups: Groups, saved: Groups) -> None:
+    if len(groups) != len(saved):
+        raise ValueError(f"loaded state dict has {len(saved)} parameter groups, the optimizer has {len(groups)}")
+    for i, (ours, theirs) in enumerate(zip(groups, saved, strict=True)):
+        if len(ours["params"]) != len(theirs["params"]):
+            raise ValueError(
+                f"loaded state dict has {len(theirs['params'])} parameters in group {i}, "
+                f"the optimizer has {len(ours['params'])}: build the optimizer from the same model"
+            )
+
+
+def _merge(
+    backbone: Backbone, ours: Mapping[str, Any], saved: Mapping[str, Any], index: int, own_flags: Sequence[str]
+) -> dict[str, Any]:
+    """The saved hyperparameters win; one that was not saved stays ours."""
+    kept = {"params", *(own_flags if "policy" not in saved else ())}
+    merged = {**ours, **deepcopy({k: v for k, v in saved.items() if k not in kept})}
+    for name in ("idle_calls", "lr_ref"):
+        if name not in saved:
+            merged.pop(name, None)
+    if merged.get("differentiable"):
+        raise ValueError(f"group {index} of the loaded state dict has differentiable=True, which is not supported")
+    try:
+        masters.check(merged)
+    except ValueError as error:
+        raise ValueError(f"group {index} of the loaded state dict is not usable: {error}") from error
+    try:
+        merged["policy"] = resolve(parse(merged["policy"]), backbone, [merged])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the policy in group {index} of the loaded state dict is not usable: {error}") from error
+    reference_rates.meet(merged)
+    return merged
+
+
+def _restore_one(
+    backbone: Backbone,
+    group: Mapping[str, Any],
+    param: Tensor,
+    values: Mapping[str, Any],
+    which: str,
+    is_ours: bool,
+) -> State:
+    expected = specs(backbone, group, param.dtype) if is_ours else backbone.state_spec(group)
+    for name, spec in expected.items():
+        if name not in values and not spec.optional:
+            raise ValueError(
+                f"the loaded state of {which} lacks {name!r}: it was saved by another optimizer or policy than "
+                f"{backbone.name} with {group['policy']}"
+            )
+    restored = {}
+    for name, value in values.items():
+        if name in expected:
+            if value is None:
+                continue  # torch's SGD before its first step
+            # What needs no conversion stays the very tensor of the dict, as in torch.
+            call = partial(_call_loaded, name, which)
+            restored[name] = conform_value(expected[name], value, param, group, call)
+        elif isinstance(value, Tensor):
+            restored[name] = value.to(param.device)
+        else:
+            restored[name] = deepcopy(value)
+    return restored
+
+
+def _call_loaded(name: str, which: str) -> str:
+    return f"the loaded state {name!r} of {which}"
+
+
+def conform_value(
+    spec: StateSpec, value: Any, param: Tensor, group: Mapping[str, Any], what: Callable[[], str]
+) -> Tensor:
+    """A state entry as it has to be: of its own dtype, device and shape. Itself, where it is.
+
+    Others change that: torch's own ``load_state_dict`` casts to the parameter's dtype, people reset moments with
+    ``zeros_like(p)``, old checkpoints count steps in Python.
+
+    Args:
+        spec: of the entry.
+        value: what is there.
+        param: its parameter; a DTensor's state becomes a DTensor.
+        group: its param group.
+        what: how messages call it.
+
+    Raises:
+        ValueError: for what is no number, or of another shape.
+    """
+    if not isinstance(value, Tensor):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{what()} is no tensor but {value!r}: the checkpoint is damaged")
+        value = torch.as_tensor(value)
+    if spec.scalar and value.numel() == 1:
+        # torch keeps the dtype of ``step``, where it counts far enough; ours are fixed by their declaration.
+        is_step = (
+            spec.host and value.dtype in (torch.float32, torch.float64) and spec.dtype_for(param).is_floating_point
+        )
+        value = value if value.dim() == 0 else value.reshape(())
+        return value.to(spec.device_for(param, group), value.dtype if is_step else spec.dtype_for(param))
+    if spec.scalar or value.shape != param.shape:
+        shape = () if spec.scalar else tuple(param.shape)
+        raise ValueError(
+            f"{what()} has shape {tuple(value.shape)} instead of {shape}: it belongs to another model or another "
+            "order of parameters"
+        )
+    return conform(value, param, what).to(param.device, spec.dtype_for(param))

@@ -1,0 +1,251 @@
+"""A step inside of ``torch.compile``: one operator that declares what it writes, whatever backbone, policy and backend.
+
+Dynamo traces no more than which tensors and numbers there are. The compiled graph hands them to the operator, which
+runs the backend on them as an ordinary step does: the same kernels, the same bits, and interval ends decided where they
+always are, from counters that are tensors.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import reference_rates
+from .clipping import clip
+from .handles import unwrap
+from .membership import by_policy, count_idle_calls
+from .views import Gathered, Groups
+
+if TYPE_CHECKING:
+    from ..optimizers.base import AdaptiveOptimizer
+
+#: The hyperparameters that may change from step to step. Tensors are inputs of the graph, all else is compiled in.
+NUMBERS = ("lr", "weight_decay", "betas", "eps", "momentum", "dampening")
+
+NO_STATE = (
+    "this step would create state, which a compiled step cannot: take one step outside of torch.compile first, with a "
+    "gradient for every parameter"
+)
+
+NAIVE = "TrainableLR(naive=True) evaluates the loss twice, which torch.compile cannot trace: leave step() out of it"
+
+#: What optimizers have gathered last, by the keys that compiled code has.
+_gathered: weakref.WeakValueDictionary[int, Gathered] = weakref.WeakValueDictionary()
+
+
+def announce(optimizer: AdaptiveOptimizer, gathered: Gathered) -> None:
+    """Makes what the optimizer has gathered known to compiled code."""
+    gathered.owner = weakref.ref(unwrap(optimizer))
+    _gathered[gathered.key] = gathered
+    optimizer._traced = [Attributes(group) for group in gathered.groups]
+    optimizer._traced_idle = [Attributes(group) for group in gathered.idle]
+
+
+class Attributes:
+    """A param group whose entries are attributes. Of an object Dynamo guards the attributes that are read; of a dict
+    every entry, and from Python 3.12 on it ends the process where an entry that was a dict, as policies are in groups,
+    has become something else.
+    """
+
+    def __init__(self, group: dict[str, Any]) -> None:
+        self.__dict__ = group
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return getattr(self, name, default)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        setattr(self, name, value)
+
+
+class Bound:
+    """The tensors that a graph hands over, as those of a step.
+
+    Args:
+        gathered: the optimizer's own tensors.
+        params, state: the graph's: the same, or copies that functionalization has made.
+    """
+
+    def __init__(self, gathered: Gathered, params: Sequence[Tensor], state: Sequence[Tensor]) -> None:
+        self.of = gathered
+        # Dicts of their own: numbers are those of the call. Parameters without state are there for their positions.
+        groups = [g | {"params": [torch.empty(0) for _ in g["params"]]} for g in gathered.groups]
+        number = {id(group): i for i, group in enumerate(gathered.groups)}
+        first = list(itertools.accumulate((len(g["params"]) for g in groups), initial=0))
+        remaining, slots = iter(state), []
+        for own, param in zip(gathered.slots, params, strict=True):
+            i = number[id(own.group)]
+            alias = groups[i]["params"][own.index - first[i]] = param.detach()
+            values = dict(zip(own.state, remaining, strict=False))
+            scale_groups = tuple(groups[number[id(g)]] for g in own.scale_groups)
+            slots.append(replace(own, param=alias, state=values, group=groups[i], scale_groups=scale_groups))
+        self.gathered = Gathered(slots, by_policy(slots), [s.param for s in slots], groups, gathered.backbone, idle=[])
+        self.gathered.captured = gathered.captured
+
+    def set_gradients(self, grads: Sequence[Tensor], applies: Sequence[bool]) -> None:
+        present = iter(grads)
+        for slot, has_grad in zip(self.gathered.slots, applies, strict=True):
+            grad = next(present) if has_grad else None
+            if grad is not None and grad.dtype != slot.param.dtype:
+                slot.param.grad_dtype = None
+            slot.param.grad = grad
+
+    def set_numbers(self, tensors: Sequence[Tensor], floats: Sequence[float]) -> None:
+        remaining = {True: iter(tensors), False: iter(floats)}
+        for group, own in zip(self.gathered.groups, self.of.groups, strict=True):
+            for name in NUMBERS:
+                if name == "betas" and name in own:
+                    group[name] = tuple(next(remaining[isinstance(beta, Tensor)]) for beta in own[name])
+                elif name in own:
+                    group[name] = next(remaining[isinstance(own[name], Tensor)])
+        reference_rates.follow(self.gathered.groups)
+        for group, own in zip(self.gathered.groups, self.of.groups, strict=True):
+            if "lr_ref" in own:
+                own["lr_ref"] = group["lr_ref"] = max(own["lr_ref"], group["lr_ref"])
+
+
+def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    """What Dynamo traces of a step: the tensors, the numbers, the norm if gradients are clipped, and one operator.
+
+    Raises:
+        RuntimeError: where the step would create what later steps do not. With fullgraph=True it is the user's error;
+            else Dynamo leaves the step to Python.
+    """
+    gathered = optimizer._gathered
+    # Lists, no generators: those that Dynamo has traced are in reference cycles with all that it saw here.
+    if gathered is None or any([p.grad is not None for p in gathered._waiting]):  # noqa: C419
+        _NO_GRAPH(NO_STATE)
+        raise RuntimeError(NO_STATE)
+    if any([policy.naive for policy in gathered.members]):  # noqa: C419
+        _NO_GRAPH(NAIVE)
+        raise RuntimeError(NAIVE)
+    params: list[Tensor] = []
+    grads: list[Tensor] = []
+    state: list[Tensor] = []
+    applies: list[bool] = []
+    tensors: list[Tensor] = []
+    floats: list[float] = []
+    for slot in gathered.slots:
+        grad = slot.param.grad
+        params.append(slot.param)
+        state += slot.state.values()
+        applies.append(grad is not None)
+        if grad is not None:
+            grads.append(grad)
+    for group in optimizer._traced:
+        for name in NUMBERS:
+            value = group.get(name)
+            if value is not None:
+                for number in value if name == "betas" else (value,):
+                    if isinstance(number, Tensor):
+                        tensors.append(number)
+                    else:
+                        floats.append(float(number))
+    if optimizer.max_grad_norm is not None or optimizer.skip_nonfinite:
+        norm, grad_scale, found_inf = clip(
+            grads, optimizer.max_grad_norm, optimizer.skip_nonfinite, grad_scale, found_inf
+        )
+        if optimizer.grad_norm is None:
+            _NO_GRAPH(NO_STATE)
+            raise RuntimeError(NO_STATE)
+        optimizer.grad_norm.copy_(norm)  # an attribute that is set in a graph is lost
+    draw = optimizer._rate_draw
+    tables = [] if draw is None else [draw.table]
+    _COMPILED_STEP(gathered.key, params, grads, state, applies, tensors, floats, tables, grad_scale, found_inf)
+    count_idle_calls(optimizer._traced_idle, found_inf)
+
+
+def traced_zero_grad(groups: Groups, set_to_none: bool) -> None:
+    """What Dynamo traces of ``zero_grad()``."""
+    for group in groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                p.grad = None if set_to_none else torch.zeros_like(p.grad)
+
+
+def _compiled_step(
+    key: int,
+    params: list[Tensor],
+    grads: list[Tensor],
+    state: list[Tensor],
+    applies: list[bool],
+    tensors: list[Tensor],
+    floats: list[float],
+    draw_table: list[Tensor],
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    own = _gathered.get(key)
+    optimizer = None if own is None or own.owner is None else own.owner()
+    if optimizer is None or own is None or optimizer._current() is not own:
+        raise RuntimeError(
+            "param groups, policies or state have changed since this step was compiled: take one step outside of "
+            "torch.compile, which gathers them anew"
+        )
+    optimizer._opt_called = True  # for torch's schedulers
+    bound = optimizer._bound
+    if bound is None or bound.of is not own or not _is_where(bound, params, state):
+        bound = Bound(own, params, state)
+        # Copies die with the call.
+        optimizer._bound = bound if all(map(_same, params, own.params)) else None
+    bound.set_gradients(grads, applies)
+    bound.set_numbers(tensors, floats)
+    draw = optimizer._rate_draw
+    if draw is not None:
+        draw = draw.over(draw_table[0])
+    try:
+        with torch.no_grad():
+            optimizer._backend.step(bound.gathered, found_inf, grad_scale, draw)
+            if draw is not None and draw.table is not draw_table[0]:
+                draw_table[0].copy_(draw.table)
+    finally:
+        bound.set_gradients([], [False] * len(params))  # they must not live longer than the parameters' own
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr()
+
+
+def _is_where(bound: Bound, params: Sequence[Tensor], state: Sequence[Tensor]) -> bool:
+    slots = bound.gathered.slots
+    own = itertools.chain.from_iterable(slot.state.values() for slot in slots)
+    return all(map(_same, params, bound.gathered.params)) and all(map(_same, state, own))
+
+
+def _no_graph(why: str) -> None:
+    """While tracing, where there must be one graph: the error that Dynamo raises, with a first line that says why.
+
+    An exception that is raised in traced code is reported far below what Dynamo has to say of exceptions.
+    """
+    from torch._dynamo import exc, symbolic_convert
+
+    tracer = symbolic_convert.InstructionTranslator.current_tx()
+    if getattr(tracer, "one_graph", False) or getattr(tracer, "error_on_graph_break", False):
+        raise exc.Unsupported(why)
+
+
+def _define(name: str, schema: str, run: Callable[..., None], fake: Callable[..., None]) -> Any:
+    """An operator of this import. A process may import the package again (notebooks reload, workers clear modules):
+    each time it needs operators of its own, since what optimizers have gathered is known to one import alone.
+    """
+    operators = torch.ops.fused_adaptive
+    name = next(n for n in (f"{name}{i or ''}" for i in itertools.count()) if not hasattr(operators, n))
+    torch.library.define(f"fused_adaptive::{name}", schema)
+    torch.library.impl(f"fused_adaptive::{name}", "CompositeExplicitAutograd")(run)
+    torch.library.register_fake(f"fused_adaptive::{name}")(fake)
+    return getattr(operators, name)
+
+
+_NO_GRAPH = _define("no_graph", "(str why) -> ()", lambda why: None, _no_graph)
+_COMPILED_STEP = _define(
+    "compiled_step",
+    "(int key, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] state, bool[] applies, Tensor[] tensors, "
+    "float[] floats, Tensor(c!)[] draw_table, Tensor? grad_scale, Tensor? found_inf) -> ()",
+    _compiled_step,
+    lambda *_: None,
+)

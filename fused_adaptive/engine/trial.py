@@ -1,0 +1,117 @@
+"""The trial evaluation of the naive TrainableLR [TLR, Algorithm 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core.checks import check_gradients
+from ..core.shards import any_rank, local_part, whole_products
+from ..core.view import applied, inner_product
+from ..policies.base import Policy
+from ..policies.trainable import TrainableLR
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from .views import Gathered
+
+
+def check_naive(policies: Sequence[tuple[Policy, ...]]) -> None:
+    """Raises ValueError where a naive policy drives some param groups only. ``policies``: of each group."""
+    if any(p.naive for group in policies for p in group) and len(set(policies)) > 1:
+        raise ValueError(
+            "TrainableLR(naive=True) evaluates the loss of the whole model at a trial point: all param groups must "
+            "have that same policy"
+        )
+
+
+def trial_policy(
+    policies: Iterable[Policy],
+    param_groups: Sequence[dict[str, Any]],
+    closure: Callable[[], Any] | None,
+    process_group: ProcessGroup | None,
+) -> TrainableLR | None:
+    """The policy whose trial this step needs, if one does. Where nothing can move, the step only creates state."""
+    naive = next((p for p in policies if isinstance(p, TrainableLR) and p.naive), None)
+    if naive is None:
+        return None
+    check_gradients(param_groups)  # their values are about to be read
+    if not needs_trial(param_groups, process_group):
+        return None
+    if closure is None:
+        raise RuntimeError(
+            "TrainableLR(naive=True) evaluates the loss twice: pass step(closure) a function that clears the "
+            "gradients, evaluates the loss, calls backward() and returns the loss"
+        )
+    return naive
+
+
+def needs_trial(param_groups: Sequence[dict[str, Any]], process_group: ProcessGroup | None = None) -> bool:
+    """False where no parameter can move on any rank: all lr are 0, or all gradients are."""
+    moves = any(
+        float(group["lr"]) != 0
+        and any(p.grad is not None and bool((local_part(p.grad) != 0).any()) for p in group["params"])
+        for group in param_groups
+    )
+    return any_rank(chain.from_iterable(group["params"] for group in param_groups), process_group, moves)
+
+
+class Trial(NamedTuple):
+    """A step as far as it has come when the loss has to be evaluated once more.
+
+    Args:
+        policy: of all tensors.
+        gathered: the tensors that have state.
+        is_new: whether they have just been gathered.
+        found_inf, grad_scale: of AMP and clipping.
+    """
+
+    policy: TrainableLR
+    gathered: Gathered
+    is_new: bool
+    found_inf: Tensor | None
+    grad_scale: Tensor | None
+
+
+def evaluate_trial(trial: Trial, params: Iterable[Tensor], closure: Callable[[], Any]) -> None:
+    """``γ ← max(0, γ + η·Σ lr·⟨g', g⟩/L²)`` with ``g'`` the gradients at ``p − α g``.
+
+    Parameters and gradients are afterwards what they were, bit for bit, also when the closure raises.
+
+    Args:
+        trial: the step.
+        params: all parameters of the optimizer: the trial may give gradients to some that had none.
+        closure: evaluates the loss and its gradients.
+    """
+    policy, gathered = trial.policy, trial.gathered
+    slots = gathered.members[policy]
+    gathered.bring_gradients()
+    for slot in slots:
+        slot.grad_scale = trial.grad_scale
+    moving = applied(slots)
+    values, grads = [slot.param.clone() for slot in moving], [slot.grad() for slot in moving]
+    kept = [(p, p.grad) for p in params]
+    products = []
+    try:
+        for slot, grad in zip(moving, grads, strict=True):
+            slot.param.copy_(slot.weight().add(grad, alpha=-slot.lr * policy.gain(slot.state)))
+        for p, _ in kept:
+            p.grad = None
+        with torch.enable_grad():
+            closure()
+        gathered.bring_gradients()
+        for slot, grad in zip(moving, grads, strict=True):
+            products.append((inner_product(slot.grad(), grad) if slot.applies else 0.0,))
+    finally:
+        for slot, value in zip(moving, values, strict=True):
+            slot.param.copy_(value)
+        for p, grad in kept:
+            p.grad = grad
+    assert policy.eta is not None
+    whole = zip(moving, whole_products(moving, products), strict=True)
+    policy.ascend(slots, policy.eta, sum(slot.lr * product for slot, (product,) in whole if slot.has_rate))

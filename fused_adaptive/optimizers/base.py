@@ -1,0 +1,400 @@
+"""The base class of the optimizers: a ``torch.optim.Optimizer`` that gathers parameters and hands them to a backend.
+
+The path of a step: ``step()`` → policies and backbone of each group → ``backend.step`` → kernel. Nothing here reads a
+tensor's value in a step, but for the naive TrainableLR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any, ClassVar, cast, overload
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ..backends import fake
+from ..core.backbone import Backbone
+from ..core.checks import check_gradients, check_hyperparameters, check_in_backward, check_parameters, tensors_of
+from ..core.eager import eager
+from ..core.plain import make_plain
+from ..core.shards import check_not_partitioned, check_split, floats_of_flat
+from ..engine import reference_rates, torch_compile
+from ..engine.checkpoint import restore
+from ..engine.clipping import clip
+from ..engine.handles import COPIED, Handled, Shared, unwrap
+from ..engine.membership import count_idle_calls, forget_idle_calls, outline_of_groups
+from ..engine.rates import learning_rates
+from ..engine.resolution import Resolutions
+from ..engine.trial import Trial, check_naive, evaluate_trial, trial_policy
+from ..engine.views import Gathered, gather, moves_nothing
+from ..policies import from_plain, kinds_of, parse
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+
+
+class AdaptiveOptimizer(Handled):
+    """A backbone driven by a learning-rate policy: ``p ← p − lr·γ·u``. Use the subclasses.
+
+    Args:
+        params: parameters, named parameters or param groups, as in torch; a group may have its own ``policy``.
+        defaults: hyperparameters of the torch namesake.
+        policy: a :class:`~fused_adaptive.policies.Policy`, a tuple of one ActiveLR and one TrainableLR, or None
+            (:class:`FixedLR`).
+        backend: ``"auto"`` (default) or the name of a backend, see :func:`fused_adaptive.backends.available`.
+        max_grad_norm: clips gradients as ``torch.nn.utils.clip_grad_norm_`` does, over all groups, devices and shards,
+            after unscaling (AMP); ``p.grad`` stays as it is. Default None. May be set between steps, as an attribute.
+        skip_nonfinite: skips the step where the norm of all gradients is not finite, as AMP skips one: nothing
+            changes, nothing counts. Default False. With the native backend on a GPU it needs ``capturable=True`` or
+            ``fused=True``, since only the device knows whether the step counts.
+        process_group: the ranks over which a framework has split the parameters without DTensor (flat shards): each
+            rank's optimizer has as many parameters in the same order, and holds a part, perhaps empty, of each. Inner
+            products are summed over them. None (default): plain parameters are whole. DTensors tell their own.
+
+    Attributes:
+        grad_norm: of the last step with ``max_grad_norm`` or ``skip_nonfinite``, the 2-norm of its unscaled,
+            unclipped gradients: 0-dim, on their device, float32 (float64 for float64); None before. A compiled step
+            or a captured graph writes into the same tensor again.
+
+    Raises:
+        TypeError, ValueError: for bad hyperparameters, parameters or combinations of backbone and policy.
+        RuntimeError: if the backend that was asked for cannot run here; from ``step()``, for gradients that cannot be
+            used. Then nothing has changed.
+    """
+
+    backbone: ClassVar[Backbone]
+    #: Flags that a checkpoint of ``torch.optim`` does not decide: torch's class has them fixed.
+    _own_flags: ClassVar[tuple[str, ...]] = ()
+
+    @eager
+    def __init__(
+        self,
+        params: Params,
+        defaults: dict[str, Any],
+        policy: Any = None,
+        backend: str = "auto",
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        process_group: ProcessGroup | None = None,
+    ) -> None:
+        defaults = {**defaults, **check_hyperparameters(defaults)}
+        self._shared = Shared(self)
+        self.process_group = process_group
+        self.max_grad_norm, self.skip_nonfinite = max_grad_norm, skip_nonfinite
+        self._backend_requested = backend
+        self._backend = backends.select(backend, ())
+        self._resolutions = Resolutions(self.backbone)
+        given: Any = params if isinstance(params, Tensor) else list(params)  # torch has its own words for a tensor
+        super().__init__(given, {**defaults, "policy": self._resolutions.of_all(given, {**defaults, "policy": policy})})
+        self._step_supports_amp_scaling = bool(defaults.get("fused"))
+
+    @eager
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, at construction or in the middle of training; its tensors start fresh.
+
+        Raises:
+            ValueError, TypeError: as the constructor; then the optimizer has not changed.
+        """
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group must be a dict with 'params' and options, got {type(param_group).__name__}")
+        if not isinstance(param_group["params"], (Tensor, set)):  # torch has its own words for a set
+            param_group["params"] = list(param_group["params"])
+            check_parameters(param_group["params"], sum(len(group["params"]) for group in self.param_groups))
+        group = {**self.defaults, **param_group}
+        numbers = check_hyperparameters(group)
+        policy = self._resolutions.plain(group["policy"], [group])
+        check_naive([*(parse(g["policy"]) for g in self.param_groups[:1]), from_plain(policy)])
+        check_not_partitioned(from_plain(policy))
+        backend = self._backend_for({**group, "policy": policy})
+        param_group.update(numbers, policy=policy)
+        super().add_param_group(param_group)
+        reference_rates.meet(param_group)
+        self._gathered = self._bound = None
+        self._backend = backend
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], Any]) -> Any: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One optimizer step over all parameters that have a gradient.
+
+        Args:
+            closure: clears the gradients, evaluates the loss, calls ``backward()`` and returns the loss. Optional, but
+                for ``TrainableLR(naive=True)``, which calls it twice.
+
+        Returns:
+            What the closure returned at its first call; None without one.
+
+        Raises:
+            RuntimeError: for a gradient that is sparse, not floating-point, or of another shape or device than its
+                parameter. Then no parameter and no state has changed.
+        """
+        if not torch.compiler.is_compiling():  # some versions of torch cannot trace it: a compiled step says it itself
+            self._opt_called = True  # for torch's schedulers
+        loss = self._step_once(closure) if self._release is None else self._release.step(closure)
+        for listener in self._shared.after_step:  # torch's hooks run twice where a subclass calls super().step()
+            listener()
+        return loss
+
+    # Else schedulers of torch put a wrapper around it that torch.compile refuses to trace.
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+
+    def _step_once(self, closure: Callable[[], Any] | None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if torch.compiler.is_compiling():
+            torch_compile.traced_step(self, *self._amp())
+        elif (trial := self._step(closure)) is not None and closure is not None:
+            self._finish(trial, closure)
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients, as ``torch.optim.Optimizer.zero_grad``, which torch.compile refuses to trace."""
+        if torch.compiler.is_compiling():
+            torch_compile.traced_zero_grad(self.param_groups, set_to_none)
+        else:
+            super().zero_grad(set_to_none)
+
+    @eager
+    @torch.no_grad()
+    def end_interval(self) -> None:
+        """Ends the running interval of every policy here and now, and restarts their counts.
+
+        The only way with ``interval=None``. Always allowed; tensors that had no gradient since the last end keep what
+        they have.
+        """
+        complete = self._complete()
+        self._backend.end_interval(complete)
+        complete.take_back()
+        forget_idle_calls(self.param_groups)
+        for listener in self._shared.after_end_interval:
+            listener()
+
+    @torch.no_grad()
+    def restart_interval(self) -> None:
+        """Begins the interval anew, for weights that were changed from outside.
+
+        Gains stay. Running sums, counts and what is remembered of earlier intervals and directions are dropped.
+        """
+        for policy, slots in self._complete().members.items():
+            policy.restart_interval(slots)
+        forget_idle_calls(self.param_groups)
+
+    @torch.no_grad()
+    def learning_rates(self, per_tensor: bool = False) -> list[dict[str, Any]]:
+        """The local learning rates ``lr·γ``. Reads them back from the device, all at once: not for every step.
+
+        Args:
+            per_tensor: adds ``"tensors"``, the same for each parameter of the group, in its order, with its name
+                where the parameters are named. Of a parameter that is spread over ranks, the elements on this one:
+                nothing is communicated, so that one rank alone may ask.
+
+        Returns:
+            For each group ``{"min", "mean", "max"}``, floats; means are over elements.
+        """
+        return learning_rates(self.param_groups, self.state, self._complete().members, per_tensor)
+
+    @eager
+    def state_dict(self) -> dict[str, Any]:
+        """As ``torch.optim.Optimizer.state_dict``. Numbers of numpy in the groups become plain: it loads anywhere.
+
+        State of FullyShardedDataParallel's flat parameters is floating-point, since it can flatten no other.
+        """
+        self._take_up_changes()
+        for group in self.param_groups:
+            make_plain(group)
+        return floats_of_flat(super().state_dict(), self.param_groups)
+
+    @eager
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a checkpoint of this class, or of its ``torch.optim`` namesake (policy state starts fresh).
+
+        The checkpoint's hyperparameters win, its policy included: to go on with another one, set ``group["policy"]``
+        after loading. State keeps its own dtypes, whatever the parameters'. As in torch, tensors that need no
+        conversion are shared with ``state_dict``.
+
+        Raises:
+            ValueError: if groups do not match, or state is missing or of the wrong shape. Then nothing has changed.
+        """
+        owner = unwrap(self)
+        if owner is not self:  # a handle's hooks are the owner's
+            owner.load_state_dict(state_dict)
+            return
+        state_dict = state_dict.copy()
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            replaced = pre_hook(self, state_dict)
+            state_dict = state_dict if replaced is None else replaced
+        state, param_groups = restore(self.backbone, self.param_groups, state_dict, self._own_flags)
+        check_naive([from_plain(group["policy"]) for group in param_groups])
+        self._choose_backend(param_groups)
+        # In place, since handles have copies of these two attributes.
+        self.param_groups[:] = param_groups
+        self.state.clear()
+        self.state.update(state)
+        self.__setstate__({"state": self.state, "param_groups": self.param_groups})
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.process_group is not None:
+            raise TypeError(
+                "an optimizer with process_group= cannot be copied or pickled, since the group cannot: build another "
+                "and load this one's state_dict() into it"
+            )
+        self._take_up_changes()
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in COPIED}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({name: value for name, value in state.items() if name not in COPIED})
+        if "_shared" not in vars(self):  # a copy
+            self._shared = Shared(self)
+        for name in COPIED:
+            if name in state:
+                setattr(self, name, state[name])
+        self._gathered = self._bound = None
+        self._resolutions.settle(self.param_groups)
+        self._backend = self._choose_backend(self.param_groups)
+        self._outline = outline_of_groups(self.backbone, self.param_groups, self.state)
+
+    def _settle_policies(self) -> None:
+        """Takes up policies that were set by hand."""
+        self._resolutions.settle(self.param_groups)
+        if kinds_of(self.param_groups) != self._kinds:
+            self._backend = self._choose_backend(self.param_groups)
+
+    def _backend_for(self, group: dict[str, Any]) -> backends.Backend:
+        """The backend with one group more. Often it is the same: constructing many groups must not take long."""
+        devices = {p.device for other in self.param_groups for p in other["params"]}
+        is_alike = all(p.device in devices and not fake.is_fake(p) for p in tensors_of(group["params"]))
+        if is_alike and kinds_of([group]) <= self._kinds:
+            backends.check_masters(self._backend, [group])
+            return self._backend
+        self._settle_policies()
+        return self._choose_backend([*self.param_groups, group])
+
+    def _choose_backend(self, groups: Sequence[dict[str, Any]]) -> backends.Backend:
+        tensors = [p for group in groups for p in tensors_of(group["params"])]
+        policies = [policy for group in groups for policy in from_plain(group["policy"])]
+        backend = backends.select(self._backend_requested, {p.device for p in tensors}, policies)
+        if any(map(fake.is_fake, tensors)):
+            backend = cast(backends.Backend, fake)
+        backends.check_masters(backend, groups)
+        self._kinds = kinds_of(groups)
+        return backend
+
+    # ---- gathering: of objects by their identity, so torch.compile does not trace it ----
+
+    @eager
+    def _step(self, closure: Callable[[], Any] | None) -> Trial | None:
+        """The step; or, where a trial has to come before the update, what it needs."""
+        grad_scale, found_inf = self._amp()
+        gathered = self._current()
+        is_new = gathered is None or gathered.has_newcomers()
+        only_makes_state = False
+        if gathered is None or is_new:
+            # Whatever can be refused is refused before state is created. Later steps leave the check to the backend.
+            check_gradients(self.param_groups)
+            self._settle_policies()
+            policies = [from_plain(group["policy"]) for group in self.param_groups]
+            check_naive(policies)
+            check_split(self.param_groups, policies, self.process_group)
+            check_in_backward(unwrap(self), policies)
+            only_makes_state = not self.state and moves_nothing(self.param_groups, self.process_group)
+            naive = trial_policy(chain.from_iterable(policies), self.param_groups, closure, self.process_group)
+            gathered = self._gather()
+        else:
+            naive = trial_policy(gathered.members, self.param_groups, closure, self.process_group)
+        reference_rates.follow(self.param_groups)
+        if self.max_grad_norm is not None or self.skip_nonfinite:
+            grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+            try:
+                self.grad_norm, grad_scale, found_inf = clip(
+                    grads, self.max_grad_norm, self.skip_nonfinite, grad_scale, found_inf
+                )
+            except RuntimeError:
+                gathered.check_gradients()  # a sparse one, say: named, with a remedy
+                raise
+        if naive is not None:
+            return Trial(naive, gathered, is_new, found_inf, grad_scale)
+        self._update(gathered, is_new, found_inf, grad_scale, only_makes_state)
+        return None
+
+    def _amp(self) -> tuple[Tensor | None, Tensor | None]:
+        """``grad_scale`` and ``found_inf``, where GradScaler has set them."""
+        return getattr(self._shared, "grad_scale", None), getattr(self._shared, "found_inf", None)
+
+    @eager
+    def _finish(self, trial: Trial, closure: Callable[[], Any]) -> None:
+        params = list(chain.from_iterable(group["params"] for group in self.param_groups))
+        evaluate_trial(trial, params, closure)
+        self._update(trial.gathered, trial.is_new, trial.found_inf, trial.grad_scale)
+
+    def _update(
+        self,
+        gathered: Gathered,
+        is_new: bool,
+        found_inf: Tensor | None,
+        grad_scale: Tensor | None,
+        only_makes_state: bool = False,
+    ) -> None:
+        """The step itself. DTensors lend it what this rank holds of them."""
+        gathered.bring_gradients()
+        entries = self._count_entries() if is_new else 0
+        self._backend.step(gathered, found_inf, grad_scale, None if only_makes_state else self._rate_draw)
+        if only_makes_state:  # as torch.distributed.checkpoint does to read a state_dict: no interval has begun
+            for policy, slots in gathered.members.items():
+                policy.restart_interval(slots)
+        else:
+            count_idle_calls(gathered.idle, found_inf)
+        gathered.take_back()
+        if is_new and entries != self._count_entries():
+            self._gather()  # the update has created state, SGD's buffers: torch.compile traces what is gathered
+
+    def _count_entries(self) -> int:
+        """Of the state of all parameters; others may keep what they like beside it."""
+        return sum(len(self.state.get(p, ())) for group in self.param_groups for p in group["params"])
+
+    def _current(self) -> Gathered | None:
+        """What the last step gathered, if that is still how things stand."""
+        gathered = self._gathered
+        return gathered if gathered is not None and gathered.is_current(self.param_groups, self.state) else None
+
+    def _gather(self, in_step: bool = True) -> Gathered:
+        backends.check_masters(self._backend, self.param_groups)
+        # First, so that state which the user has dropped is freed before there is new one.
+        self._gathered = self._bound = None
+        gathered = gather(self.backbone, self.param_groups, self.state, self._outline, self.process_group, in_step)
+        self._outline = gathered.outline()
+        gathered.captured = self._captured
+        if in_step:
+            self._gathered = gathered
+            torch_compile.announce(self, gathered)
+        return gathered
+
+    @eager
+    def _complete(self) -> Gathered:
+        """The tensors whose state is complete, outside of a step. Takes up what has been changed by hand."""
+        current = self._current()
+        if current is not None:
+            return current
+        self._settle_policies()
+        return self._gather(in_step=False)
+
+    def _take_up_changes(self) -> None:
+        """Brings state in line with policies and structure that were set by hand, and leaves all else where it is."""
+        if self._current() is None:
+            self._settle_policies()
+            now = outline_of_groups(self.backbone, self.param_groups, self.state)
+            if any(self._outline.get(p, standing) != standing for p, standing in now.items()):
+                self._gather(in_step=False)

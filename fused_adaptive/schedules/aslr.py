@@ -1,0 +1,204 @@
+"""ASLR: a search on the decimal grid of learning rates, and a draw around it for each tensor and step."""
+
+from __future__ import annotations
+
+import math
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_UP, Context, Decimal
+from typing import Any
+
+from torch.optim import Optimizer
+
+from ..core.plain import plain_flag, plain_int, plain_number
+from ..core.rate_noise import GroupDraws, RateDraw
+from ..core.warning import warn
+from ..optimizers.base import AdaptiveOptimizer
+from .controller import Controller
+
+#: Not the thread's context, which the user may have changed.
+_EXACT = Context(prec=28)
+
+
+class ASLR(Controller):
+    """Adaptive Scheduler for Learning Rate: searches around the rate whenever the validation cost stops improving.
+
+    Source: Khodamoradi, Denolf, Vissers, Kastner, "ASLR: an Adaptive Scheduler for Learning Rate", Algorithm 1 and
+    Eq. 10. With ``s = 10^⌊log10 c⌋``, once an epoch::
+
+        cost > best or not finite:  c ← c + dir·s (0.9·c where that is 0)
+                                    after `range` such moves: range += 1, dir = −dir
+        else:                       best ← cost;  dir = range = 1
+
+    The center moves on a decimal grid of one significant digit, exactly: 0.3 − 0.1 is 0.2. In every step every tensor
+    draws its rate from ``U(c − s/2, c + s/2)``, from a counter-based generator: the same on every rank and backend, and
+    after a resume. An optimizer that is not of this package draws one rate a param group instead, and
+    ``param_group["lr"]`` holds it while the step runs.
+
+    Args:
+        optimizer: any ``torch.optim`` optimizer. Its first group's lr, rounded half up to one significant digit, is the
+            first center; the other groups keep their ratios to it.
+        seed: of the draws, an int; its low 64 bits count. Default 0.
+        min_lr: lower bound of the center, > 0, rounded up to one significant digit; default None.
+        max_lr: upper bound of the center, rounded down to one significant digit; default None.
+        jitter: False: no draws, every step uses the center. Default True.
+        process_group: see below; as with AALR the ranks decide on the mean cost. Default: the default group.
+        takes_over: a scheduler that is done (a warm-up) had the optimizer before. Default False.
+
+    Attributes:
+        center: ``c``, which is also ``param_groups[0]["lr"]``.
+        width: ``s``, the width of the interval that rates are drawn from.
+
+    Raises:
+        TypeError, ValueError: for bad arguments, and from ``step`` for a metric that is no number.
+        RuntimeError: if another scheduler or controller drives the optimizer.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        seed: int = 0,
+        min_lr: float | None = None,
+        max_lr: float | None = None,
+        jitter: bool = True,
+        process_group: Any = None,
+        takes_over: bool = False,
+    ) -> None:
+        seed, jitter = plain_int("ASLR: seed", seed), plain_flag("ASLR: jitter", jitter)
+        self._bounds = _bounds(min_lr, max_lr)
+        super().__init__(optimizer, process_group, takes_over)
+        first = _one_digit(self._last_lr[0], ROUND_HALF_UP)
+        if abs(float(first) / self._last_lr[0] - 1) > 1e-3:
+            warn(
+                f"ASLR: the lr of param group 0, {self._last_lr[0]:g}, becomes {float(first):g}: the search is on a "
+                "grid of one significant digit. Construct the optimizer with such a rate"
+            )
+        self._center = self._clamp(first)
+        self._best = math.inf
+        self._direction, self._range, self._moves = 1, 1, 0
+        self._draw = RateDraw(seed, 0.0) if jitter else None
+        self._group_draws: GroupDraws | None = None
+        self._claim()
+        self._attach()
+        self._set_center()
+
+    @property
+    def center(self) -> float:
+        return float(self._center)
+
+    @property
+    def width(self) -> float:
+        return float(_unit(self._center))
+
+    def remove(self) -> None:
+        super().remove()
+        self._detach()
+
+    def _decide(self, metric: float) -> None:
+        if metric <= self._best and math.isfinite(metric):
+            self._best = metric
+            self._direction, self._range, self._moves = 1, 1, 0
+            return
+        moved = _EXACT.add(self._center, self._direction * _unit(self._center))
+        self._center = self._clamp(moved if moved > 0 else _EXACT.multiply(Decimal("0.9"), self._center))
+        self._moves += 1
+        if self._moves == self._range:
+            self._direction, self._range, self._moves = -self._direction, self._range + 1, 0
+        self._set_center()
+
+    def _clamp(self, center: Decimal) -> Decimal:
+        low, high = self._bounds
+        center = center if low is None else max(low, center)
+        return center if high is None else min(high, center)
+
+    def _set_center(self) -> None:
+        self._set_lr(self.center)
+        self._scale_draw()
+
+    def _scale_draw(self) -> None:
+        if self._draw is not None:
+            self._draw.relative_width = self.width / self.center
+
+    def _check_owner(self) -> None:
+        if self._group_draws is not None:
+            self._group_draws.restore(self.optimizer.param_groups)
+        super()._check_owner()
+
+    def _state(self) -> dict[str, Any]:
+        low, high = self._bounds
+        return {
+            "center": str(self._center),
+            "width": str(_unit(self._center)),
+            "best": self._best,
+            "dir": self._direction,
+            "range": self._range,
+            "steps": self._moves,
+            "min_lr": None if low is None else str(low),
+            "max_lr": None if high is None else str(high),
+            "seed": None if self._draw is None else self._draw.seed,
+            "n": None if self._draw is None else int(self._draw.step),
+        }
+
+    def _load(self, state_dict: dict[str, Any]) -> float:
+        s = state_dict
+        center, best, direction = Decimal(s["center"]), float(s["best"]), int(s["dir"])
+        search_range, moves, seed, n = int(s["range"]), int(s["steps"]), s["seed"], s["n"]
+        low, high = s["min_lr"], s["max_lr"]
+        self._detach()
+        self._bounds = (None if low is None else Decimal(low), None if high is None else Decimal(high))
+        self._center, self._best, self._direction = center, best, direction
+        self._range, self._moves = search_range, moves
+        self._draw = None if seed is None else RateDraw(seed, 0.0, n)
+        self._attach()
+        self._scale_draw()
+        return self.center
+
+    # ---- attached to the optimizer: also after pickling and deep copies, which drop hooks ----
+
+    def _attach(self) -> None:
+        if self._draw is None:
+            return
+        if isinstance(self.optimizer, AdaptiveOptimizer):
+            self.optimizer._rate_draw = self._draw
+        else:
+            self._group_draws = GroupDraws(self.optimizer, self._draw)
+
+    def _detach(self) -> None:
+        if isinstance(self.optimizer, AdaptiveOptimizer):
+            self.optimizer._rate_draw = None
+        if self._group_draws is not None:
+            self._group_draws.restore(self.optimizer.param_groups)
+            self._group_draws.remove()
+            self._group_draws = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_group_draws": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._attach()
+
+
+def _unit(center: Decimal) -> Decimal:
+    """``s = 10^⌊log10 c⌋``."""
+    return Decimal(1).scaleb(center.adjusted())
+
+
+def _one_digit(value: float, rounding: str) -> Decimal:
+    """``value``, read as the shortest decimal that prints the same double, rounded to one significant digit."""
+    exact = Decimal(repr(float(value)))
+    return exact.quantize(Decimal(1).scaleb(exact.adjusted()), rounding=rounding).normalize(_EXACT)
+
+
+def _bounds(min_lr: float | None, max_lr: float | None) -> tuple[Decimal | None, Decimal | None]:
+    min_lr, max_lr = (
+        bound if bound is None else float(plain_number(f"ASLR: {name}", bound))
+        for name, bound in (("min_lr", min_lr), ("max_lr", max_lr))
+    )
+    for name, bound in (("min_lr", min_lr), ("max_lr", max_lr)):
+        if bound is not None and not (bound > 0 and math.isfinite(bound)):
+            raise ValueError(f"ASLR: {name} must be finite and > 0, or None, got {bound}")
+    low = None if min_lr is None else _one_digit(min_lr, ROUND_CEILING)
+    high = None if max_lr is None else _one_digit(max_lr, ROUND_FLOOR)
+    if low is not None and high is not None and low > high:
+        raise ValueError(f"ASLR: no rate of one significant digit lies in [{min_lr}, {max_lr}]: widen the bounds")
+    return low, high

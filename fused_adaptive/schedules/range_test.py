@@ -1,0 +1,196 @@
+"""The learning-rate range test: how the loss responds to a rate that rises from step to step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from ..core.plain import plain_int, plain_number
+from . import snapshots
+from .aalr import reset
+from .controller import owner_of
+from .lr import read_lrs, write_lrs
+
+#: The test ends when the smoothed loss is this many times its lowest value.
+_DIVERGED = 4.0
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """What :func:`lr_range_test` saw.
+
+    Attributes:
+        lrs: the first group's rate at each step.
+        losses: the training loss before each step.
+        scale: ``"linear"`` or ``"exponential"``: how the rate rose.
+    """
+
+    lrs: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    scale: str = "linear"
+
+    def smoothed(self, beta: float = 0.9) -> list[float]:
+        """Exponential mean of the losses, without its bias towards 0."""
+        mean, smooth = 0.0, []
+        for t, loss in enumerate(self.losses, 1):
+            mean = beta * mean + (1 - beta) * loss
+            smooth.append(mean / (1 - beta**t))
+        return smooth
+
+    def bounds(self) -> tuple[float, float]:
+        """The rates between which the loss falls: from a tenth of its fall to its lowest point (smoothed).
+
+        Raises:
+            ValueError: if it never falls.
+        """
+        smooth = self.smoothed()
+        low = min(range(len(smooth)), key=smooth.__getitem__, default=0)
+        if low == 0:
+            raise ValueError(
+                "the loss never falls in this range of rates: begin at a lower min_lr, or look at data and model"
+            )
+        begin = next(i for i, s in enumerate(smooth) if s <= smooth[0] - 0.1 * (smooth[0] - smooth[low]))
+        return self.lrs[begin], self.lrs[low]
+
+    @property
+    def suggestion(self) -> float:
+        """The middle of :meth:`bounds`, as [ASLR, IV a] proposes; the geometric middle for an exponential test."""
+        low, high = self.bounds()
+        return math.sqrt(low * high) if self.scale == "exponential" else (low + high) / 2
+
+    def plot(self, ax: Any = None) -> Any:
+        """Loss over rate; needs matplotlib. ``ax``: where to; default a new figure. Returns the axes."""
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            ax = plt.subplots()[1]
+        ax.plot(self.lrs, self.losses, linewidth=0.7, alpha=0.5, label="loss")
+        ax.plot(self.lrs, self.smoothed(), label="smoothed")
+        if len(self.losses) > 1 and min(self.smoothed()) < self.losses[0]:
+            ax.axvspan(*self.bounds(), alpha=0.15, label="the loss falls")
+            ax.axvline(self.suggestion, linestyle="--", label=f"suggestion {self.suggestion:.2g}")
+        ax.set_xscale("log" if self.scale == "exponential" else "linear")
+        ax.set(xlabel="learning rate", ylabel="training loss", title="Learning-rate range test")
+        ax.legend()
+        return ax
+
+
+def lr_range_test(
+    model: Module,
+    optimizer: Optimizer,
+    loader: Iterable[Any],
+    loss_fn: Callable[[Any, Any], Tensor],
+    *,
+    min_lr: float = 1e-5,
+    max_lr: float = 1.0,
+    steps: int = 100,
+    scale: str = "linear",
+) -> RangeTest:
+    """Smith's learning-rate range test, by which [ASLR, IV a] chooses its first rate.
+
+    Source: Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017. Trains for ``steps`` steps while
+    the rate rises, and stops early when the loss diverges. Model, optimizer and random state are afterwards what they
+    were, bit for bit, also if a step raises.
+
+    Args:
+        model: in training mode while it runs.
+        optimizer: of any class; it begins with new state. Groups keep their ratios to the first one's rate.
+        loader: yields ``(inputs, targets)``, on the model's device or not; begun anew when it ends.
+        loss_fn: ``loss_fn(model(inputs), targets)`` is the loss.
+        min_lr, max_lr: first and last rate of the first group. Defaults 1e-5 and 1.
+        steps: optimizer steps, at least 2. Default 100; the paper takes a few epochs.
+        scale: ``"linear"`` (default, the paper's) or ``"exponential"``, for a range of several decades.
+
+    Raises:
+        ValueError: for bad arguments or an empty loader.
+        RuntimeError: if a controller drives the optimizer: run the test first.
+    """
+    min_lr = float(plain_number("lr_range_test: min_lr", min_lr))
+    max_lr, steps = float(plain_number("lr_range_test: max_lr", max_lr)), plain_int("lr_range_test: steps", steps)
+    if not (0 < min_lr < max_lr and math.isfinite(max_lr)) or steps < 2 or scale not in ("linear", "exponential"):
+        raise ValueError(
+            "lr_range_test needs 0 < min_lr < max_lr, steps >= 2 and scale 'linear' or 'exponential', got "
+            f"min_lr={min_lr}, max_lr={max_lr}, steps={steps}, scale={scale!r}"
+        )
+    if owner_of(optimizer) is not None:
+        raise RuntimeError("a controller drives this optimizer: run lr_range_test before you build it, or remove() it")
+    test = RangeTest(scale=scale)
+    with _untouched(model, optimizer):
+        base = read_lrs(optimizer.param_groups)
+        ratios = [lr / base[0] if base[0] else 1.0 for lr in base]
+        batches = _forever(loader)
+        for i in range(steps):
+            part = i / (steps - 1)
+            lr = min_lr + part * (max_lr - min_lr) if scale == "linear" else min_lr * (max_lr / min_lr) ** part
+            write_lrs(optimizer.param_groups, [lr * ratio for ratio in ratios])
+            loss = _train_step(model, optimizer, next(batches), loss_fn)
+            if not math.isfinite(loss):
+                break
+            test.lrs.append(lr)
+            test.losses.append(loss)
+            smooth = test.smoothed()
+            if smooth[-1] > _DIVERGED * min(smooth):
+                break
+    return test
+
+
+def _train_step(model: Module, optimizer: Optimizer, batch: Any, loss_fn: Callable[[Any, Any], Tensor]) -> float:
+    device = next(model.parameters()).device
+    inputs, targets = (part.to(device) if isinstance(part, Tensor) else part for part in batch)
+    optimizer.zero_grad()
+    loss = loss_fn(model(inputs), targets)
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def _forever(loader: Iterable[Any]) -> Iterator[Any]:
+    while True:
+        empty = True
+        for batch in loader:
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError("the loader yields no batch (an iterator that is used up? pass the loader itself)")
+
+
+@contextmanager
+def _untouched(model: Module, optimizer: Optimizer) -> Iterator[None]:
+    """Afterwards model, gradients, optimizer and random numbers are what they were."""
+    tensors = snapshots.tensors_of(model)
+    saved = {name: t.detach().clone() for name, t in tensors.items()}
+    modes = {module: module.training for module in model.modules()}
+    grads = {p: p.grad for p in model.parameters()}
+    state = {p: deepcopy(values) for p, values in optimizer.state.items()}
+    groups = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
+    lrs = read_lrs(optimizer.param_groups)
+    devices = {t.device for t in tensors.values() if t.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(devices=list(devices)):
+            for p in grads:
+                p.grad = None
+            reset(optimizer)
+            model.train()
+            yield
+    finally:
+        snapshots.restore_(tensors, saved)
+        for module, mode in modes.items():
+            module.training = mode
+        for p, grad in grads.items():
+            p.grad = grad
+        optimizer.state.clear()
+        optimizer.state.update(state)
+        write_lrs(optimizer.param_groups, lrs)
+        for group, before in zip(optimizer.param_groups, groups, strict=True):
+            for name in group.keys() - before.keys() - {"params", "lr"}:
+                del group[name]
+            group.update(before)

@@ -1,0 +1,140 @@
+"""The registry, and the environment report."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import fused_adaptive as fa
+from fused_adaptive import __main__, backends
+from fused_adaptive.backends import native, triton
+from fused_adaptive.core import library
+
+from ..common.cases import all_equal, parameters, train
+
+
+def test_reference_is_always_available():
+    assert fa.backends.available()["reference"] == ""
+    assert backends.NAMES[-1] == "reference"  # "auto" falls back to it
+    assert fa.AdamW(parameters(), backend="reference")._backend.name == "reference"
+
+
+def test_every_backend_says_why_it_cannot_run():
+    for name, reason in fa.backends.available().items():
+        assert name in backends.NAMES
+        assert reason == "" or len(reason) > 10
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """A backend that cannot run on the CPU, ahead of the others."""
+    module = SimpleNamespace(name="fake", why_not=lambda devices: "no fake device in this machine")
+    load = backends._load
+    monkeypatch.setattr(backends, "NAMES", ("fake", "reference"))
+    monkeypatch.setattr(backends, "_load", lambda name: module if name == "fake" else load(name))
+    return module
+
+
+def test_a_backend_that_cannot_run_is_passed_over_or_refused_with_its_reason(fake, monkeypatch):
+    assert fa.backends.available()["fake"] == "no fake device in this machine"
+    assert backends.select("auto", [torch.device("cpu")]).name == "reference"
+    with pytest.raises(RuntimeError, match="'fake' cannot run: no fake device"):
+        fa.AdamW(parameters(), backend="fake")
+    assert "cannot run: no fake device in this machine" in __main__.report()
+    monkeypatch.setenv("FUSED_ADAPTIVE_BACKEND", "fake")
+    with pytest.raises(RuntimeError, match="'fake' cannot run"):
+        fa.AdamW(parameters())
+
+
+def test_the_environment_variable_overrides_auto_only(fake, monkeypatch):
+    fake.why_not = lambda devices: ""
+    monkeypatch.setenv("FUSED_ADAPTIVE_BACKEND", "reference")
+    assert backends.select("auto", ()).name == "reference"
+    assert backends.select("fake", ()).name == "fake"
+    monkeypatch.setenv("FUSED_ADAPTIVE_BACKEND", "auto")
+    assert backends.select("auto", ()).name == "fake"
+    monkeypatch.setenv("FUSED_ADAPTIVE_BACKEND", "nonsense")
+    with pytest.raises(ValueError, match="unknown FUSED_ADAPTIVE_BACKEND 'nonsense'"):
+        fa.AdamW(parameters())
+
+
+def test_a_backend_gets_every_step_and_every_end(fake):
+    """The interface that kernels plug into: tensors with state, and of every policy its tensors."""
+    calls = []
+    fake.why_not = lambda devices: ""
+    fake.step = lambda gathered, found_inf, grad_scale, draw: calls.append(
+        (len(gathered.slots), list(gathered.members))
+    )
+    fake.end_interval = lambda gathered: calls.append(list(gathered.members))
+    policy = fa.ActiveLR(interval=2, high=0.1)
+    optimizer = fa.AdamW(parameters(), policy=policy, backend="fake")
+    train(optimizer, 1)
+    optimizer.end_interval()
+    assert calls == [(6, [policy]), [policy]]
+
+
+def test_backend_is_chosen_anew_when_a_group_comes_from_another_device(fake):
+    fake.why_not = lambda devices: "only the CPU" if torch.device("meta") in set(devices) else ""
+    optimizer = fa.AdamW(parameters())
+    assert optimizer._backend.name == "fake"
+    optimizer.add_param_group({"params": [torch.zeros(2, device="meta", requires_grad=True)]})
+    assert optimizer._backend.name == "reference"
+    strict = fa.AdamW(parameters(), backend="fake")
+    with pytest.raises(RuntimeError, match="only the CPU"):
+        strict.add_param_group({"params": [torch.zeros(2, device="meta", requires_grad=True)]})
+    assert len(strict.param_groups) == 1
+
+
+def test_foreach_and_fused_choose_nothing():
+    runs = [
+        train(fa.AdamW(parameters(), lr=0.1, foreach=f, fused=u), 4) for f in (None, True, False) for u in (None, True)
+    ]
+    assert all(all_equal(runs[0], run) for run in runs)
+
+
+def test_environment_report():
+    out = subprocess.run([sys.executable, "-m", "fused_adaptive"], capture_output=True, text=True, check=True).stdout
+    for expected in (fa.__version__, torch.__version__, "backends", "reference", "can run", '"auto" takes'):
+        assert expected in out
+    assert ("cuda            none" in out) == (not torch.cuda.is_available())
+
+
+def test_the_reference_refuses_to_be_captured(monkeypatch):
+    optimizer = fa.SGD(parameters(), lr=0.1, backend="reference")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    before = [p.detach().clone() for p in optimizer.param_groups[0]["params"]]
+    with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"):
+        train(optimizer, 1)
+    assert all_equal(before, optimizer.param_groups[0]["params"])
+
+
+def test_a_library_without_code_for_a_gpu_is_passed_over_with_the_reason(monkeypatch):
+    """As one that was built for other compute capabilities, without PTX for this one."""
+    if native.why_not([torch.device("cpu")]):
+        pytest.skip("no native library")
+    cuda = [torch.device("cuda", 0)]
+    monkeypatch.setattr(library, "has_cuda", lambda: True)
+    monkeypatch.setattr(library, "built", lambda: {"cuda": "8.0;9.0"})
+    monkeypatch.setattr(native, "_missing_code", lambda index: "no kernel image is available")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    reason = native.why_not(cuda)
+    assert "for 8.0;9.0, and none that run on cuda:0, of compute capability 7.5 (no kernel image is" in reason
+    assert "TORCH_CUDA_ARCH_LIST=7.5" in reason
+    with pytest.raises(RuntimeError, match=r"'native' cannot run: .*compute capability 7.5"):
+        backends.select("native", cuda)
+    monkeypatch.setattr(triton, "why_not", lambda devices: "")
+    assert backends.select("auto", cuda).name == "triton"
+    monkeypatch.setattr(native, "_missing_code", lambda index: "")
+    assert backends.select("auto", cuda).name == "native"
+
+
+def test_that_synchronisations_can_be_looked_for_is_no_error():
+    """torch.cuda.set_sync_debug_mode says this the first time, and warnings are errors here."""
+    text = "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations"
+    warnings.warn(text, UserWarning, stacklevel=1)

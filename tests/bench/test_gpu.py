@@ -1,0 +1,243 @@
+"""What runs on a GPU machine: the two scripts, up to where there is no GPU, and to their end with commands stubbed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from bench.gpu import bandwidth
+from bench.gpu import bench as gpu_bench
+from bench.gpu import check as gpu_check
+from bench.step import measure, results, run, sets
+from bench.step.rivals import contenders
+
+from .test_results import made_up
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("script", ["gpu_check.sh 1", "gpu_check.sh 2", "gpu_bench.sh 1", "gpu_bench.sh 2"])
+def test_the_scripts_say_that_there_is_no_gpu(script, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    command = [str(ROOT / "bench" / script.split()[0]), *script.split()[1:]]
+    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path / "out")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "no GPU" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+#: All that a bare GPU machine has, besides what these bring.
+BARE = """
+import importlib.abc, sys
+
+class Bare(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in MISSING:
+            raise ImportError(f"{name} is not on a bare GPU machine")
+
+MISSING = {"rich", "matplotlib", "hypothesis", "mlxtend", "pytorch_optimizer", "optimi", "accelerate", "lightning"}
+MISSING |= {"transformers", "setuptools", "scipy", "pandas", "sklearn", "xdist"}
+sys.meta_path.insert(0, Bare())
+"""
+
+
+def test_what_runs_there_imports_little():
+    files = [gpu_check.NATIVE, gpu_check.TRITON, gpu_check.GRAPHS, *gpu_check.OTHERS]
+    modules = "bench.gpu.check, bench.gpu_bench, bench.run, bench.report, bench.bandwidth, bench.null_triton"
+    collected = f"import pytest; sys.exit(pytest.main(['--collect-only', '-q', '-p', 'no:cacheprovider', *{files}]))"
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    for code in (f"import {modules}", collected):
+        command = [sys.executable, "-c", f"{BARE}\n{code}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@pytest.fixture
+def stubbed(monkeypatch):
+    """A GPU in name; commands are noted and not run."""
+    noted: list[gpu_check.Step] = []
+
+    def run_none(step: gpu_check.Step, out: Path, left: float) -> dict[str, Any]:
+        noted.append(step)
+        if step.name.startswith("bench"):
+            results.save(made_up(), Path(step.command[-1]))
+        return {"outcome": "passed", "code": 0, "seconds": 1.0, "end": ""}
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(gpu_check, "describe", lambda *_: {"device": "a GPU"})
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
+    monkeypatch.setenv("FUSED_ADAPTIVE_REQUIRE_EXT", "")
+    for module in (gpu_check, gpu_bench):
+        monkeypatch.setattr(module, "run", run_none)
+    return noted
+
+
+def test_the_check_goes_to_its_end(stubbed, tmp_path):
+    for part in ("1", "2"):
+        assert gpu_check.main([part, "--out", str(tmp_path)]) == 0
+        record = json.loads((tmp_path / f"gpu_check_{part}.json").read_text())
+        assert all(found["outcome"] == "passed" for found in record["steps"].values())
+    names = [step.name for step in stubbed]
+    assert names[:5] == ["build", "native", "triton", "graphs", "sync"]
+    assert {"memcheck", "racecheck", "huge"} <= set(names[names.index("build", 1) :])
+    for step in stubbed:  # files are named: nothing else is collected
+        if "pytest" in step.command:
+            files = [argument for argument in step.command if argument.startswith("tests")]
+            assert files
+            assert all((ROOT / file).is_file() for file in files)
+
+
+@pytest.mark.heavy
+def test_each_test_on_a_gpu_is_in_one_of_the_checks_steps(tmp_path):
+    """By what pytest itself selects; sanitizers repeat some."""
+    chosen: list[str] = []
+    for step in gpu_check.steps(1, tmp_path) + gpu_check.steps(2, tmp_path):
+        if step.command[1:3] == ("-m", "pytest"):
+            options = [a for a in step.command[3:] if a not in ("-n", "8", "-q")]
+            found = collect(*options)
+            assert found, step.name
+            chosen += found
+    every = collect("-m", "gpu", "tests", "--ignore", "tests/docs/test_matrix.py")
+    assert sorted(chosen) == sorted(every)
+
+
+def collect(*options: str) -> list[str]:
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode in (0, 5), done.stdout + done.stderr
+    return [line for line in done.stdout.splitlines() if "::" in line]
+
+
+@pytest.mark.parametrize("stopped_after", [0, 1, 3])
+def test_the_check_leaves_what_it_had_when_it_was_cut_off(stubbed, stopped_after, tmp_path, monkeypatch):
+    run_none = gpu_check.run
+
+    def run_some(*arguments: Any) -> dict[str, Any]:
+        if len(stubbed) == stopped_after:
+            raise KeyboardInterrupt
+        return run_none(*arguments)
+
+    monkeypatch.setattr(gpu_check, "run", run_some)
+    with pytest.raises(KeyboardInterrupt):
+        gpu_check.main(["1", "--out", str(tmp_path)])
+    assert len(json.loads((tmp_path / "gpu_check_1.json").read_text())["steps"]) == stopped_after
+
+
+def test_the_benchmark_goes_to_its_end(stubbed, tmp_path):
+    for part in ("1", "2"):
+        assert gpu_bench.main([part, "--out", str(tmp_path)]) == 0
+        assert results.load(tmp_path / f"run_gpu_{part}.json")["cases"]
+    assert [step.name for step in stubbed] == ["build", "bench_1", "build", "bench_2"]
+    assert all(step.seconds <= 8 * 60 + 120 for step in stubbed)
+
+
+def test_a_benchmark_that_is_cut_off_leaves_its_json(tmp_path, monkeypatch):
+    def cut_off(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "measure_case", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        run.main(["--device", "cpu", "--shapes", "20x1e3", "--parts", "cases", "--output", str(tmp_path / "run.json")])
+    assert results.load(tmp_path / "run.json")["cases"] == []
+
+
+def test_a_gpus_set_begins_with_what_matters():
+    cases = sets.default_set("cuda")
+    first = [(case.shapes, str(case.dtype)) for case in cases[:10]]
+    sizes = ("10x5M", "gpt2", "resnet50", "10000x64", "1e8")
+    assert first == [(size, dtype) for size in sizes for dtype in ("torch.float32", "torch.bfloat16")]
+    assert all(case.backbone == "AdamW" and case.policies == ("fixed", "active") for case in cases[:10])
+    assert all("torch" in case.families and case.part == 1 for case in cases[:10])
+    assert [case.shapes for case in cases if "compiled" in case.families] == ["10x5M"]
+    ours = contenders("AdamW", ("fixed",), ["native"], cases[2].families, torch.float32, torch.device("cuda"), 10)
+    assert not any("compile" in contender.name for contender in ours)
+
+
+def test_the_calls_of_the_scripts_are_understood(tmp_path):
+    for command in (
+        gpu_bench.command(2, 300, tmp_path),
+        next(s for s in gpu_check.steps(1, tmp_path) if s.name == "timing").command,
+    ):
+        assert command[:3] == (sys.executable, "-m", "bench.step.run")
+        assert run.arguments_of(command[3:]).device == "cuda"
+
+
+class Clock:
+    """Of a device that idles until something is launched, and of the host, in seconds."""
+
+    def __init__(self) -> None:
+        self.host = self.device = 0.0
+
+    def launch(self, seconds: float) -> None:
+        self.device = max(self.device, self.host) + seconds
+
+
+def test_device_time_does_not_hold_the_hosts(monkeypatch):
+    """Also of a bandwidth: the device is busy until all is launched."""
+    clock = Clock()
+
+    class Event:
+        at = 0.0
+
+        def record(self) -> None:
+            self.at = max(clock.device, clock.host)
+
+        def synchronize(self) -> None:
+            clock.host = max(clock.host, self.at)
+
+        def elapsed_time(self, end: Event) -> float:
+            return 1e3 * (end.at - self.at)
+
+    def step() -> None:
+        clock.host += 0.001  # prepares
+        clock.launch(0.003)
+
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Event())
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: clock.launch(cycles / 2e9))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: setattr(clock, "host", max(clock.host, clock.device)))
+    assert measure.device_seconds(step) == pytest.approx(0.003)
+    monkeypatch.setattr(bandwidth.torch, "randn", lambda n, device: torch.zeros(n))
+    array = SimpleNamespace(numel=lambda: 1000, copy_=lambda other: clock.launch(0.001))
+    monkeypatch.setattr(bandwidth.torch, "empty", lambda n, dtype, device: array)
+    optimizer = SimpleNamespace(step=step)
+    monkeypatch.setitem(bandwidth.OPTIMIZERS, "stub", (lambda *_, **__: optimizer, 28))
+    found = bandwidth.measure("stub", "native", torch.float32, 1000, 3)
+    assert found["step_ms"] == pytest.approx([3.0] * 3)
+
+
+def test_both_runs_make_one_file(tmp_path):
+    first, second = made_up(), made_up()
+    second["cases"][0]["shapes"] = "other"
+    for name, record in (("1", first), ("2", second)):
+        results.save(record, tmp_path / name)
+    gpu_bench.main(["merge", str(tmp_path / "1"), str(tmp_path / "2"), str(tmp_path / "both")])
+    assert [case["shapes"] for case in results.load(tmp_path / "both")["cases"]] == ["10 x 5M", "other"]
+    other = copy.deepcopy(second)
+    other["machine"]["commit"] = "1" * 40
+    results.save(other, tmp_path / "2")
+    with pytest.raises(ValueError, match="differ in commit"):
+        gpu_bench.merge(tmp_path / "1", tmp_path / "2", tmp_path / "both")
+
+
+def test_a_step_of_the_check_says_how_it_ended(tmp_path):
+    def outcome(code: str, seconds: int = 60, left: float = 60) -> dict:
+        return gpu_check.run(gpu_check.Step("x", (sys.executable, "-c", code), seconds), tmp_path, left)
+
+    assert outcome("print('3 passed, 1 skipped in 2s')")["counts"] == {"passed": 3, "skipped": 1}
+    assert outcome("raise SystemExit(2)")["outcome"] == "failed"
+    assert outcome("import time; time.sleep(60)", seconds=6)["outcome"] == "timed out"
+    assert outcome("", left=1)["outcome"] == "not run"
+    missing = gpu_check.run(gpu_check.Step("x", ("/nonexistent",), 60), tmp_path, 60)
+    assert missing["outcome"] == "not run"

@@ -1,0 +1,261 @@
+"""The benchmark runs from the command line, and what is made of its results: tables, plots, verdicts, comparisons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.step import compare, end_to_end, goals, report, results, run
+from bench.step.growth import fits
+
+from ..common.cases import KERNELS
+
+ROOT = Path(__file__).parents[2]
+native = pytest.mark.skipif("native" not in KERNELS, reason="the native library is not built")
+
+
+def row(name: str, family: str, policy: str, milliseconds: float, size: int = 28, **more: Any) -> dict[str, Any]:
+    seconds = [milliseconds / 1e3 * (1 + 0.001 * (i % 5)) for i in range(30)]
+    algorithm = {"fixed": "AdamW", "active": "AdamW + active"}.get(policy, "")
+    found = {"cache": "large", "name": name, "family": family, "policy": policy, "algorithm": algorithm}
+    found |= {
+        "why_not": "",
+        "bytes": size * 50_000_000,
+        "numel": 50_000_000 if policy else 0,
+        "warm_up": 0.1,
+        "launches": 2,
+        "state_bytes": 8.0,
+    }
+    return found | {"seconds": seconds, "wall": [], "host": []} | more
+
+
+def made_up() -> dict[str, Any]:
+    """Results whose every number is known: copy moves 40 GB/s, a step of AdamW 35."""
+    rows = [
+        row("ours, native", "ours", "fixed", 40),
+        row("ours, native", "ours", "active", 56, 40),
+        row("torch fused", "torch", "fixed", 50),
+        row("copy", "ceiling", "", 50, 40),
+        row("null, native", "ceiling", "fixed", 38),
+        row("null, native", "ceiling", "active", 50, 40),
+        row("torch foreach", "torch", "fixed", 160),
+        row("torch.compile of torch's", "compiled", "fixed", 60),
+        row("foreach composition", "composition", "active", 280, 40),
+        row("torch.compile of it", "compiled", "active", 80, 40),
+        row("as the authors wrote it", "authors", "active", 560, 40),
+        row("bitsandbytes, 32 bit", "bnb", "fixed", 1, why_not="runs on GPUs only", seconds=[]),
+    ]
+    head = {"backbone": "AdamW", "shapes": "10 x 5M", "tensors": 10, "numel": 50_000_000, "dtype": "float32"}
+    machine = {"device": "cpu", "processor": "a processor", "threads": 2, "kernels": "v3", "torch": "2", "packages": {}}
+    growth = [
+        {"over": over, "n": n, "name": name, "algorithm": "AdamW", "why_not": "", "seconds": [a + slope * n]}
+        for over, points, a in (("tensors", (10, 300, 1000), 1e-5), ("elements", (10**6, 10**8), 0.0))
+        for name, slope in (("ours, native", 1e-6 if over == "tensors" else 1e-9), ("torch fused", 5e-6))
+        for n in points
+    ]
+    for point in growth:
+        if (point["over"], point["name"]) == ("tensors", "ours, native"):
+            point["host"] = [s / 4 for s in point["seconds"]]
+    trained = [
+        {"model": "M", "optimizer": "AdamW", "parameters": 10**6, "tensors": 3, "gradients": [0.3], "step": [0.1]}
+    ]
+    return {
+        "schema": results.SCHEMA,
+        "machine": machine | {"commit": "0" * 40, "load": 0.1},
+        "settings": {},
+        "cases": [{**head, "took": 1.0, "load": 0.1, "why_not": "", "rows": rows}],
+        "growth": growth,
+        "end_to_end": trained,
+    }
+
+
+def test_columns_are_what_they_say():
+    lines = {(x.name, x.algorithm): x for x in results.lines_of(made_up()["cases"][0], "large", "cpu")}
+    ours = lines["ours, native", "AdamW"].numbers
+    assert ours["ms"] == pytest.approx(40, rel=0.01)
+    assert ours["B"] == 28
+    assert ours["GB/s"] == pytest.approx(35, rel=0.01)
+    expected = {"÷ copy": 35 / 40, "÷ null": 38 / 40, "× torch fused": 0.8, "× foreach composition": 0.25}
+    for column, value in (expected | {"× torch.compile": 40 / 60}).items():
+        assert ours[column] == pytest.approx(value, rel=0.01), column
+    active = lines["ours, native", "AdamW + active"].numbers
+    assert active["÷ null"] == pytest.approx(50 / 56, rel=0.01)
+    assert active["× foreach composition"] == pytest.approx(0.2, rel=0.01)
+    assert active["× torch.compile"] == pytest.approx(0.7, rel=0.01)
+    assert lines["copy", ""].numbers["GB/s"] == pytest.approx(40, rel=0.01)
+
+
+def test_a_row_that_did_not_run_is_in_the_table_with_its_reason():
+    text = report.full(made_up())
+    assert "| AdamW | bitsandbytes, 32 bit | runs on GPUs only |" in text
+    assert "noisy" not in report.noise(made_up())
+
+
+def test_a_noisy_run_says_so():
+    record = made_up()
+    for r in record["cases"][0]["rows"]:
+        r["seconds"] = [s * (1 + 0.5 * (i % 2)) for i, s in enumerate(r["seconds"])]
+    assert "Too noisy to compare: 7 of 7 rows" in report.noise(record)
+    assert report.noise(record) in report.readme(record, "x")
+    assert " ~ |" in report.full(record)
+
+
+def test_verdicts():
+    body = {line[0]: line[2:] for line in goals.goals_table(made_up(), None)}
+    assert body["AdamW / torch fused, 10 x 5M"][0].startswith("0.80 (0.80 to 0.80), holds")
+    assert body["ActiveAdamW / AdamW, 10 x 5M"][0].endswith("holds")
+    assert body["ActiveAdamW / the authors' form, 10 x 5M"][0].startswith("0.10")
+    assert body["AdamW / torch fused, 2000 x 1000"] == ["not measured"] * 3
+    assert body["host time / torch fused, 300 tensors"][0].startswith("0.2")
+    assert body["host time / torch fused, 10 000 tensors"][0] == "not measured"
+    assert body["time grows as n to the power of, 1e6 … 1e9"][0] == "1.00, holds"
+    assert body["AdamW, share of the null step, 10 x 5M"][0].startswith("0.95 (0.95 to 0.95)")
+    assert body["ActiveAdamW, share of the null step, 10 x 5M"][0] == "0.89 (0.89 to 0.89), misses"
+    assert body["share of copy, ResNet-50, float32"] == ["", "not measured", "not measured"]
+    record = made_up()
+    record["cases"][0]["rows"][0]["seconds"] = [0.0515 * (1 + 0.05 * (i % 2)) for i in range(30)]
+    assert goals.verdict(goals.GOALS[0], record, "native", "cpu").endswith("undecided")
+
+
+def test_slopes_are_fitted():
+    found = {(f["over"], f["name"]): f for f in fits(made_up()["growth"])}
+    assert found["tensors", "ours, native"]["slope"] == pytest.approx(1e-6)
+    assert found["tensors", "ours, native"]["intercept"] == pytest.approx(1e-5)
+    assert found["tensors", "ours, native"]["host_slope"] == pytest.approx(0.25e-6)
+    assert found["tensors", "torch fused"]["host_slope"] is None
+    assert found["elements", "torch fused"]["exponent"] == pytest.approx(1.0)
+
+
+def test_comparison_flags_what_has_moved(tmp_path, capsys):
+    old, new = made_up(), made_up()
+    assert compare.compare(old, new, 0.05) == ([], [], [])
+    for r in new["cases"][0]["rows"]:  # another machine load: everything takes longer, no ratio moves
+        r["seconds"] = [1.5 * s for s in r["seconds"]]
+    assert compare.compare(old, new, 0.05) == ([], [], [])
+    ours = new["cases"][0]["rows"][0]
+    ours["seconds"] = [1.2 * s for s in ours["seconds"]]
+    worse, better, lacking = compare.compare(old, new, 0.05)
+    assert len(worse) == 2
+    assert "AdamW, 10 x 5M, float32, large, ours, native, fixed / torch fused: 0.800 -> 0.960 (+20.0%)" in worse
+    assert (better, lacking) == ([], [])
+    assert len(compare.compare(new, old, 0.05)[1]) == 2
+    for r in new["cases"][0]["rows"]:  # a null step of fewer elements, because memory was short, is no change
+        if r["family"] == "ceiling" and r["policy"]:
+            r["bytes"], r["seconds"] = r["bytes"] / 4, [s / 4 for s in r["seconds"]]
+    assert compare.compare(old, new, 0.05)[0] == worse
+    ours["seconds"] = [s * (0.5 if i % 2 else 1.5) for i, s in enumerate(ours["seconds"])]  # so noisy that nobody knows
+    assert compare.compare(old, new, 0.05)[0] == []
+    for name, record in (("old", old), ("new", made_up())):
+        results.save(record, tmp_path / name)
+    assert compare.main([str(tmp_path / "old"), str(tmp_path / "new")]) == 0
+    ours = old["cases"][0]["rows"][0]
+    ours["seconds"] = [s / 2 for s in ours["seconds"]]
+    results.save(old, tmp_path / "old")
+    assert compare.main([str(tmp_path / "old"), str(tmp_path / "new")]) == 1
+    assert "worse: 2" in capsys.readouterr().out
+
+
+def test_results_of_another_schema_are_refused(tmp_path):
+    (tmp_path / "old.json").write_text('{"schema": 1}')
+    with pytest.raises(ValueError, match="schema 1"):
+        results.load(tmp_path / "old.json")
+
+
+def test_a_file_holds_what_was_measured(tmp_path):
+    results.save(made_up(), tmp_path / "x.json")
+    assert results.load(tmp_path / "x.json") == made_up()
+    assert len((tmp_path / "x.json").read_text().splitlines()) > 20  # a line a row
+
+
+@native
+def test_a_run_from_the_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "bandwidth_contenders", lambda _: [])  # hundreds of megabytes
+    monkeypatch.setattr(run, "measure_end_to_end", lambda *_: [])
+    output = tmp_path / "out" / "tiny.json"
+    chosen = [
+        "--shapes",
+        "3x50",
+        "7b",
+        "--policies",
+        "fixed",
+        "active",
+        "displacement",
+        "--rivals",
+        "torch",
+        "composition",
+    ]
+    limits = ["--samples", "3", "--seconds", "0.05", "--most", "2e4", "--threads", "1", "--device", "cpu"]
+    monkeypatch.setattr("bench.step.measure.available_memory", lambda _: 10**9)
+    assert run.main([*chosen, *limits, "--output", str(output)]) == 0
+    printed, record = capsys.readouterr().out, results.load(output)
+    assert [case["shapes"] for case in record["cases"]] == ["3 x 50", "8 layers of 7B"]
+    small, large = (case["rows"] for case in record["cases"])
+    assert {r["name"] for r in small} >= {"ours, native", "torch fused", "torch foreach", "foreach composition"}
+    here = [r for r in small if r["name"] != "ours, triton"]  # whose row says that it is for GPUs
+    assert all(r["why_not"] == "" and 1 <= len(r["seconds"]) <= 3 for r in here)
+    assert {r["policy"] for r in small} == {"fixed", "active"}  # displacements are for SGD
+    assert all(r["why_not"].startswith("not enough memory") for r in large)
+    assert {p["n"] for p in record["growth"]} == {10, 30, 100, 300, 10_000}
+    apart = {(p["over"], p["name"]) for p in record["growth"] if p["host"]}
+    assert apart == {("tensors", "ours, native")}
+    for point in record["growth"]:
+        assert all(0 < host < whole for host, whole in zip(point["host"], point["seconds"], strict=False))
+    assert record["machine"]["torch"] == torch.__version__
+    assert "µs a tensor" in printed
+    assert "not enough memory" in output.with_suffix(".md").read_text()
+    if "tiny_roofline.png" in printed:
+        assert (output.parent / "tiny_roofline.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_there_is_no_time_for_is_said(tmp_path):
+    output = tmp_path / "late.json"
+    assert run.main(["--quick", "--minutes", "0", "--device", "cpu", "--threads", "1", "--output", str(output)]) == 0
+    record = results.load(output)
+    assert [case["why_not"] for case in record["cases"]] == ["no time was left"] * 2
+    assert all(point["why_not"] == "no time was left" for point in record["growth"])
+
+
+def test_plots_and_tables_are_made_of_results(tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "made.json"
+    results.save(made_up(), path)
+    document = tmp_path / "README.md"
+    document.write_text("before\n<!-- run:begin -->\nyesterday's\n<!-- run:end -->\nafter\n", encoding="utf-8")
+    assert report.main([str(path), "--readme", str(document)]) == 0
+    text = document.read_text(encoding="utf-8")
+    assert "yesterday" not in text
+    assert report.readme(made_up(), "made") in text
+    for key in report.PLOTS:
+        assert (tmp_path / f"made_{key}.png").stat().st_size > 5000
+        assert f"made_{key}.png" in text
+
+
+@pytest.mark.parametrize("name", ["run_cpu", "run_cpu_10x5M", "run_gpu"])
+def test_committed_documents_are_those_of_the_committed_results(name):
+    path = ROOT / "bench" / "results" / f"{name}.json"
+    if not path.exists():
+        pytest.skip(f"there is no {name}.json")
+    record = results.load(path)
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == report.full(record)
+    whole = name != "run_cpu_10x5M"  # a case alone has no curves
+    assert all(path.with_name(f"{name}_{key}.png").exists() == whole for key in report.PLOTS)
+
+
+@pytest.mark.heavy
+def test_training_steps_are_split_into_gradients_and_optimizer():
+    found = end_to_end.measure_end_to_end(torch.device("cpu"), 2)
+    assert {f["optimizer"] for f in found} == set(end_to_end.OPTIMIZERS)
+    assert len(found) == len(end_to_end.OPTIMIZERS) * len(end_to_end.MODELS)
+    assert all(len(f["step"]) == len(f["gradients"]) == 2 for f in found)
+    sizes = {f["model"].split(",")[0]: f["parameters"] for f in found}
+    assert 250_000 < sizes["ResNet-20"] < 300_000
+
+
+def test_json_has_no_numbers_that_are_none(tmp_path):
+    record = made_up()
+    record["cases"][0]["rows"][0]["seconds"] = [float("nan")]
+    with pytest.raises(ValueError, match="JSON"):
+        results.save(record, tmp_path / "x.json")

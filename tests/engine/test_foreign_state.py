@@ -1,0 +1,222 @@
+"""State that others have written: torch's own loader, wrappers, people by hand, torch.distributed.checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+import fused_adaptive as fa
+
+from ..common.cases import BACKENDS, Gradients, parameters, state_of, train
+
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+POLICIES: dict[str, Any] = {
+    "fixed": None,
+    "active": fa.ActiveLR(interval=2, high=0.1),
+    "trainable": fa.TrainableLR(interval=2),
+    "preconditioned": fa.TrainableLR(interval=2, source="preconditioned", granularity="tensor"),
+    "hypergradient": fa.Hypergradient(1e-6),
+}
+every_policy = pytest.mark.parametrize("policy", POLICIES)
+
+
+def dtypes(optimizer: torch.optim.Optimizer) -> dict[str, torch.dtype]:
+    return {name: value.dtype for name, value in state_of(optimizer).items()}
+
+
+# ---- dtypes ----
+
+
+@every_backend
+@every_policy
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_state_that_torchs_loader_has_cast_is_brought_back_to_its_own_dtypes(dtype, policy, backend):
+    """It casts to the parameter's dtype, counts and signs too. float32 loses the last bits of float64 gains."""
+    ends = []
+    for through_torch in (False, True):
+        params = [torch.linspace(1, 2, 5).to(dtype).requires_grad_() for _ in range(2)]
+        optimizer = fa.AdamW(params, lr=0.01, policy=POLICIES[policy], backend=backend)
+        for step in range(7):
+            Gradients().set(params, step)
+            optimizer.step()
+            if step == 2:
+                expected = dtypes(optimizer)
+                if through_torch:
+                    torch.optim.Optimizer.load_state_dict(optimizer, copy.deepcopy(optimizer.state_dict()))
+        assert dtypes(optimizer) == expected
+        ends.append([p.detach().float() for p in params])
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6 if dtype == torch.float32 else 2e-2, atol=0)
+
+
+@every_backend
+@pytest.mark.parametrize(
+    "reset",
+    [
+        lambda p, value: torch.zeros_like(p),  # bfloat16
+        lambda p, value: torch.zeros(p.shape, dtype=torch.float64),
+        lambda p, value: torch.zeros_like(p, memory_format=torch.contiguous_format).T.contiguous().T.float(),
+    ],
+    ids=["in the parameter's dtype", "in float64", "in another layout"],
+)
+def test_moments_that_are_reset_by_hand_are_taken_up(reset: Callable[[Tensor, Tensor], Tensor], backend):
+    def run(put: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+        params = parameters(torch.bfloat16, [(4, 3)])
+        optimizer = fa.AdamW(params, lr=0.01, backend=backend)
+        train(optimizer, 3)
+        for name in ("exp_avg", "exp_avg_sq"):
+            optimizer.state[params[0]][name] = put(params[0].detach(), optimizer.state[params[0]][name])
+        train(optimizer, 3, start=3)
+        return [params[0].detach(), *optimizer.state[params[0]].values()]
+
+    assert all(map(torch.equal, run(reset), run(lambda p, value: torch.zeros_like(value))))
+
+
+@every_backend
+def test_step_counts_do_not_saturate_in_low_precision(backend):
+    (p,) = parameters(torch.float32, [(4,)])
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        optimizer = fa.AdamW([p], backend=backend)
+        for _ in range(300):
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+    finally:
+        torch.set_default_dtype(default)
+    assert optimizer.state[p]["step"] == 300
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][0] = {n: v.bfloat16() if v.is_floating_point() else v for n, v in saved["state"][0].items()}
+    other = fa.AdamW([p], backend=backend)
+    other.load_state_dict(saved)
+    train(other, 10)
+    assert other.state[p]["step"] == 310
+
+
+@every_backend
+def test_counts_that_are_numbers_are_taken_up(backend):
+    params = parameters(torch.float32, [(4,)])
+    optimizer = fa.AdamW(params, policy=POLICIES["active"], backend=backend)
+    train(optimizer, 1)
+    optimizer.state[params[0]].update(step=7, active_step=1)
+    train(optimizer, 1, start=1)
+    state = optimizer.state[params[0]]
+    assert (state["step"], state["active_step"]) == (torch.tensor(8.0), torch.tensor(0))
+
+
+@every_backend
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(torch.zeros(3), r"'exp_avg' of parameter 0 .* shape \(3,\) instead of \(4,\)"), ("x", "is no tensor but 'x'")],
+)
+def test_state_that_cannot_be_taken_up_is_named_before_anything_moves(value, words, backend):
+    params = parameters(torch.float32, [(4,)])
+    optimizer = fa.AdamW(params, backend=backend)
+    train(optimizer, 1)
+    before = params[0].detach().clone()
+    optimizer.state[params[0]]["exp_avg"] = value
+    with pytest.raises(RuntimeError, match=words) as caught:
+        train(optimizer, 1, start=1)
+    assert "csrc" not in str(caught.value)
+    assert torch.equal(params[0], before)
+
+
+# ---- entries of others ----
+
+
+@every_backend
+@pytest.mark.parametrize("value", [1, None, 0.5, "note", [1, 2], {"a": 1}, torch.tensor(1.0), ...], ids=repr)
+def test_what_others_keep_in_state_is_left_alone(value, backend):
+    params = parameters(torch.float32)
+    optimizer = fa.SGD(params, momentum=0.9, backend=backend)
+    optimizer.state["note"] = value
+    train(optimizer, 2)
+    optimizer.load_state_dict(optimizer.state_dict())
+    train(optimizer, 1, start=2)
+    optimizer.end_interval()
+    assert optimizer.state["note"] is value
+
+
+# ---- what policies share ----
+
+
+@every_backend
+def test_groups_that_are_given_one_global_policy_share_its_gain_from_then_on(backend):
+    """The gain and count of those that had it; what joins begins its sums anew."""
+    first, second = parameters(shapes=[(20,), (30,)])
+    groups = [
+        {"params": [first], "policy": fa.TrainableLR(interval=4)},
+        {"params": [second], "policy": fa.TrainableLR(interval=3)},
+    ]
+    optimizer = fa.SGD(groups, lr=1e-2, backend=backend)
+    for step in range(20):
+        Gradients().set([first, second], step)
+        optimizer.step()
+        a, b = optimizer.state[first], optimizer.state[second]
+        if step == 8:
+            assert a["gain"] != b["gain"]
+            kept = a["gain"].item()
+            optimizer.param_groups[1]["policy"] = dict(optimizer.param_groups[0]["policy"])
+        if step == 9:
+            assert a["gain"] == b["gain"] == kept
+            assert (b["direction_prev"] == 0).all()
+            assert b["tlr_applied"] == 1
+        if step > 8:
+            assert a["gain"] == b["gain"]
+            assert a["tlr_step"] == b["tlr_step"] == (step + 1) % 4
+
+
+@every_backend
+def test_groups_whose_policy_changes_together_go_on(backend):
+    """Its numbers change, and nothing else: sums, counts and gains stay."""
+    params = parameters(shapes=[(20,), (30,)])
+    policies = fa.TrainableLR(interval=4), fa.TrainableLR(interval=4, c=0.2)
+    optimizer = fa.SGD([{"params": [p]} for p in params], lr=1e-2, policy=policies[0], backend=backend)
+    train(optimizer, 9)
+    before = {name: value.clone() for name, value in state_of(optimizer).items()}
+    for group in optimizer.param_groups:
+        group["policy"] = policies[1]
+    for p in params:
+        p.grad = None
+    optimizer.step()
+    after = state_of(optimizer)
+    for name, value in before.items():
+        assert torch.equal(after[name], value + 1 if name.endswith("tlr_step") else value), name
+    assert before["0.gain"] == before["1.gain"] != 1
+
+
+@every_backend
+@every_policy
+def test_reading_a_state_dict_before_training_leaves_intervals_as_they_were(policy, backend):
+    """torch.distributed.checkpoint makes state by a step with zero gradients and lr 0."""
+    model = torch.nn.Linear(4, 3)
+    other = copy.deepcopy(model)
+
+    def ends(module: torch.nn.Module, reads: bool) -> list[dict[str, Any]]:
+        optimizer = fa.SGD(module.parameters(), lr=0.1, policy=POLICIES[policy], backend=backend)
+        if reads:
+            get_optimizer_state_dict(module, optimizer)
+        found = []
+        for step in range(5):
+            Gradients().set(list(module.parameters()), step)
+            optimizer.step()
+            found.append({k: v.clone() for k, v in state_of(optimizer).items() if not k.endswith(".step")})
+        return found
+
+    for mine, yours in zip(ends(model, reads=True), ends(other, reads=False), strict=True):
+        assert all(torch.equal(mine[name], yours[name]) for name in yours)
+
+
+@every_backend
+def test_a_first_step_at_lr_zero_with_gradients_counts(backend):
+    params = parameters()
+    optimizer = fa.SGD(params, lr=0.0, policy=POLICIES["active"], backend=backend)
+    train(optimizer, 1)
+    assert {int(state["active_step"]) for state in optimizer.state.values()} == {1}

@@ -1,0 +1,271 @@
+"""Optimizers as frameworks hand them on: subclasses, handles with a copy of ``__dict__``, wrappers."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fused_adaptive as fa
+from fused_adaptive.integrations import unwrap
+
+from ..common.cases import all_equal, parameters, train
+
+ACTIVE = [fa.ActiveSGD, fa.ActiveAdam, fa.ActiveAdamW, fa.ActiveRAdam, fa.ActiveAdaBelief]
+
+
+class Writer:
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self.steps += [step] if tag.endswith("mean") else []
+
+
+# ---- handles: how Lightning, Fabric, Accelerate and users make them ----
+
+
+def copied(optimizer: Any) -> Any:
+    """As Lightning did until 2.0, and Fabric: an object of a new subclass with a copy of ``__dict__``."""
+    handle = object.__new__(type("Copied" + type(optimizer).__name__, (type(optimizer),), {}))
+    handle.__dict__ = dict(optimizer.__dict__)
+    return handle
+
+
+class _Forwards:
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+        self.__class__ = type("Forwarding", (type(self), type(optimizer)), {})  # pyright: ignore
+
+    def step(self, closure: Any = None) -> Any:
+        return self._optimizer.step(closure)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._optimizer, name)
+
+
+def subclass_without_init(optimizer: Any) -> Any:
+    def step(self: Any, closure: Any = None) -> Any:
+        return self.base.step(closure)
+
+    def init(self: Any, base: Any) -> None:
+        self.base = base
+
+    return type("Holding", (type(optimizer),), {"__init__": init, "step": step})(optimizer)
+
+
+def fabric(optimizer: Any) -> Any:
+    lightning = pytest.importorskip("lightning.fabric")
+    return lightning.Fabric(accelerator="cpu", devices=1).setup_optimizers(optimizer)
+
+
+HANDLES = {"copied": copied, "forwards": _Forwards, "without init": subclass_without_init, "fabric": fabric}
+
+
+class Wrapper(torch.optim.Optimizer):
+    """As Accelerate's: an optimizer by class, whose constructor was never called."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+
+    state = property(lambda self: self.optimizer.state)  # type: ignore[assignment]
+    param_groups = property(lambda self: self.optimizer.param_groups)  # type: ignore[assignment]
+    defaults = property(lambda self: self.optimizer.defaults)  # type: ignore[assignment]
+
+    def step(self, closure: Any = None) -> Any:
+        return self.optimizer.step(closure)
+
+
+class SharesGroups(torch.optim.Optimizer):
+    """As wrappers of sharpness-aware minimization: one of its own right, with the groups of the other."""
+
+    def __init__(self, base: Any) -> None:
+        super().__init__(base.param_groups, base.defaults)
+        self.base_optimizer = base
+
+    def step(self, closure: Any = None) -> Any:
+        return self.base_optimizer.step(closure)
+
+
+WRAPPERS = {"wrapper": Wrapper, "wrapper of a wrapper": lambda o: Wrapper(Wrapper(o)), "shares groups": SharesGroups}
+
+
+@pytest.mark.parametrize("name", HANDLES)
+def test_what_is_set_and_called_on_a_handle_is_the_optimizers(name):
+    optimizer = fa.ActiveAdamW(parameters(torch.float32), lr=0.01, interval=3)
+    handle = HANDLES[name](optimizer)
+    assert unwrap(handle) is optimizer
+    handle.max_grad_norm = 0.5
+    assert optimizer.max_grad_norm == 0.5
+    with pytest.raises(TypeError, match="max_grad_norm must be a number"):
+        handle.max_grad_norm = "1.0"
+    train(handle, 1)
+    assert handle.grad_norm is optimizer.grad_norm is not None
+    for p in optimizer.state:
+        assert optimizer.state[p]["active_step"] == 1
+    handle.end_interval()
+    train(optimizer, 1, start=1)
+    handle.restart_interval()
+    assert all(state["active_step"] == 0 for state in optimizer.state.values())
+    assert handle.learning_rates() == optimizer.learning_rates()
+
+
+@pytest.mark.parametrize("name", HANDLES)
+def test_a_handle_outlives_a_loaded_checkpoint(name):
+    optimizer, saved = (fa.ActiveAdamW(parameters(), lr=0.01, interval=3) for _ in range(2))
+    handle = HANDLES[name](optimizer)
+    train(saved, 2)
+    optimizer.load_state_dict(saved.state_dict())
+    assert handle.param_groups[0] is optimizer.param_groups[0]
+    assert len(handle.state) == len(optimizer.state) > 0
+    handle.load_state_dict(saved.state_dict())
+    assert handle.param_groups[0] is optimizer.param_groups[0]
+
+
+def test_grad_scaler_reaches_the_step_through_a_handle():
+    p = nn.Parameter(torch.ones(3))
+    optimizer = fa.SGD([p], lr=0.5, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(p.sum()).backward()
+    scaler.step(_Forwards(optimizer))  # type: ignore[arg-type]
+    assert p.tolist() == [0.5] * 3
+    assert not hasattr(optimizer, "grad_scale")
+
+
+@pytest.mark.parametrize("name", [*HANDLES, *WRAPPERS])
+def test_helpers_act_on_the_optimizer_inside(name):
+    model, writer = nn.Linear(3, 2), Writer()
+    optimizer = fa.ActiveSGD(model.parameters(), lr=0.1, interval=2, increment=0.01)
+    handle = {**HANDLES, **WRAPPERS}[name](optimizer)
+    logger = fa.log_learning_rates(handle, writer)
+    aslr = fa.ASLR(handle)
+    assert optimizer._rate_draw is not None
+    with pytest.raises(RuntimeError, match="driven by ASLR already"):
+        fa.AALR(optimizer, model, initial_loss=1.0)
+    for _ in range(4):
+        model(torch.ones(1, 3)).sum().backward()
+        handle.step()
+    assert (logger.steps, writer.steps) == (4, [2, 4])
+    assert int(optimizer._rate_draw.step) == 4
+    optimizer.end_interval()
+    assert writer.steps == [2, 4, 4]
+    aslr.remove()
+    assert optimizer._rate_draw is None
+    aalr = fa.AALR(handle, model, initial_loss=1.0)
+    assert aalr.optimizer is optimizer
+    aalr.remove()
+    optimizer.zero_grad()
+    release = fa.release_gradients(model, handle)
+    before = model.weight.detach().clone()
+    model(torch.ones(1, 3)).sum().backward()
+    assert model.weight.grad is None
+    assert not torch.equal(model.weight, before)
+    handle.step()
+    release.remove()
+
+
+def test_accelerates_wrapper_is_looked_into():
+    accelerate = pytest.importorskip("accelerate")
+    optimizer = fa.ActiveAdamW(parameters(), lr=0.01, interval=3)
+    prepared = accelerate.Accelerator(cpu=True).prepare(optimizer)
+    assert fa.ASLR(prepared).optimizer is optimizer
+    assert fa.log_learning_rates(prepared, Writer())._optimizer is optimizer
+
+
+def test_a_wrapper_of_torchs_optimizer_is_looked_into():
+    p = nn.Parameter(torch.ones(2))
+    inner = torch.optim.SGD([p], lr=0.1)
+    wrapper = Wrapper(inner)
+    aslr = fa.ASLR(wrapper)
+    p.grad = torch.ones(2)
+    wrapper.step()
+    assert aslr.optimizer is inner
+    assert aslr.state_dict()["n"] == 1
+
+
+@pytest.mark.parametrize("base", [torch.optim.Optimizer, fa.AdamW])
+def test_an_optimizer_whose_constructor_was_never_called_is_told_so(base):
+    broken = type("Broken", (base,), {"__init__": lambda self: None})()
+    model: Any = nn.Linear(2, 2)
+    attempts: list[Any] = [
+        lambda: fa.ASLR(broken),
+        lambda: fa.AALR(broken, model, initial_loss=1.0),
+        lambda: fa.log_learning_rates(broken, Writer()),
+        lambda: unwrap(broken),
+    ]
+    if base is fa.AdamW:
+        attempts += [broken.step, broken.end_interval, broken.learning_rates, broken.state_dict]
+    for attempt in attempts:
+        with pytest.raises(TypeError, match=r"has not called super\(\).__init__\(\).*integrations.unwrap"):
+            attempt()
+
+
+# ---- subclasses ----
+
+
+@pytest.mark.parametrize("cls", ACTIVE)
+def test_subclasses_of_any_depth_step_as_their_class(cls):
+    class Mixin:
+        pass
+
+    deep: Any = type("Deep", (type("Made", (Mixin, cls), {}),), {})
+    assert inspect.signature(deep) == inspect.signature(cls)
+    one, two = (c(parameters(), lr=0.01, interval=2, high=0.1) for c in (cls, deep))
+    assert all_equal(train(one, 5), train(two, 5))
+    plain = cls.__name__.removeprefix("Active")
+    with pytest.raises(TypeError, match=rf"Deep brings its own policy: use {plain}\(policy"):
+        deep(parameters(), interval=2, policy=None)
+
+
+def test_a_subclass_with_its_own_arguments_shows_them():
+    class Mine(fa.ActiveAdamW):
+        def __init__(self, params: Any, epochs: int) -> None:
+            super().__init__(params, interval=epochs)
+
+    assert list(inspect.signature(Mine).parameters) == ["params", "epochs"]
+    assert Mine(parameters(), 3).param_groups[0]["policy"]["interval"] == 3
+
+
+def test_an_optimizer_can_be_built_of_the_groups_of_another_as_horovod_does():
+    optimizer = fa.ActiveAdamW(parameters(), lr=0.01, interval=4, high=0.2)
+    other = type("Distributed", (fa.ActiveAdamW,), {})(optimizer.param_groups)
+    assert other.param_groups[0]["policy"] == optimizer.param_groups[0]["policy"]
+
+
+# ---- steps are counted once ----
+
+
+def nested(base: Any) -> Any:
+    class Mine(base):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    class Deeper(Mine):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    for cls in (base, Mine):  # torch hooks the step of each class that was ever constructed
+        cls(parameters(), lr=0.01)
+    return Deeper
+
+
+def test_a_logger_counts_a_step_once_where_step_calls_super():
+    writer = Writer()
+    optimizer = nested(fa.AdamW)(parameters(), policy=fa.ActiveLR(interval=3))
+    logger = fa.log_learning_rates(optimizer, writer)
+    train(optimizer, 9)
+    assert (logger.steps, writer.steps) == (9, [3, 6, 9])
+
+
+@pytest.mark.parametrize("base", [torch.optim.SGD, fa.SGD])
+def test_aslr_counts_a_step_once_where_step_calls_super(base):
+    optimizer = nested(base)(parameters(), lr=0.1)
+    aslr = fa.ASLR(optimizer, seed=3)
+    plain = base(parameters(), lr=0.1)
+    other = fa.ASLR(plain, seed=3)
+    assert all_equal(train(optimizer, 4), train(plain, 4))
+    assert aslr.state_dict()["n"] == other.state_dict()["n"] == 4
+    assert optimizer.param_groups[0]["lr"] == 0.1

@@ -1,0 +1,216 @@
+"""Where people install it: without a compiler, with old tools, on other systems and other kinds of Python."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+import fused_adaptive as fa
+from fused_adaptive import backends
+from fused_adaptive.core import library as native_library
+from fused_adaptive.core import python_calls
+
+from ..regressions.test_builds import another_cuda
+from .test_build import ROOT, build, copy_tree, environment_with, needs_compiler, needs_pip, run
+
+# ---- kernels that are missing ----
+
+CPU, CUDA, META = map(torch.device, ("cpu", "cuda", "meta"))
+
+
+@pytest.fixture
+def _without_kernels(monkeypatch):
+    monkeypatch.setattr(
+        native_library, "_reason", f"the native library was not built: no g++; then {native_library.REBUILD}"
+    )
+    monkeypatch.setattr(backends, "_TOLD", set())
+    monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
+
+
+def an_optimizer(**options) -> fa.AdamW:
+    return fa.AdamW([torch.zeros(3, requires_grad=True)], **options)
+
+
+@pytest.mark.usefixtures("_without_kernels")
+def test_missing_kernels_are_told_once_with_the_reason_and_the_command():
+    with pytest.warns(UserWarning, match="kernels for cpu are missing") as told:
+        optimizer = an_optimizer()
+    assert len(told) == 1
+    assert told[0].filename == __file__
+    for part in ("no g++", "pip install --no-build-isolation", "takes 'reference'", "pass backend='reference'"):
+        assert part in str(told[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.add_param_group({"params": [torch.zeros(2, requires_grad=True)]})
+        an_optimizer()
+
+
+@pytest.mark.usefixtures("_without_kernels")
+def test_who_asks_for_the_reference_is_told_nothing(monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        an_optimizer(backend="reference")
+        backends.select("auto", [META])  # nobody has kernels for that
+        monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "reference")
+        an_optimizer()
+
+
+@pytest.mark.usefixtures("_without_kernels")
+def test_of_a_gpu_every_backend_says_why(monkeypatch):
+    triton = backends._load("triton")
+    monkeypatch.setattr(triton, "why_not", lambda devices: "no triton")
+    with pytest.warns(UserWarning, match="kernels for cuda are missing.*no g.*backend 'triton' cannot run: no triton"):
+        assert backends.select("auto", [CUDA]).name == "reference"
+    monkeypatch.setattr(triton, "why_not", lambda devices: "")
+    backends._TOLD.clear()
+    assert backends.select("auto", [CUDA]).name == "triton"  # which has kernels
+
+
+@needs_pip
+def test_a_wheel_that_lacks_its_kernels_is_not_served_to_who_asks_for_them(tmp_path):
+    """pip keeps what it builds of an archive, and asks neither setup.py nor the environment again."""
+    tree = copy_tree(tmp_path / "tree")
+    run(sys.executable, "setup.py", "sdist", "-d", "dist", cwd=tree)
+    named = ["--ignore-installed", "--no-build-isolation", "--find-links", tree / "dist", "fused_adaptive"]
+    variables = {"CXX": "/nonexistent", "PIP_CACHE_DIR": str(tmp_path / "cache")}
+    python = environment_with(*named, folder=tmp_path / "environment", **variables)
+    report = run(python, "-m", "fused_adaptive", cwd=tmp_path)
+    assert "not loaded: the native library was not built: no C++ compiler was found (/nonexistent)" in report
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index"]
+    required = {"FUSED_ADAPTIVE_REQUIRE_EXT": "cpu"}
+    assert "forbids to leave this out" in run(*pip, *named, cwd=tmp_path, ok=False, **variables, **required)
+    # Who wants none gets a wheel like any other.
+    run(*pip, *named, cwd=tmp_path, FUSED_ADAPTIVE_BUILD="none", **variables)
+    assert [w.name.partition("-")[2] for w in (tmp_path / "cache").rglob("*-any.whl")] == [
+        f"{fa.__version__}-py3-none-any.whl"
+    ]
+
+
+# ---- old tools, other systems ----
+
+
+@pytest.mark.parametrize("module", ["__version__ = '65.5.0'\nExtension = setup = None\n", "raise ImportError\n"])
+def test_setuptools_that_are_old_or_missing_are_a_sentence(module, tmp_path):
+    (tmp_path / "setuptools" / "command").mkdir(parents=True)
+    (tmp_path / "setuptools" / "__init__.py").write_text(module)
+    (tmp_path / "setuptools" / "command" / "__init__.py").touch()
+    (tmp_path / "setuptools" / "command" / "build_ext.py").write_text("build_ext = object\n")
+    output = run(sys.executable, "setup.py", "--version", cwd=ROOT, ok=False, PYTHONPATH=str(tmp_path))
+    assert output.startswith("building fused_adaptive needs setuptools 77 or later: pip install 'setuptools>=77'")
+    assert "Traceback" not in output
+
+
+FIND = """
+import runpy, sys
+sys.argv = ["setup.py", "--version"]
+names = runpy.run_path("setup.py")
+sys.platform = "{}"
+try:
+    names["find_compiler_and_torch"]()
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("system", "remedy"), [("win32", "install under WSL"), ("darwin", "xcode-select"), ("linux", "install g++")]
+)
+def test_the_remedy_is_one_of_the_system(system, remedy):
+    output = run(sys.executable, "-c", FIND.format(system), cwd=ROOT, CXX="/nonexistent")
+    told = output.splitlines()[-1]
+    assert told.startswith("Missing ")
+    assert remedy in told
+    assert ("g++" in told) == (system == "linux")
+
+
+@pytest.mark.heavy
+@needs_compiler
+def test_what_nvcc_compiles_is_told_before_it_does(tmp_path):
+    tree = copy_tree(tmp_path / "tree")
+    (tree / "csrc" / "cuda" / "kernel.cu").write_text("void launch(float*) {}\n")
+    (tree / "csrc" / "cuda" / "launch.cpp").unlink()
+    _, output = build(tree, CUDA_HOME=str(another_cuda(tmp_path / "cuda")))
+    told = output.index("fused_adaptive: compiling 3 files, with nvcc kernel.cu for 9.0+PTX, which takes minutes")
+    assert told < output.index("-c ")
+
+
+# ---- free-threaded Python ----
+
+FREE_THREADED = """
+import re, sys, sysconfig
+variables = sysconfig.get_config_vars()
+variables["Py_GIL_DISABLED"] = 1
+if sys.version_info >= (3, 13):  # whose free-threaded builds have an ABI tag of their own
+    variables["SOABI"] = re.sub(r"^cpython-\\d+", r"\\g<0>t", variables["SOABI"])
+"""
+LOAD = """
+import torch
+from fused_adaptive.core import library, python_calls
+library.load()
+print(torch.ops.fused_adaptive.number(), python_calls.same_objects(), python_calls.gradients_reader())
+"""
+
+
+@needs_compiler
+def test_a_library_for_free_threaded_python_is_for_that_version_alone(tmp_path):
+    """Which there is no stable ABI for: setuptools refuses to build what says otherwise."""
+    tree = copy_tree(tmp_path)
+    (tree / "setup.py").write_text(FREE_THREADED + (tree / "setup.py").read_text())
+    asked = {"FUSED_ADAPTIVE_BUILD": "cpu", "FUSED_ADAPTIVE_REQUIRE_EXT": "cpu"}
+    run(sys.executable, "setup.py", "bdist_wheel", cwd=tree, **asked)
+    (wheel,) = (tree / "dist").glob("*.whl")
+    assert re.search(r"-cp3\d+-cp3\d+t?-\w+\.whl$", wheel.name)
+    with_it = tmp_path / "installed"
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, with_it], check=True)
+    assert run(sys.executable, "-c", FREE_THREADED + LOAD, cwd=with_it) == "3 None None\n"
+
+
+def test_python_objects_are_not_read_without_the_interpreters_lock(monkeypatch):
+    functions = (python_calls.same_objects, python_calls.same_items, python_calls.gradients_reader)
+    monkeypatch.setattr(native_library, "FREE_THREADED", True)
+    for function in functions:
+        function.cache_clear()
+    try:
+        assert [function() for function in functions] == [None] * 3
+        p = torch.zeros(3, requires_grad=True)
+        p.grad = torch.ones(3)
+        optimizer = fa.AdamW([p], lr=0.5)
+        for _ in range(2):
+            optimizer.step()
+        torch.testing.assert_close(p.detach(), torch.full((3,), -1.0), rtol=0.02, atol=0)
+    finally:
+        for function in functions:
+            function.cache_clear()
+
+
+# ---- what the tests need ----
+
+#: Packages whose modules have other names; what torch brings; what is only for some tests, which ask for it.
+PROVIDES = {"_pytest": "pytest", "xdist": "pytest-xdist"}
+BROUGHT = {"torch", "numpy", "setuptools", "fused_adaptive", "bench", "tests"}
+
+
+def test_the_extra_for_tests_has_what_they_import():
+    tomllib = pytest.importorskip("tomllib")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {re.split(r"[^\w-]", requirement)[0] for requirement in extras["test"]}
+    trees = {path: ast.parse(path.read_text()) for path in [*ROOT.glob("tests/*.py"), *ROOT.glob("bench/*.py")]}
+    imported = {name for tree in trees.values() for node in tree.body for name in modules(node)}
+    needed = {PROVIDES.get(name, name) for name in imported} - set(sys.stdlib_module_names) - BROUGHT
+    assert needed - set(PROVIDES.values()) <= named | {"pytest"}
+    assert {"rich", "matplotlib"} <= named
+
+
+def modules(node: ast.stmt) -> list[str]:
+    """The modules that a statement imports, by their first names."""
+    if isinstance(node, ast.Import):
+        return [alias.name.partition(".")[0] for alias in node.names]
+    return (
+        [node.module.partition(".")[0]] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+    )

@@ -1,0 +1,61 @@
+"""What the controllers' tests train, and how they compare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fused_adaptive.schedules import snapshots
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Models of these sizes gain nothing from more, and wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Net(nn.Module):
+    """Has BatchNorm's buffers, and one that ``state_dict`` leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += 1
+        return self.layers(x)
+
+
+def epoch(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, steps: int = 3) -> float:
+    """A few steps of regression; returns the mean loss."""
+    generator = torch.Generator().manual_seed(seed)
+    total = 0.0
+    for _ in range(steps):
+        x = torch.randn(16, 4, generator=generator)
+        optimizer.zero_grad()
+        loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
+        loss.backward()
+        optimizer.step()
+        total += loss.item()
+    return total / steps
+
+
+def values(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: t.detach().clone() for name, t in snapshots.tensors_of(model).items()}
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b

@@ -1,0 +1,253 @@
+"""What AALR and ASLR share with ``torch.optim.lr_scheduler``, and what they refuse."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch.optim import lr_scheduler
+
+import fused_adaptive as fa
+
+from .common import Net, epoch, one_thread, same, values  # noqa: F401
+
+CONTROLLERS = {
+    "AALR": lambda optimizer, model, **kw: fa.AALR(optimizer, model, initial_loss=3.0, **kw),
+    "ASLR": lambda optimizer, model, **kw: fa.ASLR(optimizer, **kw),
+}
+
+
+@pytest.fixture(params=CONTROLLERS.values(), ids=CONTROLLERS.keys())
+def make(request):
+    return request.param
+
+
+def parts(lr: Any = 0.1) -> tuple[Net, torch.optim.Optimizer]:
+    model = Net()
+    return model, torch.optim.SGD(model.parameters(), lr=lr)
+
+
+# ---- metrics ----
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [2.5, 2, numpy.float32(2.5), torch.tensor(2.5), torch.tensor([2.5]), torch.tensor(2.5, dtype=torch.bfloat16)],
+)
+def test_numbers_are_taken_by_value(make, metric):
+    model, optimizer = parts()
+    controller = make(optimizer, model)
+    controller.step(metric)
+    assert controller.state_dict().get("best", 2.5) in (2, 2.5)
+    assert controller.last_epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((), TypeError, r"needs the epoch's loss: step\(loss\)"),
+        ((None,), TypeError, "SequentialLR"),
+        ((torch.ones((), requires_grad=True) * 2,), TypeError, r"graph.*pass loss\.item\(\) or loss\.detach\(\)"),
+        ((torch.nn.Parameter(torch.ones(())),), TypeError, "graph"),
+        ((torch.ones(2),), ValueError, r"one number, got a tensor of shape \(2,\)"),
+        (("0.5",), TypeError, "must be a number, got '0.5'"),
+        (([0.5, 1.0],), TypeError, "must be a number"),
+        ((True,), TypeError, "must be a number"),
+        ((1j,), TypeError, "must be a number"),
+    ],
+)
+def test_other_metrics_are_refused_and_change_nothing(make, arguments, error, message):
+    model, optimizer = parts()
+    controller = make(optimizer, model)
+    state = copy.deepcopy((controller.state_dict(), optimizer.state_dict()))
+    with pytest.raises(error, match=message):
+        controller.step(*arguments)
+    assert same((controller.state_dict(), optimizer.state_dict()), state)
+
+
+# ---- the interface ----
+
+
+def test_state_loads_with_weights_only_and_sets_the_rates(make, tmp_path):
+    model, optimizer = parts()
+    controller = make(optimizer, model)
+    for loss in (2.0, 2.5, math.nan, 2.4):
+        controller.step(loss)
+    torch.save(controller.state_dict(), tmp_path / "state.pt")
+    model2, optimizer2 = parts(lr=0.5)
+    controller2 = make(optimizer2, model2)
+    controller2.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert same(controller2.state_dict(), controller.state_dict())
+    assert controller2.get_last_lr() == controller.get_last_lr() == [optimizer2.param_groups[0]["lr"]]
+    for loss in (2.3, 2.6, 2.7):
+        controller.step(loss)
+        controller2.step(loss)
+        assert controller2.get_last_lr() == controller.get_last_lr()
+
+
+def test_the_state_of_other_groups_or_of_the_other_class_is_refused(make):
+    model, optimizer = parts()
+    controller = make(optimizer, model)
+    before = copy.deepcopy(controller.state_dict())
+    state = copy.deepcopy(before)
+    with pytest.raises(ValueError, match="is of 2 param groups, the optimizer has 1"):
+        controller.load_state_dict(state | {"ratios": [1.0, 1.0]})
+    other = "ASLR" if isinstance(controller, fa.AALR) else "AALR"
+    model2, optimizer2 = parts()
+    with pytest.raises(KeyError):
+        controller.load_state_dict(CONTROLLERS[other](optimizer2, model2).state_dict())
+    assert same(controller.state_dict(), before)
+
+
+def test_a_group_that_joins_later_keeps_its_ratio(make):
+    model, optimizer = parts(lr=0.1)
+    head = torch.nn.Linear(1, 1)
+    model.add_module("head", head)
+    controller = make(optimizer, model)
+    rate = controller.get_last_lr()[0]
+    optimizer.add_param_group({"params": head.parameters(), "lr": rate / 2})
+    controller.load_state_dict(copy.deepcopy(controller.state_dict()))
+    for loss in (1.0, math.nan, 2.0, math.nan):
+        controller.step(loss)
+        first, second = controller.get_last_lr()
+        assert second == first / 2 == optimizer.param_groups[1]["lr"]
+    assert first != rate
+
+
+def test_copies_and_pickles_drive_their_own_optimizer(make):
+    model, optimizer = parts()
+    everything = (model, optimizer, make(optimizer, model))
+    for other in (copy.deepcopy(everything), pickle.loads(pickle.dumps(everything))):
+        model2, optimizer2, controller2 = other
+        assert controller2.optimizer is optimizer2
+        controller2.step(math.nan)
+        epoch(model2, optimizer2, 0)
+        controller2.step(1.0)
+    assert everything[2].last_epoch == 0
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+# ---- others that write the rate ----
+
+
+def test_an_optimizer_that_has_a_scheduler_is_refused(make):
+    model, optimizer = parts()
+    lr_scheduler.StepLR(optimizer, 10)
+    with pytest.raises(RuntimeError, match=r"lr_scheduler drives this optimizer.* use one of them"):
+        make(optimizer, model)
+
+
+def test_a_scheduler_that_comes_later_is_seen(make):
+    model, optimizer = parts()
+    controller = make(optimizer, model)
+    state = copy.deepcopy(controller.state_dict())
+    scheduler = lr_scheduler.ExponentialLR(optimizer, 0.5)
+    with pytest.raises(RuntimeError, match="drives this optimizer"):
+        controller.step(1.0)
+    assert same(controller.state_dict(), state)
+    del scheduler
+
+
+def test_whatever_else_writes_the_rate_is_seen(make):
+    """ReduceLROnPlateau leaves no trace but the rate itself."""
+    model, optimizer = parts()
+    controller = make(optimizer, model)
+    plateau = lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+    controller.step(1.0)
+    for loss in (1.0, 2.0, 3.0):
+        plateau.step(loss)
+    with pytest.raises(RuntimeError, match=r"the lr of param group 0 is 0\.0\d+, but .* had set 0\.1: something else"):
+        controller.step(1.0)
+
+
+def test_two_controllers_are_one_too_many(make):
+    model, optimizer = parts()
+    first = make(optimizer, model)
+    for other in CONTROLLERS.values():
+        with pytest.raises(RuntimeError, match=r"is driven by A[AS]LR already: call its remove\(\)"):
+            other(optimizer, model)
+    first.remove()
+    make(optimizer, model).step(1.0)
+
+
+def test_schedulers_that_pass_no_metric_cannot_drive_them(make):
+    model, optimizer = parts()
+    controller = make(optimizer, model)
+    sequence = lr_scheduler.SequentialLR(optimizer, [lr_scheduler.LinearLR(optimizer), controller], [2])
+    optimizer.step()
+    sequence.step()
+    with pytest.raises(TypeError, match="SequentialLR and ChainedScheduler pass none"):
+        sequence.step()
+    with pytest.raises(TypeError, match="SequentialLR and ChainedScheduler pass none"):
+        lr_scheduler.ChainedScheduler([controller]).step()
+
+
+@pytest.mark.parametrize("cls", [torch.optim.SGD, fa.SGD])
+def test_aslr_takes_over_after_a_warm_up(cls):
+    model = Net()
+    optimizer = cls(model.parameters(), lr=0.2)
+    warm_up = lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=5)
+    for _ in range(5):
+        epoch(model, optimizer, 0, steps=1)
+        warm_up.step()
+    with pytest.raises(RuntimeError, match="takes_over=True"):
+        fa.ASLR(optimizer)
+    controller = fa.ASLR(optimizer, takes_over=True)
+    assert controller.center == pytest.approx(0.2)
+    controller.step(1.0)
+    controller.step(2.0)
+    assert optimizer.param_groups[0]["lr"] == 0.3
+    optimizer.param_groups[0]["lr"] = 0.17  # as a scheduler would that is stepped all the same
+    with pytest.raises(RuntimeError, match="something else writes it"):
+        controller.step(1.0)
+
+
+def test_aalr_has_no_use_for_a_warm_up():
+    model, optimizer = parts()
+    lr_scheduler.LinearLR(optimizer)
+    with pytest.raises(RuntimeError, match="A warm-up before it has no meaning"):
+        fa.AALR(optimizer, model, initial_loss=1.0)
+
+
+def test_only_optimizers_are_driven(make):
+    with pytest.raises(TypeError, match=r"must be a torch\.optim\.Optimizer, got list"):
+        make([Net()], Net())
+
+
+# ---- over policies ----
+
+POLICIES = {
+    "active": (fa.AdamW, fa.ActiveLR(interval=3)),
+    "trainable": (fa.SGD, fa.TrainableLR(interval=3, granularity="tensor")),
+    "both": (fa.AdamW, (fa.TrainableLR(interval=2), fa.ActiveLR(interval=3))),
+}
+
+
+@pytest.mark.parametrize(("cls", "policy"), POLICIES.values(), ids=POLICIES.keys())
+def test_the_rate_over_a_policy_is_lr_times_gain(make, cls, policy):
+    """The controller's lr and the policy's gain are each what they would be, and multiply."""
+
+    def build():
+        torch.manual_seed(0)
+        model = Net()
+        return model, cls(model.parameters(), lr=0.1, policy=policy)
+
+    model, optimizer = build()
+    controller = make(optimizer, model, **({"jitter": False} if make is CONTROLLERS["ASLR"] else {"patience": 2}))
+    by_hand, expected = build()
+    gains, rates = [], set()
+    for i, cost in enumerate((2.0, 1.9, 1.95, 1.9, 1.8, 1.95)):
+        expected.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"]
+        assert epoch(model, optimizer, i, steps=4) == epoch(by_hand, expected, i, steps=4)
+        assert same(values(model), values(by_hand))
+        assert optimizer.learning_rates() == expected.learning_rates()
+        gains.append(optimizer.learning_rates()[0]["mean"] / optimizer.param_groups[0]["lr"])
+        rates.add(optimizer.param_groups[0]["lr"])
+        controller.step(cost)
+    assert len(rates) > 1
+    assert len({round(gain, 6) for gain in gains}) > 1, "both have adapted"

@@ -1,0 +1,118 @@
+"""The learning-rate range test finds the useful rates, and leaves everything as it was."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import matplotlib
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from torch import nn
+
+import fused_adaptive as fa
+from fused_adaptive.schedules import RangeTest
+
+from .common import Net, epoch, one_thread, same, values  # noqa: F401
+
+
+def loader(batches: int = 7) -> list:
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(32, 4, generator=generator) for _ in range(batches)]
+    return [(x, x.sum(1, keepdim=True)) for x in inputs]
+
+
+OPTIMIZERS = {
+    "ours": lambda p: fa.SGD(p, lr=torch.tensor(0.3), momentum=0.9, policy=fa.ActiveLR(interval=3)),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=0.3),
+    "AdamW": lambda p: torch.optim.AdamW([{"params": list(p), "lr": 0.3}], lr=1.0),
+}
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("build", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_leaves_everything_as_it_was(build, trained):
+    model = Net()
+    optimizer = build(model.parameters())
+    if trained:
+        epoch(model, optimizer, 0)
+    model.eval()
+    rate, grads = optimizer.param_groups[0]["lr"], [p.grad for p in model.parameters()]
+    before = copy.deepcopy((values(model), optimizer.state_dict(), torch.get_rng_state()))
+    test = fa.lr_range_test(model, optimizer, loader(), nn.functional.mse_loss, steps=12, max_lr=0.5)
+    assert len(test.lrs) == 12
+    assert same((values(model), optimizer.state_dict(), torch.get_rng_state()), before)
+    assert not model.training
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert all(p.grad is g for p, g in zip(model.parameters(), grads, strict=True))
+    model.train()
+    epoch(model, optimizer, 1)  # and training goes on
+
+
+def test_leaves_everything_as_it_was_when_a_step_raises():
+    model = Net()
+    optimizer = fa.SGD(model.parameters(), lr=0.1)
+    before = copy.deepcopy((values(model), optimizer.state_dict()))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        fa.lr_range_test(model, optimizer, [*loader(3), (torch.ones(2, 5), torch.ones(2, 1))], nn.functional.mse_loss)
+    assert same((values(model), optimizer.state_dict()), before)
+
+
+def test_finds_where_a_quadratic_falls_and_where_it_diverges():
+    """Gradient descent on a noisy ``λ/2·p²``, λ = 10, diverges beyond lr = 2/λ."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(model.weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batches = [(torch.full((1, 1), math.sqrt(10)), torch.full((1, 1), noise)) for noise in (0.1, -0.1, -0.1, 0.1)]
+    loss = lambda y, t: nn.functional.mse_loss(y, t) / 2  # noqa: E731
+    test = fa.lr_range_test(model, optimizer, batches, loss, min_lr=1e-4, max_lr=10.0, steps=200, scale="exponential")
+    assert len(test.lrs) < 200, "it stops when it diverges"
+    assert test.lrs == sorted(test.lrs)
+    assert test.lrs[1] / test.lrs[0] == pytest.approx(test.lrs[-1] / test.lrs[-2])
+    low, high = test.bounds()
+    assert 1e-4 < low < 0.02
+    assert 0.15 < high < 0.6
+    assert test.suggestion == pytest.approx(math.sqrt(low * high))
+    linear = fa.lr_range_test(model, optimizer, batches, loss, min_lr=1e-4, max_lr=0.1, steps=50)
+    assert linear.lrs[-1] == pytest.approx(0.1)
+    assert linear.lrs[2] - linear.lrs[1] == pytest.approx(linear.lrs[1] - linear.lrs[0])
+    assert linear.suggestion == pytest.approx(sum(linear.bounds()) / 2)
+
+
+def test_draws_a_plot():
+    matplotlib.use("Agg")
+    test = RangeTest(
+        lrs=[1e-3 * 2**i for i in range(10)], losses=[2, 2, 1.8, 1.5, 1.2, 1, 0.9, 1, 2, 5], scale="linear"
+    )
+    axes = test.plot()
+    assert axes.get_xlabel() == "learning rate"
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert any(label.startswith("suggestion") for label in labels)
+    plt.close(axes.figure)
+
+
+def test_a_loss_that_never_falls_has_no_suggestion():
+    with pytest.raises(ValueError, match="never falls"):
+        RangeTest(lrs=[1e-3, 1e-2], losses=[1.0, 2.0]).bounds()
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"min_lr": 0.0}, {"min_lr": 1.0, "max_lr": 0.1}, {"max_lr": math.inf}, {"steps": 1}, {"scale": "log"}]
+)
+def test_bad_arguments(arguments):
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="lr_range_test needs 0 < min_lr < max_lr"):
+        fa.lr_range_test(model, optimizer, loader(), nn.functional.mse_loss, **arguments)
+
+
+def test_an_empty_loader_and_a_controlled_optimizer_are_refused():
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="yields no batch"):
+        fa.lr_range_test(model, optimizer, iter(()), nn.functional.mse_loss)
+    controller = fa.ASLR(optimizer)
+    with pytest.raises(RuntimeError, match="before you build it"):
+        fa.lr_range_test(model, optimizer, loader(), nn.functional.mse_loss)
+    assert controller.center == 0.1

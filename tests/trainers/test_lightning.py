@@ -1,0 +1,140 @@
+"""Lightning: the plain loop bit for bit, saving and resuming, and the callbacks."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fused_adaptive as fa
+
+from ..common.cases import BACKENDS
+from .common import digits, needs, perceptron, plain_loop, same, values
+
+pytestmark = [needs("lightning"), pytest.mark.filterwarnings("ignore")]
+feature = pytest.mark.feature("Lightning Trainer")
+
+EPOCH, EPOCHS, CLIP = 5, 3, 0.3  # an epoch, after which it saves, ends in the middle of intervals of 2 and 3
+
+POLICIES = {
+    "both": (fa.TrainableLR(interval=2), fa.ActiveLR(interval=3)),
+    "by epoch": fa.ActiveLR(interval=None),
+}
+
+
+def build(model: nn.Module, backend: str, policy: Any) -> tuple[fa.AdaptiveOptimizer, Any]:
+    optimizer = fa.AdamW(fa.param_groups(model, 0.1), lr=0.01, policy=policy, backend=backend)
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=EPOCH * EPOCHS + 1)
+
+
+def fit(
+    folder: Path,
+    backend: str,
+    policy: Any = None,
+    clip: float | None = CLIP,
+    resume: Path | None = None,
+    callbacks: tuple[Any, ...] = (),
+    optimizer: Any = None,
+    validate: bool = False,
+) -> list[Tensor]:
+    lightning = import_module("lightning")
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = perceptron()
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            return nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+
+        def validation_step(self, batch: Any, index: int) -> None:
+            self.log("val_loss", nn.functional.cross_entropy(self.model(batch[0]), batch[1]))
+
+        def configure_optimizers(self) -> Any:
+            if optimizer is not None:
+                return optimizer(self.model)
+            made, scheduler = build(self.model, backend, policy)
+            return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    checkpoints = lightning.pytorch.callbacks.ModelCheckpoint(
+        folder, filename="{step}", every_n_epochs=1, save_top_k=-1
+    )
+    module = Module()
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=EPOCHS,
+        gradient_clip_val=clip,
+        callbacks=[*callbacks, checkpoints],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=1,
+    )
+    batches = torch.utils.data.DataLoader(digits(EPOCH), batch_size=None)
+    trainer.fit(module, batches, batches if validate else None, ckpt_path=resume)
+    return values(module.model)
+
+
+def plain(backend: str, policy: Any) -> list[Tensor]:
+    model = perceptron()
+    optimizer, scheduler = build(model, backend, policy)
+    ends = isinstance(policy, fa.ActiveLR)
+    return plain_loop(
+        model,
+        optimizer,
+        scheduler,
+        digits(EPOCH) * EPOCHS,
+        lambda batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
+        clip=CLIP,
+        epoch=EPOCH,
+        at_epoch_end=optimizer.end_interval if ends else lambda: None,
+        order=[p for group in optimizer.param_groups for p in group["params"]],  # Lightning's
+    )
+
+
+@feature
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_plain_loop_bit_for_bit_also_when_resumed(policy, backend, tmp_path):
+    from fused_adaptive.integrations.lightning import EndIntervalCallback
+
+    policy = POLICIES[policy]
+    callbacks = (EndIntervalCallback(),) if isinstance(policy, fa.ActiveLR) else ()
+    expected = plain(backend, policy)
+    assert same(fit(tmp_path, backend, policy, callbacks=callbacks), expected)
+    resumed = fit(tmp_path, backend, policy, callbacks=callbacks, resume=tmp_path / "step=5.ckpt")
+    assert same(resumed, expected)
+    assert not same(fit(tmp_path / "other", backend, policy, clip=None, callbacks=callbacks), expected)
+    if callbacks:
+        assert not same(fit(tmp_path / "more", backend, policy), expected)
+
+
+def test_the_callback_wants_an_optimizer_of_this_package(tmp_path):
+    from fused_adaptive.integrations.lightning import EndIntervalCallback
+
+    with pytest.raises(TypeError, match="none of the trainer's optimizers"):
+        fit(
+            tmp_path,
+            "reference",
+            callbacks=(EndIntervalCallback(),),
+            optimizer=lambda model: torch.optim.AdamW(model.parameters()),
+        )
+
+
+def test_a_controller_hears_of_validations_and_is_saved(tmp_path):
+    from fused_adaptive.integrations.lightning import ControllerCallback
+
+    def run(resume: Path | None = None) -> tuple[list[Tensor], dict[str, Any]]:
+        callback = ControllerCallback(lambda optimizer: fa.ASLR(optimizer, seed=3))
+        make = lambda model: fa.AdamW(model.parameters(), lr=0.5)  # noqa: E731
+        params = fit(tmp_path, "auto", callbacks=(callback,), optimizer=make, validate=True, resume=resume)
+        return params, callback.controller.state_dict()
+
+    params, state = run()
+    resumed, resumed_state = run(tmp_path / "step=5.ckpt")
+    assert same(params, resumed)
+    assert str(state) == str(resumed_state)

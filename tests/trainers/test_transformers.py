@@ -1,0 +1,214 @@
+"""Hugging Face's Trainer: a small GPT-2 on text, bit for bit the plain loop, also when it is saved and resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fused_adaptive as fa
+
+from .common import needs, plain_loop, same, values
+
+pytestmark = [needs("transformers"), needs("accelerate"), pytest.mark.filterwarnings("ignore")]
+feature = pytest.mark.feature("Hugging Face Trainer")
+every_backend = pytest.mark.parametrize("backend", [n for n, why in fa.backends.available(["cpu"]).items() if not why])
+
+TEXT = (Path(__file__).parents[2] / "LICENSE").read_bytes()
+LENGTH, BATCH, EPOCH, EPOCHS = 16, 8, 5, 3  # 5 steps an epoch
+CLIP = 0.4
+
+
+def dataset() -> list[dict[str, Tensor]]:
+    rows = [torch.tensor(list(TEXT[i : i + LENGTH])) for i in range(0, BATCH * EPOCH * LENGTH, LENGTH)]
+    return [{"input_ids": row, "labels": row} for row in rows]
+
+
+def gpt2() -> nn.Module:
+    transformers = import_module("transformers")
+    torch.manual_seed(0)
+    size = {"vocab_size": 128, "n_positions": LENGTH, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**size, **no_dropout, bos_token_id=0, eos_token_id=0))
+
+
+def recorded(model: nn.Module) -> list[dict[str, Any]]:
+    """The arguments of the model's calls, in a list that grows: the batches in the Trainer's order."""
+    calls: list[dict[str, Any]] = []
+    model.register_forward_pre_hook(lambda _, __, arguments: calls.append(dict(arguments)), with_kwargs=True)
+    return calls
+
+
+def trainer(model: nn.Module, folder: Path, accumulate: int = 1, **arguments: Any) -> Any:
+    transformers = import_module("transformers")
+    settings = transformers.TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=EPOCHS,
+        per_device_train_batch_size=BATCH // accumulate,
+        gradient_accumulation_steps=accumulate,
+        learning_rate=0.01,
+        weight_decay=0.1,
+        warmup_steps=2,
+        max_grad_norm=CLIP,
+        save_steps=4,  # in the middle of an interval
+        use_cpu=True,
+        disable_tqdm=True,
+        report_to="none",
+        dataloader_pin_memory=False,
+    )
+    return transformers.Trainer(model, settings, train_dataset=dataset(), **arguments)
+
+
+def linear(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+    return import_module("transformers").get_linear_schedule_with_warmup(optimizer, 2, EPOCHS * EPOCH)
+
+
+def plain(
+    build: Callable[[nn.Module], fa.AdaptiveOptimizer],
+    calls: list[dict[str, Any]],
+    clip: float | None = CLIP,
+    accumulate: int = 1,
+) -> list[Tensor]:
+    """A plain loop over the Trainer's batches; where nothing else ends intervals, the epochs do."""
+    model = gpt2()
+    optimizer = build(model)
+    by_hand = fa.policies.from_plain(optimizer.param_groups[0]["policy"])[0].interval is None
+    return plain_loop(
+        model,
+        optimizer,
+        linear(optimizer),
+        calls,
+        lambda call: model(**call).loss,
+        clip=clip,
+        epoch=EPOCH,
+        at_epoch_end=optimizer.end_interval if by_hand else lambda: None,
+        accumulate=accumulate,
+    )
+
+
+POLICIES = {
+    "active": fa.ActiveLR(interval=3),
+    "both": (fa.TrainableLR(interval=2), fa.ActiveLR(interval=3)),
+    "tlr": fa.TrainableLR(interval=4, granularity="tensor", source="preconditioned"),
+}
+
+
+@feature
+@every_backend
+@pytest.mark.parametrize("policy", POLICIES)
+def test_with_optimizers(policy, backend, tmp_path):
+    """``optimizers=(optimizer, scheduler)``, at least two interval ends, clipping, a scheduler with warm-up."""
+
+    def build(model: nn.Module) -> fa.AdaptiveOptimizer:
+        groups = fa.param_groups(model, 0.1)
+        return fa.AdamW(groups, lr=0.01, policy=POLICIES[policy], backend=backend)
+
+    def start() -> tuple[nn.Module, Any]:
+        model = gpt2()
+        optimizer = build(model)
+        return model, trainer(model, tmp_path, optimizers=(optimizer, linear(optimizer)))
+
+    model, of_model = start()
+    calls = recorded(model)
+    of_model.train()
+    assert len(calls) == EPOCHS * EPOCH
+    assert same(values(model), plain(build, calls))
+    assert not same(values(model), plain(build, calls, clip=None))
+    resumed, of_resumed = start()
+    later = recorded(resumed)
+    of_resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert len(later) == EPOCHS * EPOCH - 4
+    assert same(values(model), values(resumed))
+
+
+@feature
+@every_backend
+def test_with_optimizer_cls_and_intervals_that_end_with_the_epoch(backend, tmp_path):
+    """``optimizer_cls_and_kwargs=(class, arguments)``, and the callback that ends the interval."""
+    from fused_adaptive.integrations.transformers import EndIntervalCallback
+
+    arguments = {"interval": None, "lr": 0.01, "backend": backend}
+
+    def start(*callbacks: Any) -> tuple[nn.Module, Any]:
+        model = gpt2()
+        choice = {"optimizer_cls_and_kwargs": (fa.ActiveAdamW, arguments), "callbacks": list(callbacks)}
+        return model, trainer(model, tmp_path, **choice)
+
+    model, of_model = start(EndIntervalCallback())
+    calls = recorded(model)
+    of_model.train()
+    names = of_model.get_decay_parameter_names(model)
+
+    def build(model: nn.Module) -> fa.AdaptiveOptimizer:
+        named = list(model.named_parameters())
+        decays = [p for name, p in named if name in names], [p for name, p in named if name not in names]
+        groups = [{"params": params, "weight_decay": wd} for params, wd in zip(decays, (0.1, 0.0), strict=True)]
+        return fa.ActiveAdamW(groups, **arguments)
+
+    assert same(values(model), plain(build, calls))
+    without, of_without = start()
+    of_without.train()
+    assert not same(values(model), values(without))
+    resumed, of_resumed = start(EndIntervalCallback())
+    of_resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert same(values(model), values(resumed))
+
+
+def test_gradient_accumulation(tmp_path):
+    model = gpt2()
+    build = lambda model: fa.ActiveAdamW(model.parameters(), lr=0.01, interval=2)  # noqa: E731
+    optimizer = build(model)
+    calls = recorded(model)
+    trainer(model, tmp_path, accumulate=2, optimizers=(optimizer, linear(optimizer))).train()
+    assert len(calls) == 2 * EPOCHS * EPOCH
+    assert same(values(model), plain(build, calls, accumulate=2))
+
+
+def test_the_callback_names_a_foreign_optimizer(tmp_path):
+    from fused_adaptive.integrations.transformers import EndIntervalCallback
+
+    with pytest.raises(TypeError, match="is no optimizer of fused_adaptive"):
+        trainer(gpt2(), tmp_path, callbacks=[EndIntervalCallback()]).train()
+
+
+@pytest.mark.parametrize("metric", ["eval_loss", "eval_runtime"])
+def test_a_controller_hears_of_evaluations_and_is_saved(metric, tmp_path):
+    transformers = import_module("transformers")
+    from fused_adaptive.integrations.transformers import ControllerCallback, IdleScheduler
+
+    def start() -> tuple[Any, fa.ASLR]:
+        model = gpt2()
+        optimizer = fa.AdamW(model.parameters(), lr=0.01)
+        controller = fa.ASLR(optimizer, jitter=False)
+        settings = transformers.TrainingArguments(
+            output_dir=str(tmp_path),
+            num_train_epochs=3,
+            per_device_train_batch_size=BATCH,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            use_cpu=True,
+            disable_tqdm=True,
+            report_to="none",
+            dataloader_pin_memory=False,
+        )
+        pair, callback = (optimizer, IdleScheduler(controller)), ControllerCallback(controller, metric)
+        data = {"train_dataset": dataset(), "eval_dataset": dataset()[:BATCH]}
+        return transformers.Trainer(model, settings, **data, optimizers=pair, callbacks=[callback]), controller
+
+    of_model, controller = start()
+    heard = []
+    step = controller.step
+    controller.step = lambda cost: (heard.append(cost), step(cost))  # type: ignore[method-assign]
+    of_model.train()
+    logged = [entry[metric] for entry in of_model.state.log_history if metric in entry]
+    assert len(heard) == 3
+    assert heard == logged
+    of_resumed, resumed = start()
+    of_resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{EPOCH}"))
+    if metric == "eval_loss":
+        assert resumed.state_dict() == controller.state_dict()

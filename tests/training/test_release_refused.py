@@ -1,0 +1,130 @@
+"""Gradient release: what cannot go with it is refused, with a reason, before anything has moved."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.optim.apply_optimizer_in_backward import _apply_optimizer_in_backward
+
+import fused_adaptive as fa
+
+from ..common.cases import CASES
+from .test_release import Model, every_backend, is_per_tensor
+
+
+@pytest.mark.parametrize("case", [c for c in CASES[::2] if not is_per_tensor(c.policy)], ids=str)
+def test_policies_that_need_all_gradients_first(case):
+    model = Model()
+    optimizer = case.build(model.parameters())
+    with pytest.raises(ValueError, match="granularity='tensor'"):
+        fa.release_gradients(model, optimizer)
+    model.backward(0, missing=0)
+    assert all(p.grad is not None for p in model.weights)
+    assert optimizer._release is None
+
+
+def test_the_naive_variant():
+    model = Model()
+    with pytest.raises(ValueError, match="naive"):
+        fa.release_gradients(model, fa.SGD(model.parameters(), policy=fa.TrainableLR(naive=True, eta=0.1)))
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_grad_norm", 1.0), ("skip_nonfinite", True)])
+def test_what_looks_at_all_gradients_before_the_step(name, value):
+    model = Model()
+    optimizer = fa.AdamW(model.parameters())
+    setattr(optimizer, name, value)
+    with pytest.raises(ValueError, match="max_grad_norm and skip_nonfinite"):
+        fa.release_gradients(model, optimizer)
+    assert optimizer._release is None
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("unscale", [False, True])
+def test_grad_scaler(fused, unscale):
+    model = Model()
+    optimizer = fa.AdamW(model.parameters(), fused=fused)
+    handle = fa.release_gradients(model, optimizer)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(torch.zeros(()))
+    model.backward(0)
+    if unscale:
+        scaler.unscale_(optimizer)
+    with pytest.raises(RuntimeError, match="GradScaler"):
+        scaler.step(optimizer)
+    optimizer.step()
+    handle.remove()
+    assert optimizer._step_supports_amp_scaling == fused
+
+
+def test_what_is_no_optimizer_or_model_for_it():
+    model = Model()
+    with pytest.raises(TypeError, match="register_post_accumulate_grad_hook"):
+        fa.release_gradients(model, torch.optim.AdamW(model.parameters()))
+    with pytest.raises(ValueError, match=r"parameter 0 .*is not the model's"):
+        fa.release_gradients(Model(), fa.AdamW(model.parameters()))
+    optimizer = fa.AdamW(model.parameters())
+    fa.release_gradients(model, optimizer)
+    with pytest.raises(ValueError, match="already"):
+        fa.release_gradients(model, optimizer)
+
+
+def test_models_that_are_spread_over_processes(monkeypatch):
+    model = Model()
+    wrapped = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(wrapped)
+    wrapped.module = model
+    with pytest.raises(ValueError, match="DistributedDataParallel"):
+        fa.release_gradients(wrapped, fa.AdamW(model.parameters()))
+    from torch.distributed import tensor
+
+    monkeypatch.setattr(tensor, "DTensor", nn.Parameter)
+    with pytest.raises(ValueError, match="is a DTensor"):
+        fa.release_gradients(model, fa.AdamW(model.parameters()))
+
+
+def test_draws_of_aslr():
+    model = Model()
+    optimizer = fa.AdamW(model.parameters(), lr=0.1)
+    fa.release_gradients(model, optimizer)
+    fa.ASLR(optimizer)
+    with pytest.raises(RuntimeError, match="jitter=False"):
+        model.backward(0, missing=0)
+
+
+@every_backend
+def test_a_gradient_that_cannot_be_used_is_named_and_moves_nothing(backend):
+    embedding = nn.Embedding(5, 3, sparse=True)
+    optimizer = fa.AdamW(embedding.named_parameters(), backend=backend)
+    fa.release_gradients(embedding, optimizer)
+    before = embedding.weight.detach().clone()
+    with pytest.raises(RuntimeError, match=r"\(weight\) of shape \(5, 3\) is sparse"):
+        embedding(torch.tensor([1, 2])).sum().backward()
+    assert torch.equal(before, embedding.weight)
+
+
+IN_BACKWARD = [
+    ({"policy": fa.Hypergradient(1e-3)}, "use granularity='tensor'"),
+    ({"policy": fa.TrainableLR(interval=2)}, "use granularity='tensor'"),
+    ({"policy": fa.TrainableLR(naive=True, eta=0.1)}, "naive=True"),
+    ({"max_grad_norm": 1.0}, "max_grad_norm and skip_nonfinite"),
+    ({"skip_nonfinite": True}, "max_grad_norm and skip_nonfinite"),
+    ({"policy": fa.Hypergradient(1e-3, granularity="tensor")}, ""),
+    ({"policy": fa.ActiveLR(interval=2, high=0.1)}, ""),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), IN_BACKWARD)
+def test_torchs_optimizers_in_the_backward_take_what_release_takes(arguments, message):
+    """Else a gain for all tensors would silently be one a tensor."""
+    model = nn.Linear(3, 2)
+    before = model.weight.detach().clone()
+    _apply_optimizer_in_backward(fa.SGD, model.parameters(), {"lr": 0.1, **arguments})
+    if not message:
+        model(torch.ones(1, 3)).sum().backward()
+        assert not torch.equal(model.weight, before)
+        return
+    with pytest.raises(ValueError, match=f"_apply_optimizer_in_backward builds one optimizer.*{message}"):
+        model(torch.ones(1, 3)).sum().backward()
+    assert torch.equal(model.weight, before)
