@@ -168,14 +168,16 @@ __device__ FA_NOINLINE inline void count_update(const Step& step) {
 template <class P>
 constexpr int kVector = 16 / sizeof(P);
 
-// Elements at a time where addresses, or what is left of a chunk, allow for none of these: as many as the registers.
-template <class P>
-constexpr int kRows = sizeof(P) == 4 ? 4 : 2;
+template <class Backbone, int kMode>
+constexpr int kArrays = 2 + Backbone::kStates + ((kMode & kScalesElements) ? 2 : 0) + ((kMode & kAddsMean) ? 1 : 0);
+
+// Elements at a time where addresses, or what is left of a chunk, do not allow for that: as many as take no block away.
+template <class Backbone, int kMode, class P>
+constexpr int kRows = sizeof(P) == 4 && kArrays<Backbone, kMode> <= 4 ? 4 : 2;
 
 template <class Backbone, int kMode, class P>
 constexpr int blocks_at_once() {
-  constexpr bool kScales = (kMode & kScalesElements) != 0, kAdds = (kMode & kAddsMean) != 0;
-  return blocks_at_once(sizeof(P), 2 + Backbone::kStates + (kScales ? 2 : 0) + (kAdds ? 1 : 0), kScales && !kAdds);
+  return blocks_at_once(sizeof(P), kArrays<Backbone, kMode>, kMode == kScalesElements);
 }
 
 template <class Backbone, int kMode, bool kCoupled, class P>
@@ -201,8 +203,9 @@ __global__ void __launch_bounds__(kThreads, (blocks_at_once<Backbone, kMode, P>(
       for (int e = thread * kVector<P>; e < wide; e += kThreads * kVector<P>) {
         update_elements<Backbone, kMode, kCoupled, P>(s, r, Neighbours<kVector<P>>{chunk.base + e});
       }
-      for (int e = wide + thread; e < chunk.count; e += kThreads * kRows<P>) {
-        update_elements<Backbone, kMode, kCoupled, P>(s, r, Column<kRows<P>>{chunk.base + e, chunk.count - e});
+      for (int e = wide + thread; e < chunk.count; e += kThreads * kRows<Backbone, kMode, P>) {
+        const Column<kRows<Backbone, kMode, P>> rows = {chunk.base + e, chunk.count - e};
+        update_elements<Backbone, kMode, kCoupled, P>(s, r, rows);
       }
     } else if constexpr ((kMode & kScalesElements) != 0) {
       if (s.end.ends) end_chunk(s.tensor, s.scalars, chunk.base, chunk.count, s.end.adjusts);

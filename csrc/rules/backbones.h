@@ -6,7 +6,7 @@
 //   kIsLazy                      its state is made by the first update
 //   kStoresDirection             Hypergradient cannot tell the last direction from the state
 //   kCorrects                    prepare() asks for the powers
-//   prepare(hyper, t, powers, scalars)   the scalars of step t, in double
+//   prepare(hyper, t, powers, r) the scalars r of step t, in double
 //   update(g, s, scalars)        moves the state s by the gradient g and returns u
 //   direction(s, scalars)        the u that the present state stands for
 // To add one: a header with the struct, its include and a line in FA_FOR_EACH_BACKBONE here, and its torch form.
