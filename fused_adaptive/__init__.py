@@ -1,8 +1,8 @@
 """Drop-in ``torch.optim`` optimizers whose learning rates can adapt: backbones times learning-rate policies."""
 
 from . import backends
-from .core.masters import export_fp32, import_fp32
-from .optimizers.adam import (
+from .core.version import __version__
+from .optimizers import (
     SGD,
     ActiveAdaBelief,
     ActiveAdam,
@@ -13,17 +13,16 @@ from .optimizers.adam import (
     AdaBelief,
     Adam,
     AdamW,
+    AdaptiveOptimizer,
     RAdam,
 )
-from .optimizers.base import AdaptiveOptimizer
 from .policies import ActiveLR, FixedLR, Hypergradient, Policy, TrainableLR
 from .schedules import AALR, ASLR, lr_range_test
+from .training.fp32 import export_fp32, import_fp32
 from .training.intervals import steps_per_epoch
 from .training.logging import RateLogger, log_learning_rates
 from .training.param_groups import param_groups
 from .training.release import GradientRelease, release_gradients
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AALR",

@@ -8,8 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from . import __version__, backends
+from . import backends
 from .core import library
+from .core.version import __version__
 
 
 def report() -> str:

@@ -6,6 +6,7 @@ import torch
 from fused_adaptive import backends
 
 from .common import recording
+from .common.covering import covering
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +23,9 @@ def reference_backend():
         yield
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
+    _thin(items)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="no GPU")
@@ -30,3 +33,16 @@ def pytest_collection_modifyitems(items):
         marker = item.get_closest_marker("gpu")
         if marker is not None and not (recording.is_emulated() and marker.kwargs.get("emulated")):
             item.add_marker(skip)
+
+
+def _thin(items):
+    """Of a test that is marked ``thinned``, cases that meet no new pair of values become heavy."""
+    products = {}
+    for item in items:
+        if item.get_closest_marker("thinned") and not item.get_closest_marker("heavy"):
+            products.setdefault(item.function, []).append(item)
+    for cases in products.values():
+        chosen = set(covering([item.callspec.params for item in cases]))
+        for i, item in enumerate(cases):
+            if i not in chosen:
+                item.add_marker("heavy")

@@ -216,7 +216,7 @@ def _check_device(device: str) -> None:
 
 
 def _circumstances(args: argparse.Namespace, grids: Results) -> Results:
-    """Everything besides the runs that one needs to make them again, or to judge them."""
+    """Everything besides the runs that one needs to make them again, or to understand them."""
     train, test = runs.load_digits(args.seed, args.samples)
     steps = -(-len(train[1]) // BATCH)
     methods = {

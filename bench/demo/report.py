@@ -70,15 +70,15 @@ def accuracies_by_batch(results: Results) -> dict[tuple[str, float], list[float 
 
 
 def rate_rows(results: Results) -> Table:
-    """Header and rows as text. A diverged run is the worst there is, and makes the spread meaningless."""
-    header = ["test accuracy %", *map(rate_name, results["config"]["rates"]["lrs"]), "best", "worst", "spread"]
+    """Header and rows as text. A diverged run is the worst there is, and makes the range meaningless."""
+    header = ["test accuracy %", *map(rate_name, results["config"]["rates"]["lrs"]), "best", "worst", "range"]
     rows = []
     for key, values in accuracies(results).items():
         finite = [value for value in values if value is not None]
         best = max(finite) if finite else None
         worst = min(finite) if len(finite) == len(values) else None
-        spread = "–" if best is None or worst is None else f"{best - worst:.1f}"
-        rows.append([label(results, key), *map(_cell, [*values, best, worst]), spread])
+        width = "–" if best is None or worst is None else f"{best - worst:.1f}"
+        rows.append([label(results, key), *map(_cell, [*values, best, worst]), width])
     return header, rows
 
 

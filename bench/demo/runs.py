@@ -141,7 +141,7 @@ def train(job: Job) -> dict[str, Any]:
 
     digits = task(job)
     model, losses = fit(digits, optimizer, seed=job.seed, batch=job.batch, epochs=job.epochs)
-    accuracy = digits.judge(model, digits.load()[1])
+    accuracy = digits.evaluate(model, digits.load()[1])
     diverged = not (math.isfinite(losses[-1]) and math.isfinite(accuracy))
     return {
         "diverged": diverged,

@@ -83,7 +83,7 @@ def _long(job: Long) -> Run:
 
     task = TASKS["digits"]
     model, losses = fit(task, optimizer, seed=0, batch=BATCH, epochs=INTERVALS, after_epoch=after_epoch)
-    result = task.judge(model, task.load()[1])
+    result = task.evaluate(model, task.load()[1])
     return {"rates": rates, "train_loss": losses[-1], "result": result if math.isfinite(result) else None}
 
 
@@ -96,7 +96,7 @@ def _trained(seed: int) -> dict[str, Tensor]:
 
 @cache
 def turned() -> tuple[Data, Data]:
-    """The test digits, turned: the new ones, and what they are judged by."""
+    """The test digits, turned: the new ones, and the held-out ones."""
     images, labels = TASKS["digits"].load()[1]
     angle = torch.tensor(TURN / 180 * math.pi)
     row = [[angle.cos(), -angle.sin(), 0.0], [angle.sin(), angle.cos(), 0.0]]
@@ -120,9 +120,9 @@ def _fine_tuning(job: FineTuning) -> Run:
     new, held_out = turned()
     model: nn.Module = task.build()
     model.load_state_dict(_trained(job.seed))
-    before = {"new": task.judge(model, held_out), "old": task.judge(model, task.load()[1])}
+    before = {"new": task.evaluate(model, held_out), "old": task.evaluate(model, task.load()[1])}
     fit(task, optimizer, seed=job.seed, batch=BATCH, epochs=FINE_EPOCHS, model=model, data=new)
-    after = {"new": task.judge(model, held_out), "old": task.judge(model, task.load()[1])}
+    after = {"new": task.evaluate(model, held_out), "old": task.evaluate(model, task.load()[1])}
     return {"before": before, "after": after}
 
 

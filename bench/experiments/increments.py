@@ -89,7 +89,7 @@ def train(job: Job) -> Run:
 
     began = time.perf_counter()
     model, losses = fit(task, optimizer, seed=job.seed, batch=job.batch, epochs=task.epochs)
-    result = task.judge(model, task.load()[1])
+    result = task.evaluate(model, task.load()[1])
     return {
         "result": result if math.isfinite(result) and math.isfinite(losses[-1]) else None,
         "train_loss": [float(f"{loss:.4g}") if math.isfinite(loss) else None for loss in losses],

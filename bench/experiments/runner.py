@@ -1,4 +1,4 @@
-"""Many small trainings, spread over processes. Finished runs are kept at once: the same call goes on with the rest."""
+"""Many small trainings, in several processes. Finished runs are kept at once: the same call goes on with the rest."""
 
 from __future__ import annotations
 

@@ -21,14 +21,14 @@ Data = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained on what, and how it is judged.
+    """What is trained on what, and how it is evaluated.
 
     Args:
         epochs: of a run.
         load: training and test examples, as inputs and targets.
         build: the model, its weights from torch's generator.
         loss: of a batch's outputs and targets, a mean.
-        accurate: judged by accuracy in percent, else by the test loss.
+        accurate: evaluated by accuracy in percent, else by the test loss.
     """
 
     label: str
@@ -39,7 +39,7 @@ class Task:
     accurate: bool = True
 
     @torch.no_grad()
-    def judge(self, model: nn.Module, data: Data) -> float:
+    def evaluate(self, model: nn.Module, data: Data) -> float:
         """Accuracy in percent, or the mean loss; NaN where outputs are not finite."""
         model.eval()
         total = 0.0
@@ -84,7 +84,7 @@ def digits() -> tuple[Data, Data]:
     return (parts[0], parts[1]), _rows(splits.test)
 
 
-def _rows(part: data.Part) -> Data:
+def _rows(part: data.Shard) -> Data:
     return part.images.flatten(1), part.labels
 
 

@@ -54,7 +54,7 @@ def measure(part: str, out: Path, minutes: float) -> int:
     if built["outcome"] != "passed":
         print(built.get("end", built.get("why")))
         return 1
-    left, path = end - time.monotonic(), out / f"run_gpu_{part}.json"  # bench.run writes it from its start on
+    left, path = end - time.monotonic(), out / f"run_gpu_{part}.json"  # bench.step.run writes it from its start on
     measured = run(Step(f"bench_{part}", command(part, left - RESERVE, path), 600), out, left)
     print(f"bench: {measured['outcome']}\n{measured.get('end', '')}")
     return 0 if path.exists() and measured["outcome"] in ("passed", "timed out") else 1

@@ -18,7 +18,7 @@ VALIDATION = 1000
 
 
 @dataclass(frozen=True)
-class Part:
+class Shard:
     """Normalised images ``[N, 1, side, side]`` and their classes."""
 
     images: Tensor
@@ -32,9 +32,9 @@ class Part:
 class Splits:
     """Disjoint parts. Validation drives ASLR; nothing sees the test images before the end."""
 
-    train: Part
-    validation: Part
-    test: Part
+    train: Shard
+    validation: Shard
+    test: Shard
 
 
 def load(
@@ -60,10 +60,10 @@ def load(
         raise ValueError(f"{name} has {len(rest)} training images, {train} were asked for")
     mean, std = images[rest].mean() / 255, images[rest].std() / 255
 
-    def part(images: numpy.ndarray, labels: numpy.ndarray) -> Part:
+    def part(images: numpy.ndarray, labels: numpy.ndarray) -> Shard:
         scaled = (torch.from_numpy(images).float() / 255 - mean) / std
         pixels = functional.avg_pool2d(scaled.unsqueeze(1), 28 // side).float()
-        return Part(pixels.to(device), torch.from_numpy(labels).long().to(device))
+        return Shard(pixels.to(device), torch.from_numpy(labels).long().to(device))
 
     kept = rest[:train]
     return Splits(

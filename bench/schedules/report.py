@@ -50,8 +50,8 @@ def _row(runs: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     seconds = statistics.mean(run["seconds"] / len(run["train_loss"]) for run in runs)
     lost = sum(run["diverged"] for run in runs)
     return (
-        _spread([run["test_accuracy"] for run in runs]) + (f", {lost} diverged" if lost else ""),
-        _spread(kept) if kept else "",
+        _mean_and_std([run["test_accuracy"] for run in runs]) + (f", {lost} diverged" if lost else ""),
+        _mean_and_std(kept) if kept else "",
         str(len(runs)),
         "not finite" if None in losses else f"{statistics.mean(losses):.3f}",
         " / ".join(f"{rate:g}" for rate in rates),
@@ -59,7 +59,7 @@ def _row(runs: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     )
 
 
-def _spread(values: Sequence[float]) -> str:
+def _mean_and_std(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 

@@ -15,7 +15,7 @@ from torch.optim import Optimizer, lr_scheduler
 
 import fused_adaptive as fa
 
-from .data import Part, Splits
+from .data import Shard, Splits
 from .model import ResNet20
 
 Run = dict[str, Any]
@@ -170,7 +170,7 @@ def train(job: Job, splits: Splits, report: Callable[[int, float, float], None] 
     model = ResNet20(job.channels).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = METHODS[job.method].build(model, job)
     batches = Batches(splits.train, job.batch_size, torch.Generator().manual_seed(job.seed))
-    probe = Part(splits.train.images[:PROBE], splits.train.labels[:PROBE])
+    probe = Shard(splits.train.images[:PROBE], splits.train.labels[:PROBE])
     driver = METHODS[job.method].attach(optimizer, model, job, len(batches), lambda: evaluate(model, probe)[0])
     history: dict[str, list[Any]] = {"train_loss": [], "validation_loss": [], "accuracy": [], "action": [], "rates": []}
     began = time.perf_counter()
@@ -220,7 +220,7 @@ def _epoch(model: Module, optimizer: Optimizer, driver: Driver, batches: Batches
 class Batches:
     """The data in an order that is new in each pass, and the same for every method of a seed."""
 
-    data: Part
+    data: Shard
     size: int
     generator: torch.Generator
 
@@ -240,7 +240,7 @@ def _rate(optimizer: Optimizer) -> float:
 
 
 @torch.no_grad()
-def evaluate(model: Module, data: Part, size: int = 500) -> tuple[float, float]:
+def evaluate(model: Module, data: Shard, size: int = 500) -> tuple[float, float]:
     """Mean loss, and accuracy in percent."""
     model.eval()
     loss = correct = 0.0

@@ -36,14 +36,14 @@ def where(record: Record) -> str:
 
 
 def noise(record: Record) -> str:
-    """What has to be said of a run whose samples spread too far."""
+    """What has to be said of a run whose samples vary too much."""
     rows = [
         r for c in record["cases"] for r in c["rows"] if r["seconds"] and r["family"] in ("ours", "ceiling", "torch")
     ]
     noisy = sum(results.summarize(r["seconds"]).is_noisy for r in rows)
     if not rows or noisy / len(rows) <= 0.1:
         return ""
-    return f"**Too noisy to compare: {noisy} of {len(rows)} rows spread by more than 15 % of their median.**"
+    return f"**Too noisy to compare: {noisy} of {len(rows)} rows vary by more than 15 % of their median.**"
 
 
 def device_of(record: Record) -> str:
@@ -104,7 +104,7 @@ PLOTS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.step.report", description=__doc__)
-    parser.add_argument("results", type=Path, help="what bench.run wrote")
+    parser.add_argument("results", type=Path, help="what bench.step.run wrote")
     parser.add_argument(
         "--readme", type=Path, help="fill the block between the marks run:begin and run:end of this file"
     )

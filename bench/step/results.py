@@ -50,7 +50,9 @@ def load(path: Path) -> Record:
     """
     record = json.loads(path.read_text(encoding="utf-8"))
     if record.get("schema") != SCHEMA:
-        raise ValueError(f"{path} has schema {record.get('schema')}, this is for {SCHEMA}: measure anew with bench.run")
+        raise ValueError(
+            f"{path} has schema {record.get('schema')}, this is for {SCHEMA}: measure anew with bench.step.run"
+        )
     return record
 
 

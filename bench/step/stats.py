@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: A row whose middle samples spread further than this share of the median is too noisy to compare.
+#: A row whose middle samples vary by more than this share of the median is too noisy to compare.
 NOISY = 0.15
 
 
@@ -20,13 +20,13 @@ class Summary:
     p80: float
 
     @property
-    def spread(self) -> float:
+    def variation(self) -> float:
         """(p80 − p20) / median."""
         return (self.p80 - self.p20) / self.median if self.median else 0.0
 
     @property
     def is_noisy(self) -> bool:
-        return self.spread > NOISY
+        return self.variation > NOISY
 
 
 def summarize(samples: Sequence[float]) -> Summary:

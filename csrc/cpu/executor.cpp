@@ -10,8 +10,8 @@
 namespace fused_adaptive::cpu {
 namespace {
 
-// What a piece costs besides its elements, in elements: many tiny tensors are no lighter than a few large ones.
-constexpr int64_t kPieceCost = 512;
+// What a chunk costs besides its elements, in elements: many tiny tensors are no lighter than a few large ones.
+constexpr int64_t kChunkCost = 512;
 constexpr int64_t kBinCost = 2 * kChunk;
 
 class CpuExecutor : public Executor {
@@ -19,21 +19,21 @@ class CpuExecutor : public Executor {
   explicit CpuExecutor(const Plan& plan) : kernels_(best_kernels()) {
     int64_t cost = 0;
     for (int m = 0; m < static_cast<int>(plan.members.size()); ++m) {
-      first_piece_.push_back(static_cast<int64_t>(pieces_.size()));
+      first_chunk_.push_back(static_cast<int64_t>(chunks_.size()));
       const int64_t numel = plan.members[m].numel;
       for (int64_t begin = 0; begin < numel; begin += kChunk) {
         if (cost == 0 || cost > kBinCost) {
-          bins_.push_back(static_cast<int64_t>(pieces_.size()));
+          bins_.push_back(static_cast<int64_t>(chunks_.size()));
           cost = 0;
         }
-        pieces_.push_back({m, begin, std::min(kChunk, numel - begin)});
-        cost += pieces_.back().n + kPieceCost;
+        chunks_.push_back({m, begin, std::min(kChunk, numel - begin)});
+        cost += chunks_.back().n + kChunkCost;
       }
       if (numel == 0 || numel > kChunk) not_whole_.push_back(m);
       rounds_ = rounds_ || plan.members[m].at[kRoundingStep] != nullptr;
     }
-    bins_.push_back(static_cast<int64_t>(pieces_.size()));
-    partials_.resize(pieces_.size());
+    bins_.push_back(static_cast<int64_t>(chunks_.size()));
+    partials_.resize(chunks_.size());
     scalars_.resize(plan.members.size());
     outcomes_.resize(plan.members.size());
     uncounted_.resize(plan.members.size());
@@ -72,10 +72,10 @@ class CpuExecutor : public Executor {
   void end_interval(Plan& plan, const std::vector<Hyper>& hypers) override {
     for (Policy& policy : plan.policies) {
       if (policy.kind == PolicyKind::active) {
-        for_pieces([&](const Piece& piece) {
-          const Member& m = plan.members[piece.member];
+        for_chunks([&](const Chunk& chunk) {
+          const Member& m = plan.members[chunk.member];
           if (plan_policy(plan, m.active) != &policy) return;
-          end_piece(m, piece, policy, hypers[m.group], end_by_hand(numbers_of(m)));
+          end_chunk(m, chunk, policy, hypers[m.group], end_by_hand(numbers_of(m)));
         });
         for (int i : policy.members) restart_active(numbers_of(plan.members[i]));
       } else if (policy.kind == PolicyKind::trainable) {
@@ -102,10 +102,10 @@ class CpuExecutor : public Executor {
     }
   }
 
-  // Runs body(piece) over the work list on all threads.
+  // Runs body(chunk) over the work list on all threads.
   template <class Body>
-  void for_pieces(const Body& body) {
-    for_ranges([&](const Piece* begin, const Piece* end) { std::for_each(begin, end, body); });
+  void for_chunks(const Body& body) {
+    for_ranges([&](const Chunk* begin, const Chunk* end) { std::for_each(begin, end, body); });
   }
 
   // Runs body(begin, end) over stretches of the work list on all threads.
@@ -114,7 +114,7 @@ class CpuExecutor : public Executor {
     const int64_t bins = static_cast<int64_t>(bins_.size()) - 1;
     if (bins <= 0) return;
     torch::stable::parallel_for(0, bins, 1, [&](int64_t begin, int64_t end) {
-      body(pieces_.data() + bins_[begin], pieces_.data() + bins_[end]);
+      body(chunks_.data() + bins_[begin], chunks_.data() + bins_[end]);
     });
   }
 
@@ -133,69 +133,69 @@ class CpuExecutor : public Executor {
     m.first = false;
   }
 
-  // A tensor of one piece is prepared by the thread that updates it, while its data are on their way, and nobody else
+  // A tensor of one chunk is prepared by the thread that updates it, while its data are on their way, and nobody else
   // needs its scalars.
   void update(Plan& plan, const StepInputs& inputs, const std::vector<bool>& ending) {
     ScalarsCache of_large;
     for (int member : not_whole_) prepare(plan, inputs, member, of_large, scalars_[member]);
-    for_ranges([&](const Piece* begin, const Piece* end) {
+    for_ranges([&](const Chunk* begin, const Chunk* end) {
       ScalarsCache cache;
       Scalars<double> own{};
-      for (const Piece* piece = begin; piece != end; ++piece) {
-        const bool whole = piece->n == plan.members[piece->member].numel;
-        if (whole) prepare(plan, inputs, piece->member, cache, own);
-        take_piece(plan, *piece, whole ? own : scalars_[piece->member], inputs.hypers, ending);
+      for (const Chunk* chunk = begin; chunk != end; ++chunk) {
+        const bool whole = chunk->n == plan.members[chunk->member].numel;
+        if (whole) prepare(plan, inputs, chunk->member, cache, own);
+        take_chunk(plan, *chunk, whole ? own : scalars_[chunk->member], inputs.hypers, ending);
       }
     });
   }
 
-  void take_piece(const Plan& plan, const Piece& piece, const Scalars<double>& r, const std::vector<Hyper>& hypers,
+  void take_chunk(const Plan& plan, const Chunk& chunk, const Scalars<double>& r, const std::vector<Hyper>& hypers,
                   const std::vector<bool>& ending) {
-    const Member& m = plan.members[piece.member];
+    const Member& m = plan.members[chunk.member];
     if (m.grad != nullptr) {
       const bool mean_is_taken =
           m.scalar >= 0 && ending[m.scalar] && plan.policies[m.scalar].source == Source::gradient;
       const int mode = mode_of(m) & ~(mean_is_taken ? kAddsMean : 0);
       if (m.dtype == DType::f64) {
-        update_piece<double>(plan, m, piece, mode, r);
+        update_chunk<double>(plan, m, chunk, mode, r);
       } else {
-        update_piece<float>(plan, m, piece, mode, r);
+        update_chunk<float>(plan, m, chunk, mode, r);
       }
     }
     if (m.active < 0 || !ending[m.active]) return;
     const Hyper& hyper = hypers[m.group];
     const Policy& policy = plan.policies[m.active];
-    end_piece(m, piece, policy, hyper, end_in_step(policy, numbers_of(m), m.grad != nullptr, hyper.has_rate()));
+    end_chunk(m, chunk, policy, hyper, end_in_step(policy, numbers_of(m), m.grad != nullptr, hyper.has_rate()));
   }
 
   template <class T>
-  void update_piece(const Plan& plan, const Member& m, const Piece& piece, int mode, const Scalars<double>& r) {
+  void update_chunk(const Plan& plan, const Member& m, const Chunk& chunk, int mode, const Scalars<double>& r) {
     const Scalars<T> scalars = r.as<T>();
     const Group& group = plan.groups[m.group];
     const bool stores =
         m.scalar >= 0 && plan.policies[m.scalar].kind == PolicyKind::hypergradient && m.at[kPrevious] != nullptr;
     const bool couples = decay_is_coupled(group, scalars);
     const auto loop = kernels_.loops<T>().step[group.backbone][stores ? kStoresDirection : mode][couples];
-    Staged<T>(kernels_, m, piece, true).each(true, kStaged, [&](const Block<T>& block) { loop(block, scalars); });
+    Staged<T>(kernels_, m, chunk, true).each(true, kStaged, [&](const Block<T>& block) { loop(block, scalars); });
   }
 
   template <class T>
-  static void clear(const Member& m, Role role, const Piece& piece) {
-    std::fill_n(at<T>(m, role, piece.begin), piece.n, T(0));
+  static void clear(const Member& m, Role role, const Chunk& chunk) {
+    std::fill_n(at<T>(m, role, chunk.begin), chunk.n, T(0));
   }
 
-  void end_piece(const Member& m, const Piece& piece, const Policy& policy, const Hyper& hyper, const ActiveEnd& end) {
+  void end_chunk(const Member& m, const Chunk& chunk, const Policy& policy, const Hyper& hyper, const ActiveEnd& end) {
     if (!end.ends) return;
     if (!end.adjusts) {
-      m.dtype == DType::f64 ? clear<double>(m, kGradSum, piece) : clear<float>(m, kGradSum, piece);
+      m.dtype == DType::f64 ? clear<double>(m, kGradSum, chunk) : clear<float>(m, kGradSum, chunk);
       return;
     }
     Scalars<double> r{};
     prepare_active(policy, hyper, r);
     if (m.dtype == DType::f64) {
-      kernels_.f64.adjust(state_block<double>(m, piece.begin, piece.n), r);
+      kernels_.f64.adjust(state_block<double>(m, chunk.begin, chunk.n), r);
     } else {
-      kernels_.f32.adjust(state_block<float>(m, piece.begin, piece.n), r.as<float>());
+      kernels_.f32.adjust(state_block<float>(m, chunk.begin, chunk.n), r.as<float>());
     }
   }
 
@@ -214,12 +214,12 @@ class CpuExecutor : public Executor {
       r.weight_decay = hyper.weight_decay;
       measured[i] = true;
     }
-    for_pieces([&](const Piece& piece) {
-      const Member& m = plan.members[piece.member];
-      if (!measured[piece.member] || plan_policy(plan, m.scalar) != &policy) return;
+    for_chunks([&](const Chunk& chunk) {
+      const Member& m = plan.members[chunk.member];
+      if (!measured[chunk.member] || plan_policy(plan, m.scalar) != &policy) return;
       const double slope =
-          m.dtype == DType::f64 ? slope_piece<double>(plan, m, piece) : slope_piece<float>(plan, m, piece);
-      partials_[&piece - pieces_.data()] = {slope, 0};
+          m.dtype == DType::f64 ? slope_chunk<double>(plan, m, chunk) : slope_chunk<float>(plan, m, chunk);
+      partials_[&chunk - chunks_.data()] = {slope, 0};
     });
     sum_products(plan, measured);
     for (int i : policy.members) {
@@ -241,13 +241,13 @@ class CpuExecutor : public Executor {
   }
 
   template <class T>
-  double slope_piece(const Plan& plan, const Member& m, const Piece& piece) {
-    const Scalars<T> scalars = scalars_[piece.member].as<T>();
+  double slope_chunk(const Plan& plan, const Member& m, const Chunk& chunk) {
+    const Scalars<T> scalars = scalars_[chunk.member].as<T>();
     const Group& group = plan.groups[m.group];
     const Loops<T>& loops = kernels_.loops<T>();
     const auto loop = m.at[kPrevious] != nullptr ? loops.slope_stored : loops.slope_of_state[group.backbone];
     double slope = 0;
-    Staged<T>(kernels_, m, piece, true).each(false, kChunk, [&](const Block<T>& block) {
+    Staged<T>(kernels_, m, chunk, true).each(false, kChunk, [&](const Block<T>& block) {
       slope = loop(block, scalars, decay_is_coupled(group, scalars));
     });
     return slope;
@@ -263,11 +263,11 @@ class CpuExecutor : public Executor {
                        before != nullptr ? hypers[m.group].lr * draw(m, *before) : 0};
       measured[i] = is_measurable(policy, numbers_of(m), uncounted_[i]);
     }
-    for_pieces([&](const Piece& piece) {
-      const Member& m = plan.members[piece.member];
-      if (!measured[piece.member] || plan_policy(plan, m.scalar) != &policy) return;
-      partials_[&piece - pieces_.data()] = m.dtype == DType::f64 ? measure_piece<double>(plan, m, piece, policy)
-                                                                 : measure_piece<float>(plan, m, piece, policy);
+    for_chunks([&](const Chunk& chunk) {
+      const Member& m = plan.members[chunk.member];
+      if (!measured[chunk.member] || plan_policy(plan, m.scalar) != &policy) return;
+      partials_[&chunk - chunks_.data()] = m.dtype == DType::f64 ? measure_chunk<double>(plan, m, chunk, policy)
+                                                                 : measure_chunk<float>(plan, m, chunk, policy);
     });
     sum_products(plan, measured);
     for (int i : policy.members) {
@@ -279,25 +279,25 @@ class CpuExecutor : public Executor {
     adapt_gains(plan, policy, hypers);
     const auto restarts = [&](int i) { return outcomes_[i].restarts; };
     if (std::none_of(policy.members.begin(), policy.members.end(), restarts)) return measured;
-    for_pieces([&](const Piece& piece) {
-      const Member& m = plan.members[piece.member];
-      if (plan_policy(plan, m.scalar) != &policy || !outcomes_[piece.member].restarts) return;
+    for_chunks([&](const Chunk& chunk) {
+      const Member& m = plan.members[chunk.member];
+      if (plan_policy(plan, m.scalar) != &policy || !outcomes_[chunk.member].restarts) return;
       const int64_t size = m.dtype == DType::f64 ? 8 : 4;
-      std::memset(static_cast<char*>(m.at[kPrevious]) + piece.begin * size, 0, static_cast<size_t>(piece.n * size));
+      std::memset(static_cast<char*>(m.at[kPrevious]) + chunk.begin * size, 0, static_cast<size_t>(chunk.n * size));
     });
     return measured;
   }
 
   template <class T>
-  Products measure_piece(const Plan& plan, const Member& m, const Piece& piece, const Policy& policy) {
+  Products measure_chunk(const Plan& plan, const Member& m, const Chunk& chunk, const Policy& policy) {
     const double factor = plan.groups[m.group].maximize ? -grad_factor_ : grad_factor_;
     const Numbers numbers = numbers_of(m);
-    const Uncounted& uncounted = uncounted_[piece.member];
+    const Uncounted& uncounted = uncounted_[chunk.member];
     const Measure<T> by = {static_cast<T>(applied_steps(numbers, uncounted)),
                            static_cast<T>(*numbers.gain * lr_sum(numbers, uncounted)), static_cast<T>(factor)};
     const auto loop = kernels_.loops<T>().measure[static_cast<int>(policy.source)];
     Products found = {0, 0};
-    Staged<T>(kernels_, m, piece, uncounted.applies).each(false, kChunk, [&](const Block<T>& block) {
+    Staged<T>(kernels_, m, chunk, uncounted.applies).each(false, kChunk, [&](const Block<T>& block) {
       found = loop(block, by);
     });
     return found;
@@ -305,33 +305,33 @@ class CpuExecutor : public Executor {
 
   // A new interval: its sums are 0 and it starts where the parameters are. What was measured has begun already.
   void begin_trainable(Plan& plan, const Policy& policy, const std::vector<bool>& measured) {
-    for_pieces([&](const Piece& piece) {
-      const Member& m = plan.members[piece.member];
-      if (measured[piece.member] || plan_policy(plan, m.scalar) != &policy) return;
-      m.dtype == DType::f64 ? begin_piece<double>(m, piece) : begin_piece<float>(m, piece);
+    for_chunks([&](const Chunk& chunk) {
+      const Member& m = plan.members[chunk.member];
+      if (measured[chunk.member] || plan_policy(plan, m.scalar) != &policy) return;
+      m.dtype == DType::f64 ? begin_chunk<double>(m, chunk) : begin_chunk<float>(m, chunk);
     });
     for (int i : policy.members) restart_trainable(numbers_of(plan.members[i]));
   }
 
   template <class T>
-  void begin_piece(const Member& m, const Piece& piece) {
-    if (m.at[kMeanSum] != nullptr) clear<T>(m, kMeanSum, piece);
+  void begin_chunk(const Member& m, const Chunk& chunk) {
+    if (m.at[kMeanSum] != nullptr) clear<T>(m, kMeanSum, chunk);
     if (m.at[kStart] == nullptr) return;
-    load_weights(kernels_.loops<T>(), m, piece.begin, piece.n, at<T>(m, kStart, piece.begin));
+    load_weights(kernels_.loops<T>(), m, chunk.begin, chunk.n, at<T>(m, kStart, chunk.begin));
   }
 
   void sum_products(const Plan& plan, const std::vector<bool>& measured) {
     products_.assign(measured.size(), {0, 0});
     for (size_t i = 0; i < measured.size(); ++i) {
-      if (measured[i]) products_[i] = sum_chunks(partials_.data() + first_piece_[i], chunks_of(plan.members[i].numel));
+      if (measured[i]) products_[i] = sum_chunks(partials_.data() + first_chunk_[i], chunks_of(plan.members[i].numel));
     }
     sum_over_ranks(plan, products_);
   }
 
   const Kernels& kernels_;
-  std::vector<Piece> pieces_;
-  std::vector<int64_t> bins_, first_piece_;
-  std::vector<int> not_whole_;  // the members of no piece or of several
+  std::vector<Chunk> chunks_;
+  std::vector<int64_t> bins_, first_chunk_;
+  std::vector<int> not_whole_;  // the members of no chunk or of several
   bool rounds_ = false;
   std::vector<Products> partials_, products_;
   std::vector<Outcome> outcomes_;     // by member

@@ -9,7 +9,7 @@
 namespace fused_adaptive::cpu {
 
 // A chunk of one tensor: the unit of work, and of inner products.
-struct Piece {
+struct Chunk {
   int member;
   int64_t begin, n;
 };
@@ -68,16 +68,16 @@ void store_weights(const Loops<T>& loops, const Member& m, int64_t begin, int64_
 template <class T>
 class Staged {
  public:
-  Staged(const Kernels& kernels, const Member& m, const Piece& piece, bool with_grad)
-      : loops_(kernels.loops<T>()), m_(m), piece_(piece), with_grad_(with_grad && m.grad != nullptr) {}
+  Staged(const Kernels& kernels, const Member& m, const Chunk& chunk, bool with_grad)
+      : loops_(kernels.loops<T>()), m_(m), chunk_(chunk), with_grad_(with_grad && m.grad != nullptr) {}
 
   // Calls body(block) for stretches of the chunk, converted where that is needed; at once where nothing is to be done.
   template <class Body>
   void each(bool writes, int64_t stretch, const Body& body) {
     const bool p_own = m_.dtype == own_dtype<T>(), g_own = !with_grad_ || m_.grad_dtype == own_dtype<T>();
-    if (p_own && g_own) stretch = piece_.n;
-    for (int64_t done = 0; done < piece_.n; done += stretch) {
-      const int64_t begin = piece_.begin + done, n = std::min(stretch, piece_.n - done);
+    if (p_own && g_own) stretch = chunk_.n;
+    for (int64_t done = 0; done < chunk_.n; done += stretch) {
+      const int64_t begin = chunk_.begin + done, n = std::min(stretch, chunk_.n - done);
       Block<T> block = state_block<T>(m_, begin, n);
       block.p = p_own ? at<T>(m_, kParam, begin) : p_;
       if (!p_own) load_weights(loops_, m_, begin, n, p_);
@@ -94,7 +94,7 @@ class Staged {
  private:
   const Loops<T>& loops_;
   const Member& m_;
-  const Piece& piece_;
+  const Chunk& chunk_;
   const bool with_grad_;
   T p_[kChunk], g_[kChunk];
 };

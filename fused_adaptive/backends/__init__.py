@@ -19,8 +19,8 @@ from torch import Tensor
 from ..core.warning import warn
 
 if TYPE_CHECKING:
-    from ..core.rate_noise import RateDraw
-    from ..engine.views import Gathered
+    from ..core.random_rates import RandomRates
+    from ..engine.participants import Participants
     from ..policies import Policy
 
 #: All backends, in the order in which "auto" tries them.
@@ -44,10 +44,14 @@ class Backend(Protocol):
     def why_not(self, devices: Iterable[torch.device]) -> str: ...
 
     def step(
-        self, gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None, draw: RateDraw | None
+        self,
+        participants: Participants,
+        found_inf: Tensor | None,
+        grad_scale: Tensor | None,
+        random_rates: RandomRates | None,
     ) -> None: ...
 
-    def end_interval(self, gathered: Gathered) -> None: ...
+    def end_interval(self, participants: Participants) -> None: ...
 
 
 def available(devices: Iterable[torch.device | str] | None = None) -> dict[str, str]:

@@ -15,8 +15,8 @@ from torch import Tensor
 from ..engine.checkpoint import specs
 
 if TYPE_CHECKING:
-    from ..core.rate_noise import RateDraw
-    from ..engine.views import Gathered
+    from ..core.random_rates import RandomRates
+    from ..engine.participants import Participants
 
 name = "shapes"
 supports_masters = True
@@ -33,24 +33,26 @@ def why_not(devices: Iterable[torch.device]) -> str:
     return ""
 
 
-def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None, draw: RateDraw | None) -> None:
+def step(
+    participants: Participants, found_inf: Tensor | None, grad_scale: Tensor | None, random_rates: RandomRates | None
+) -> None:
     """Creates the state that a step creates itself, SGD's buffers.
 
     Raises:
         RuntimeError: for a gradient that cannot be used, and where parameters have numbers after all.
     """
-    gathered.check_gradients()
-    real = next((slot for slot in gathered.slots if not is_fake(slot.param)), None)
+    participants.check_gradients()
+    real = next((view for view in participants.views if not is_fake(view.param)), None)
     if real is not None:
         raise RuntimeError(
             f"parameter {real.index} has numbers, and the optimizer was built for tensors of FakeTensorMode, which "
             "have none: build another for these parameters"
         )
-    for slot in gathered.slots:
-        for entry, spec in specs(slot.backbone, slot.group, slot.param.dtype).items() if slot.applies else ():
-            if entry not in slot.state:
-                slot.state[entry] = spec.create(slot.param, slot.group)
+    for view in participants.views:
+        for entry, spec in specs(view.backbone, view.group, view.param.dtype).items() if view.applies else ():
+            if entry not in view.state:
+                view.state[entry] = spec.create(view.param, view.group)
 
 
-def end_interval(gathered: Gathered) -> None:
+def end_interval(participants: Participants) -> None:
     """Nothing: there are no gains to adjust."""

@@ -1,7 +1,7 @@
 """The native backend: C++ on the CPU, CUDA on NVIDIA GPUs. A step reads the gradients and calls a cached plan once.
 
 The plan (``csrc/plan/plan.h``) holds the parameters and their state by address. It is built when the tensors of a step
-are gathered anew, and lives as long as they do.
+are collected anew, and lives as long as they do.
 """
 
 from __future__ import annotations
@@ -17,11 +17,19 @@ from torch import Tensor
 
 from ..core import declarations, library, python_calls
 from ..core.declarations import ROLES, STRUCTURES
-from ..core.shards import RowSums
-from ..core.view import Slot
+from ..core.ranks import RowSums
+from ..core.view import ParamView
 from . import reference
-from .plans import POLICIES, GroupNumbers, dense_copies, gather_state, parked_members, parts, ready
-from .plans import conform as _conform
+from .plans import (
+    POLICIES,
+    GroupNumbers,
+    collect_state,
+    dense_copies,
+    dense_gradient,
+    parked_members,
+    ready,
+    views_of_plans,
+)
 from .plans import end_interval as _end_interval
 from .plans import rule_of as _rule_of
 from .plans import scalar as _scalar
@@ -29,8 +37,8 @@ from .plans import structure as _structure
 from .written import Written
 
 if TYPE_CHECKING:
-    from ..core.rate_noise import RateDraw
-    from ..engine.views import Gathered
+    from ..core.random_rates import RandomRates
+    from ..engine.participants import Participants
 
 name = "native"
 supports_masters = True
@@ -72,29 +80,31 @@ def _missing_code(index: int) -> str:
     return torch.ops.fused_adaptive.why_not_on_gpu(index)
 
 
-def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None, draw: RateDraw | None) -> None:
+def step(
+    participants: Participants, found_inf: Tensor | None, grad_scale: Tensor | None, random_rates: RandomRates | None
+) -> None:
     """One optimizer step, in place. Arguments and errors are those of :func:`reference.step`.
 
     On a GPU the host neither waits for the device nor reads from it.
     """
     on_host = found_inf is not None and _is_on_host(found_inf)
     if on_host and bool(found_inf):
-        gathered.check_gradients()
+        participants.check_gradients()
         return
-    plans = ready(gathered, _plans, "native")
+    plans = ready(participants, _plans, "native")
     if plans is None:
-        reference.step(gathered, found_inf, grad_scale, draw)
+        reference.step(participants, found_inf, grad_scale, random_rates)
         return
-    table = None if draw is None else draw.table_on([plan.device for plan in plans])
+    table = None if random_rates is None else random_rates.table_on([plan.device for plan in plans])
     for plan in plans:
-        gathered.keep(plan.step(found_inf, grad_scale, table))
-    if draw is not None:
-        draw.count(None if on_host else found_inf)
+        participants.keep(plan.step(found_inf, grad_scale, table))
+    if random_rates is not None:
+        random_rates.count(None if on_host else found_inf)
 
 
-def end_interval(gathered: Gathered) -> None:
+def end_interval(participants: Participants) -> None:
     """Ends the running interval of every policy, outside of a step."""
-    _end_interval(gathered, _plans)
+    _end_interval(participants, _plans)
 
 
 def register_fakes() -> None:
@@ -103,14 +113,14 @@ def register_fakes() -> None:
     torch.library.register_fake("fused_adaptive::step", lambda *_, **__: None, allow_override=True)
 
 
-def _plans(gathered: Gathered) -> list[Plan] | None:
+def _plans(participants: Participants) -> list[Plan] | None:
     """One plan a device and place of the counters. None where a gain is shared by tensors of several plans."""
-    if gathered.compiled is None:
-        slots_of = parts(gathered, _on_device)
-        if slots_of is None:
+    if participants.plans is None:
+        views_of = views_of_plans(participants, _on_device)
+        if views_of is None:
             return None
-        gathered.compiled = [Plan(slots, gathered) for slots in slots_of]
-    return gathered.compiled
+        participants.plans = [Plan(views, participants) for views in views_of]
+    return participants.plans
 
 
 def _is_on_host(found_inf: Tensor) -> bool:
@@ -118,9 +128,9 @@ def _is_on_host(found_inf: Tensor) -> bool:
     return found_inf.device.type == "cpu"
 
 
-def _on_device(slot: Slot) -> bool:
+def _on_device(view: ParamView) -> bool:
     """Whether its counters are on a GPU (``capturable`` or ``fused``)."""
-    return slot.param.device.type != "cpu" and bool(slot.group.get("capturable") or slot.group.get("fused"))
+    return view.param.device.type != "cpu" and bool(view.group.get("capturable") or view.group.get("fused"))
 
 
 #: The numbers of what operators take by number.
@@ -134,50 +144,50 @@ class Plan:
     """The tensors of one device, with the native plan over them.
 
     Args:
-        slots: parameters whose state is complete.
-        gathered: what they are a part of.
+        views: parameters whose state is complete.
+        participants: what they are a part of.
     """
 
-    def __init__(self, slots: Sequence[Slot], gathered: Gathered) -> None:
-        self.device = slots[0].param.device
-        self._slots = slots
-        self._params = [slot.param for slot in slots]
-        self._numbers = GroupNumbers(slots)
+    def __init__(self, views: Sequence[ParamView], participants: Participants) -> None:
+        self.device = views[0].param.device
+        self._views = views
+        self._params = [view.param for view in views]
+        self._numbers = GroupNumbers(views)
         self._groups = self._numbers.groups
-        self._backbone = slots[0].backbone
+        self._backbone = views[0].backbone
         # A parameter with gaps or overlaps in memory is updated in a dense copy.
-        self._parked = parked_members(slots)
+        self._parked = parked_members(views)
         self._dense = dense_copies(self._params, self._parked)
         pairs = enumerate(zip(self._params, self._dense, strict=True))
         self._copies = [(p, d) for i, (p, d) in pairs if p is not d and i not in self._parked]
         self._grads: list[Tensor] = []
         self._absent: list[int] = []
-        self._build(gathered)
+        self._build(participants)
 
-    def _build(self, gathered: Gathered) -> None:
-        ops, slots = torch.ops.fused_adaptive, self._slots
+    def _build(self, participants: Participants) -> None:
+        ops, views = torch.ops.fused_adaptive, self._views
         group_numbers = {id(group): i for i, group in enumerate(self._groups)}
         number = self._number = ops.plan_new(
             self._dense,
-            [group_numbers[id(slot.group)] for slot in slots],
-            [slot.index for slot in slots],
+            [group_numbers[id(view.group)] for view in views],
+            [view.index for view in views],
             [STRUCTURE_NUMBERS[_structure(self._backbone.name, group)] for group in self._groups],
             [not group["decoupled_weight_decay"] for group in self._groups],
             [bool(group["maximize"]) for group in self._groups],
-            _on_device(slots[0]),
+            _on_device(views[0]),
         )
         weakref.finalize(self, ops.plan_free, number)
         ops.plan_seeds(number, [group.get("rounding_seed", 0) for group in self._groups])
-        bound, first = gather_state(slots, self._dense, self._backbone, self._parked)
+        bound, first = collect_state(views, self._dense, self._backbone, self._parked)
         if first:
             ops.plan_first(number, first)
         if self._parked:
             ops.plan_parked(number, list(self._parked))
         for role, members in bound.items():
             ops.plan_bind(number, ROLE_NUMBERS[role], list(members), list(members.values()))
-        position = {id(slot): i for i, slot in enumerate(slots)}
-        for policy, members in gathered.members.items():
-            own = [position[id(slot)] for slot in members if id(slot) in position]
+        position = {id(view): i for i, view in enumerate(views)}
+        for policy, members in participants.members.items():
+            own = [position[id(view)] for view in members if id(view) in position]
             if own and policy.adapts and not policy.naive:
                 kind = declarations.POLICIES.index(type(policy).__name__)
                 ops.plan_policy(number, kind, own, _rule_of(policy))
@@ -194,11 +204,11 @@ class Plan:
 
     def _share(self, number: int) -> None:
         """Where other ranks hold parts of these parameters, the plan calls back for sums of inner products."""
-        row_sums = RowSums([slot.ranks for slot in self._slots], self.device)
+        row_sums = RowSums([view.ranks for view in self._views], self.device)
         self._failures: list[BaseException] = []
         if not row_sums:
             return
-        table = torch.zeros(len(self._slots), 2, dtype=torch.float64, device=self.device)
+        table = torch.zeros(len(self._views), 2, dtype=torch.float64, device=self.device)
         failures = self._failures  # no reference to self, which would free it late
 
         def sum_up() -> None:
@@ -210,14 +220,14 @@ class Plan:
         self._sum_up = ctypes.CFUNCTYPE(None)(sum_up)
         torch.ops.fused_adaptive.plan_share(number, table, ctypes.cast(self._sum_up, ctypes.c_void_p).value)
 
-    def take_gradients(self, conform: bool = False) -> int:
+    def take_gradients(self, make_dense: bool = False) -> int:
         """Collects this step's gradients and checks them; 0 if the step can be taken. Changes nothing.
 
         Args:
-            conform: gives those that are laid out otherwise than their parameters a copy that is not.
+            make_dense: gives those that are laid out otherwise than their parameters a copy that is not.
         """
         self._grads, self._absent = [], []
-        read = None if conform or self._copies else python_calls.gradients_reader()
+        read = None if make_dense or self._copies else python_calls.gradients_reader()
         outcome = -1 if read is None else read(self._number, self._held, self._grads)
         if outcome >= 0:
             if outcome >= 4:
@@ -227,10 +237,10 @@ class Plan:
         for i, (p, dense) in enumerate(zip(self._params, self._dense, strict=True)):
             if p.grad is None:
                 self._absent.append(i)
-            elif conform or self._copies:
+            elif make_dense or self._copies:
                 # On a GPU also in its parameter's dtype.
                 dtype = p.grad.dtype if self.device.type == "cpu" else dense.dtype
-                self._grads.append(_conform(p.grad, dense, dtype))
+                self._grads.append(dense_gradient(p.grad, dense, dtype))
             else:
                 self._grads.append(p.grad)
         return torch.ops.fused_adaptive.plan_check.default(self._number, self._held, self._grads, self._absent)
@@ -240,7 +250,7 @@ class Plan:
         absent = list(range(len(self._params)))
         return not torch.ops.fused_adaptive.plan_check(self._number, self._held, [], absent)
 
-    def step(self, found_inf: Tensor | None, grad_scale: Tensor | None, draw: Tensor | None) -> Sequence[Any]:
+    def step(self, found_inf: Tensor | None, grad_scale: Tensor | None, random_rates: Tensor | None) -> Sequence[Any]:
         """The step with the gradients that were taken. Returns what a CUDA graph points to that it was captured in."""
         self._written.raise_versions(self._absent)
         for param, dense in self._copies:
@@ -248,14 +258,16 @@ class Plan:
         numbers, rates = self._numbers.read(self.device)
         on_device = [i for i, rate in enumerate(rates) if rate is not None]
         lrs = [_scalar(rates[i], self.device, torch.float64) for i in on_device]
-        draw = None if draw is None else draw.to(self.device)
+        random_rates = None if random_rates is None else random_rates.to(self.device)
         scale, inf = _scalar(grad_scale, self.device, torch.float64), _scalar(found_inf, self.device)
-        traces = torch.ops.fused_adaptive.plan_step.default(self._number, numbers, draw, scale, inf, lrs, on_device)
+        traces = torch.ops.fused_adaptive.plan_step.default(
+            self._number, numbers, random_rates, scale, inf, lrs, on_device
+        )
         self._raise_failure()
         for param, dense in self._copies:
             param.copy_(dense)
         self._grads = []  # a gradient must not live longer than its parameter's .grad
-        return self._follow(traces, draw, scale, inf, *lrs)
+        return self._follow(traces, random_rates, scale, inf, *lrs)
 
     def end_interval(self) -> Sequence[Any]:
         """Ends the running interval of every policy. Returns what ``step`` does."""

@@ -1,7 +1,7 @@
 """What the backends that run kernels share: a plan of one device's tensors, and what kernels are told of them.
 
 A plan holds parameters and state by address, so that a step needs the gradients alone. It is built when the tensors of
-a step are gathered anew, and lives as long as they do.
+a step are collected anew, and lives as long as they do.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor
 from ..core.backbone import Backbone
 from ..core.declarations import READINESS, SOURCES, Rule, role_of
 from ..core.state import state_dtype
-from ..core.view import Slot, has_rate, numbers_of, reference_rate
+from ..core.view import ParamView, has_rate, numbers_of, reference_rate
 from ..core.warning import warn
 from ..engine.checkpoint import specs
 from ..policies import ActiveLR, FixedLR, Hypergradient, Policy, TrainableLR
 from . import reference
 
 if TYPE_CHECKING:
-    from ..engine.views import Gathered
+    from ..engine.participants import Participants
 
 #: The policies that kernels know.
 POLICIES = (FixedLR, ActiveLR, TrainableLR, Hypergradient)
@@ -36,7 +36,7 @@ READY, GRADIENTS, STALE = range(len(READINESS))
 class AnyPlan(Protocol):
     """What a backend's plan of one device's tensors can do."""
 
-    def take_gradients(self, conform: bool = False) -> int: ...
+    def take_gradients(self, make_dense: bool = False) -> int: ...
 
     def holds(self) -> bool: ...
 
@@ -46,70 +46,74 @@ class AnyPlan(Protocol):
 P = TypeVar("P", bound=AnyPlan)
 
 
-def ready(gathered: Gathered, plans_of: Callable[[Gathered], list[P] | None], backend: str) -> list[P] | None:
+def ready(
+    participants: Participants, plans_of: Callable[[Participants], list[P] | None], backend: str
+) -> list[P] | None:
     """The plans with this step's gradients, all of them checked. None: this is for the reference.
 
     Args:
-        gathered: of the step.
-        plans_of: the backend's plans, kept in ``gathered.compiled``; None where it has none for these tensors.
+        participants: of the step.
+        plans_of: the backend's plans, kept in ``participants.plans``; None where it has none for these tensors.
         backend: its name, for the error.
     """
     for _ in range(2):
-        own = None if gathered.uses_reference else plans_of(gathered)
+        own = None if participants.uses_reference else plans_of(participants)
         if own is None:
-            gathered.uses_reference = True
+            participants.uses_reference = True
             return None
         outcomes = [plan.take_gradients() for plan in own]
         if GRADIENTS in outcomes:
-            gathered.check_gradients()
-            outcomes = [plan.take_gradients(conform=True) for plan in own]
+            participants.check_gradients()
+            outcomes = [plan.take_gradients(make_dense=True) for plan in own]
         if not any(outcomes):
-            for group in gathered.groups if len(own) > 1 else ():  # all are read before one of the plans moves anything
+            for group in (
+                participants.groups if len(own) > 1 else ()
+            ):  # all are read before one of the plans moves anything
                 numbers_of(group, lr_on_device=isinstance(group["lr"], Tensor))
             return own
-        gathered.check_gradients()  # a parameter that was replaced by one of another shape is named before its state
-        gathered.compiled = None
+        participants.check_gradients()  # names a parameter of another shape before its state
+        participants.plans = None
     raise RuntimeError(
         f"the {backend} backend cannot use these parameters, gradients or state; use backend='reference'"
     )
 
 
-def end_interval(gathered: Gathered, plans_of: Callable[[Gathered], list[P] | None]) -> None:
+def end_interval(participants: Participants, plans_of: Callable[[Participants], list[P] | None]) -> None:
     """Ends the running interval of every policy, outside of a step."""
-    own = None if gathered.uses_reference else plans_of(gathered)
+    own = None if participants.uses_reference else plans_of(participants)
     if own is not None and not all(plan.holds() for plan in own):
-        gathered.compiled = None
-        own = plans_of(gathered)
+        participants.plans = None
+        own = plans_of(participants)
     if own is None:
-        reference.end_interval(gathered)
+        reference.end_interval(participants)
         return
     for plan in own:
-        gathered.keep(plan.end_interval())
+        participants.keep(plan.end_interval())
 
 
-def parts(gathered: Gathered, on_device: Callable[[Slot], bool]) -> list[list[Slot]] | None:
+def views_of_plans(participants: Participants, on_device: Callable[[ParamView], bool]) -> list[list[ParamView]] | None:
     """The tensors, by device and place of their counters.
 
-    None where a gain is shared by tensors of several parts, or two parameters share memory: kernels move all at once.
+    None where a gain is shared by tensors of several plans, or two parameters share memory: kernels move all at once.
     """
-    if _share_memory(gathered.slots):
+    if _share_memory(participants.views):
         return None
-    found: dict[Any, list[Slot]] = {}
-    for slot in gathered.slots:
-        found.setdefault((slot.param.device, on_device(slot)), []).append(slot)
-    home = {id(slot): key for key, slots in found.items() for slot in slots}
-    for policy, slots in gathered.members.items():
-        if "gain" in policy.shared_names() and len({home[id(slot)] for slot in slots}) > 1:
+    found: dict[Any, list[ParamView]] = {}
+    for view in participants.views:
+        found.setdefault((view.param.device, on_device(view)), []).append(view)
+    home = {id(view): key for key, views in found.items() for view in views}
+    for policy, views in participants.members.items():
+        if "gain" in policy.shared_names() and len({home[id(view)] for view in views}) > 1:
             return None
     return list(found.values())
 
 
-def _share_memory(slots: Sequence[Slot]) -> bool:
+def _share_memory(views: Sequence[ParamView]) -> bool:
     """Whether two parameters lie in the same memory, as weights do that were tied by ``.data``; then warns."""
-    ranges = sorted((p.data_ptr(), p.numel() * p.element_size(), slot.index) for slot in slots for p in [slot.param])
+    ranges = sorted((p.data_ptr(), p.numel() * p.element_size(), view.index) for view in views for p in [view.param])
     ranges = [r for r in ranges if r[0] and r[1]]
     for (begin, size, first), (other, _, second) in pairwise(ranges):
-        if begin + size > other and _is_dense(slots, first) and _is_dense(slots, second):
+        if begin + size > other and _is_dense(views, first) and _is_dense(views, second):
             warn(
                 f"parameters {min(first, second)} and {max(first, second)} share memory (tied through .data?): the "
                 "step moves one after the other on the reference backend, which is slower. Tie the modules' attributes "
@@ -119,23 +123,23 @@ def _share_memory(slots: Sequence[Slot]) -> bool:
     return False
 
 
-def _is_dense(slots: Sequence[Slot], index: int) -> bool:
-    param = next(slot.param for slot in slots if slot.index == index)
+def _is_dense(views: Sequence[ParamView], index: int) -> bool:
+    param = next(view.param for view in views if view.index == index)
     return param.stride() == torch.empty_like(param, device="meta").stride()
 
 
-def parked_members(slots: Sequence[Slot]) -> dict[int, Tensor]:
+def parked_members(views: Sequence[ParamView]) -> dict[int, Tensor]:
     """The members that have no memory at present (offloaded blocks), nor a gradient that would ask for it.
 
     What is theirs of counts and gains goes on at interval ends. Of each, the tensor of its state that tells its shape.
     """
     parked = {}
-    for i, slot in enumerate(slots):
-        param = slot.param
-        shaped = [t for t in slot.state.values() if isinstance(t, Tensor) and (t.dim() or param.dim() == 0)]
+    for i, view in enumerate(views):
+        param = view.param
+        shaped = [t for t in view.state.values() if isinstance(t, Tensor) and (t.dim() or param.dim() == 0)]
         freed = param.numel() > 0 and param.data_ptr() == 0
         emptied = param.numel() == 0 and any(t.numel() > 0 for t in shaped)
-        if not slot.applies and (freed or emptied):
+        if not view.applies and (freed or emptied):
             parked[i] = shaped[0] if shaped else torch.empty(0, dtype=state_dtype(param), device=param.device)
     return parked
 
@@ -148,8 +152,8 @@ def dense_copies(params: Sequence[Tensor], parked: Mapping[int, Tensor]) -> list
     return [p if is_dense else torch.empty_like(p) for p, is_dense in zip(params, dense, strict=True)]
 
 
-def gather_state(
-    slots: Sequence[Slot], dense: Sequence[Tensor], backbone: Backbone, parked: Container[int]
+def collect_state(
+    views: Sequence[ParamView], dense: Sequence[Tensor], backbone: Backbone, parked: Container[int]
 ) -> tuple[dict[str, dict[int, Tensor]], list[int]]:
     """Of every role, its tensors by member, made and laid out as the update needs them.
 
@@ -161,35 +165,35 @@ def gather_state(
     """
     bound: dict[str, dict[int, Tensor]] = {}
     first = []
-    for i, (slot, param) in enumerate(zip(slots, dense, strict=True)):
+    for i, (view, param) in enumerate(zip(views, dense, strict=True)):
         if i not in parked:
-            _check_memory(slot.param, "data", slot)
+            _check_memory(view.param, "data", view)
         # What the group's backbone and policies name: what else is there belongs to those of before.
-        named = specs(backbone, slot.group, slot.param.dtype)
-        if "momentum_buffer" in named and "momentum_buffer" not in slot.state and slot.applies:
-            slot.state["momentum_buffer"] = torch.zeros_like(param, dtype=state_dtype(param))
+        named = specs(backbone, view.group, view.param.dtype)
+        if "momentum_buffer" in named and "momentum_buffer" not in view.state and view.applies:
+            view.state["momentum_buffer"] = torch.zeros_like(param, dtype=state_dtype(param))
             first.append(i)
         for name in named:
-            if name not in slot.state or (i in parked and name in ("master_low", "rounding_step")):
+            if name not in view.state or (i in parked and name in ("master_low", "rounding_step")):
                 continue  # a momentum buffer before the first gradient
             if i in parked and name == "interval_start":
                 raise RuntimeError(
-                    f"the memory of parameter {slot.index} has been freed, and TrainableLR measures what it has moved "
+                    f"the memory of parameter {view.index} has been freed, and TrainableLR measures what it has moved "
                     "by: bring it back before the step, or use source='gradient'"
                 )
-            value = slot.state[name]
-            _check_memory(value, name, slot)
+            value = view.state[name]
+            _check_memory(value, name, view)
             role = role_of(backbone.name, name)
             if value.shape == param.shape and value.stride() != param.stride():
-                value = slot.state[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
+                value = view.state[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
             bound.setdefault(role, {})[i] = value
     return bound, first
 
 
-def _check_memory(tensor: Tensor, name: str, slot: Slot) -> None:
+def _check_memory(tensor: Tensor, name: str, view: ParamView) -> None:
     if tensor.numel() and tensor.data_ptr() == 0:
         raise RuntimeError(
-            f"the memory of {name!r} of parameter {slot.index} has been freed, its storage has no bytes: bring it back "
+            f"the memory of {name!r} of parameter {view.index} has been freed, its storage has no bytes: bring it back "
             "before the step"
         )
 
@@ -207,16 +211,16 @@ class GroupNumbers:
     """The run-time numbers of a plan's param groups, read anew for each step.
 
     Args:
-        slots: the plan's.
+        views: the plan's.
 
     Attributes:
-        groups: those of the slots, in their order.
+        groups: those of the views, in their order.
         resting: the ids of those that were last read without a rate, so that nothing moves.
     """
 
-    def __init__(self, slots: Sequence[Slot]) -> None:
-        first = {id(slot.group): slot for slot in reversed(slots)}
-        self.groups = list({id(slot.group): slot.group for slot in slots}.values())
+    def __init__(self, views: Sequence[ParamView]) -> None:
+        first = {id(view.group): view for view in reversed(views)}
+        self.groups = list({id(view.group): view.group for view in views}.values())
         self.resting: set[int] = set()
         self._scale_groups = [first[id(group)].scale_groups or (group,) for group in self.groups]
 
@@ -271,7 +275,7 @@ def is_capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def conform(grad: Tensor, param: Tensor, dtype: torch.dtype) -> Tensor:
+def dense_gradient(grad: Tensor, param: Tensor, dtype: torch.dtype) -> Tensor:
     """The gradient laid out as its parameter, in this dtype, in memory as it reads."""
     if grad.stride() == param.stride() and grad.dtype == dtype and not is_lazy(grad):
         return grad

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ..core import masters
-from ..core.view import Slot, applied, numbers_of
+from ..core.view import ParamView, applied, numbers_of
 
 if TYPE_CHECKING:
-    from ..core.rate_noise import RateDraw
-    from ..engine.views import Gathered
+    from ..core.random_rates import RandomRates
+    from ..engine.participants import Participants
 
 name = "reference"
 supports_masters = True
@@ -28,20 +28,22 @@ def why_not(devices: Iterable[torch.device]) -> str:
     return ""
 
 
-def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None, draw: RateDraw | None) -> None:
+def step(
+    participants: Participants, found_inf: Tensor | None, grad_scale: Tensor | None, random_rates: RandomRates | None
+) -> None:
     """One optimizer step, in place.
 
     Args:
-        gathered: all parameters that have state, those without a gradient included, and of every policy its own.
+        participants: all parameters that have state, those without a gradient included, and of every policy its own.
         found_inf: nonzero if a gradient is not finite (AMP): then nothing changes.
         grad_scale: what gradients are to be divided by (AMP), or None.
-        draw: ASLR's random factors on the rates of this step, or None.
+        random_rates: ASLR's random factors on the rates of this step, or None.
 
     Raises:
         RuntimeError: for a gradient that cannot be used, and while a CUDA graph is being captured; nothing has changed.
         TypeError, ValueError: for a hyperparameter that is no number; nothing has changed.
     """
-    gathered.check_gradients()
+    participants.check_gradients()
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "the reference backend reads scalars on the host and cannot be captured in a CUDA graph: call step() "
@@ -49,47 +51,47 @@ def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None
         )
     if found_inf is not None and bool(found_inf):
         return
-    for group in gathered.groups:
+    for group in participants.groups:
         numbers_of(group)
-    for slot in gathered.slots:  # they are kept between steps, and these two are of this step alone
-        slot.grad_scale, slot.draw = grad_scale, 1.0
-    if draw is not None:
-        draw.assign(gathered.slots)
-        draw.count(None)
-    policies = gathered.members
+    for view in participants.views:  # they are kept between steps, and these two are of this step alone
+        view.grad_scale, view.rate_factor = grad_scale, 1.0
+    if random_rates is not None:
+        random_rates.assign(participants.views)
+        random_rates.count(None)
+    policies = participants.members
     ending = {policy: policy.ends(members) for policy, members in policies.items()}
     for policy, members in policies.items():
         policy.before_update(members, ending[policy])
-    for slot in applied(gathered.slots):
-        update(slot)
+    for view in applied(participants.views):
+        update(view)
     for policy, members in policies.items():
         policy.after_update(members, ending[policy])
 
 
-def end_interval(gathered: Gathered) -> None:
+def end_interval(participants: Participants) -> None:
     """Ends the running interval of every policy, outside of a step."""
-    for policy, members in gathered.members.items():
+    for policy, members in participants.members.items():
         policy.end_interval(members)
 
 
-def update(slot: Slot) -> None:
+def update(view: ParamView) -> None:
     """Moves one parameter: decay, then ``p ← p − α·u``."""
     # bf16 and fp16 parameters are decayed and updated in float32 and rounded once.
-    p = slot.weight()
-    grad = slot.coupled_grad(p)
+    p = view.weight()
+    grad = view.coupled_grad(p)
 
-    alpha, element_gain = slot.lr * slot.draw, None
-    for policy in slot.policies:
+    alpha, element_gain = view.lr * view.rate_factor, None
+    for policy in view.policies:
         if policy.elementwise:
-            element_gain = policy.gain(slot.state)
+            element_gain = policy.gain(view.state)
         else:
-            alpha = alpha * policy.gain(slot.state)
+            alpha = alpha * policy.gain(view.state)
 
-    weight_decay = float(slot.group["weight_decay"]) if slot.group["decoupled_weight_decay"] else 0.0
-    adapts = any(policy.adapts for policy in slot.policies)
-    direction = slot.backbone.update(grad, slot.state, slot.group)
-    for policy in slot.policies:
-        policy.observe(slot, direction)
+    weight_decay = float(view.group["weight_decay"]) if view.group["decoupled_weight_decay"] else 0.0
+    adapts = any(policy.adapts for policy in view.policies)
+    direction = view.backbone.update(grad, view.state, view.group)
+    for policy in view.policies:
+        policy.observe(view, direction)
 
     if element_gain is None:
         if weight_decay != 0 and not adapts:
@@ -103,4 +105,4 @@ def update(slot: Slot) -> None:
         if weight_decay != 0:
             p.sub_(p * (alpha * weight_decay).clamp_(max=1))
         p.sub_(alpha * direction.tensor())
-    masters.write(p, slot.param, slot.state, slot.group, slot.index)
+    masters.write(p, view.param, view.state, view.group, view.index)

@@ -136,8 +136,8 @@ def check_in_backward(optimizer: Any, policies: Iterable[Iterable[Any]]) -> None
         raise ValueError(f"{what}: max_grad_norm and skip_nonfinite need those of all tensors; leave them out")
 
 
-def spread_problem(param: Any, grad: Any) -> str | None:
-    """What is wrong with how a gradient is spread, and what to do."""
+def sharding_problem(param: Any, grad: Any) -> str | None:
+    """What is wrong with how a gradient is sharded, and what to do."""
     if not (is_dtensor(param) or is_dtensor(grad)):
         return None
     if not is_dtensor(grad):
@@ -160,9 +160,9 @@ def _problem(param: Tensor, grad: Tensor) -> tuple[str, str] | None:
         if dtype not in FLOATS:
             remedy = "optimize torch.view_as_real(p)" if dtype.is_complex else "leave it out of the optimizer"
             return what, f"is {dtype}: only float64, float32, bfloat16 and float16 are supported; {remedy}"
-    spread = spread_problem(param, grad)
-    if spread is not None:
-        return "gradient", spread
+    problem = sharding_problem(param, grad)
+    if problem is not None:
+        return "gradient", problem
     if grad.shape != param.shape:
         return "gradient", (
             f"has shape {tuple(grad.shape)}: was the parameter's data replaced after backward? zero_grad(), then "

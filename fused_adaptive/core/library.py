@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import declarations
+from . import declarations, version
 
 #: Where the library and the record of its build are.
 FOLDER = Path(__file__).parents[1]
@@ -69,28 +69,27 @@ def built() -> dict[str, Any]:
 
 
 def _try_to_load() -> str:
-    from .. import __version__
-
     library, record = FOLDER / LIBRARY, built()
     if not library.exists():
         why = record.get("left_out", {}).get("cpu", "no build has run")
         return f"the native library was not built: {why}; then {REBUILD}"
     if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 10):
         return f"the native library needs torch 2.10 or later, and this is torch {torch.__version__}"
-    version = record.get("version", __version__)
-    if version == __version__:
+    own = version.__version__
+    built_from = record.get("version", own)
+    if built_from == own:
         try:
             if not hasattr(torch.ops.fused_adaptive, "build_version"):  # else another copy of it is loaded already
                 torch.ops.load_library(str(library))
-            version = torch.ops.fused_adaptive.build_version()
+            built_from = torch.ops.fused_adaptive.build_version()
         except Exception as error:
             # torch wraps the loader's message, which says more than torch's own.
             why, here = str(error.__cause__ or error).partition("\n")[0], sysconfig.get_platform()
             if (there := record.get("platform", here)) != here:
                 why += f"; it was built on {there}, and this is {here}"
             return f"the library at {library} cannot be loaded with torch {torch.__version__}: {why}; {REBUILD}"
-    if version != __version__:
-        return f"the library at {library} is that of fused_adaptive {version}, and this is {__version__}; {REBUILD}"
+    if built_from != own:
+        return f"the library at {library} is that of fused_adaptive {built_from}, and this is {own}; {REBUILD}"
     tell = getattr(torch.ops.fused_adaptive, "declarations", str)  # a library without it declares nothing
     if differs := declarations.difference(tell()):
         return f"the library at {library} is that of other sources: {differs}; {REBUILD}"

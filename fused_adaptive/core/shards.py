@@ -1,6 +1,6 @@
-"""Parameters that are spread over ranks: a step sees this rank's part of each, inner products are of the whole.
+"""Parameters that are sharded over ranks: a step sees this rank's part of each, inner products are of the whole.
 
-DTensors (FSDP2, tensor parallelism) say themselves how they are spread. Everything else that a framework splits does
+DTensors (FSDP2, tensor parallelism) say themselves how they are sharded. Everything else that a framework splits does
 not: then the optimizer's ``process_group=`` does. Replicated parameters (DDP) need nothing: equal gradients give equal
 rates. Of what a step computes, only the inner products of TrainableLR and Hypergradient need other ranks: one
 all-reduce of two float64 a tensor, once an interval.
@@ -9,194 +9,82 @@ all-reduce of two float64 a tensor, once an interval.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from operator import is_
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from .checks import describe, is_dtensor, spread_problem
+from .checks import describe, is_dtensor, sharding_problem
+from .ranks import RowSums, local_part, ranks_of
 from .state import State, state_dtype
-from .view import Slot
+from .view import ParamView
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.tensor import DTensor
 
 
-def local_part(value: Tensor) -> Tensor:
-    """What this rank holds of a tensor: of a DTensor its local tensor itself, not a view; else the tensor."""
-    if not is_dtensor(value):
-        return value
-    local = value._local_tensor  # type: ignore[attr-defined]  # to_local() gives views, whose identity tells nothing
-    return local.wait() if hasattr(local, "wait") else local  # an asynchronous collective may still be under way
-
-
-# ---- over which ranks a tensor is spread ----
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """The ranks that hold parts of a tensor.
-
-    Args:
-        sums: groups over which partial sums are added, one after another.
-        copies: groups in which the first rank's sum then replaces the others'. Those sum the same numbers in groups of
-            their own, perhaps in another order: rates must not differ by a rounding.
-    """
-
-    sums: tuple[ProcessGroup, ...]
-    copies: tuple[ProcessGroup, ...] = ()
-
-    def add_up_(self, values: Tensor) -> None:
-        """Sums over the ranks, in place; afterwards all ranks hold the same bits. Does not wait on the host for a GPU.
-
-        Args:
-            values: float64, of the same shape on all ranks.
-        """
-        for group in self.sums:
-            _on_device_of(group, values, lambda t, group=group: dist.all_reduce(t, group=group))
-        for group in self.copies:
-            _on_device_of(group, values, lambda t, group=group: dist.broadcast(t, group=group, group_src=0))
-
-
-def _on_device_of(group: ProcessGroup, values: Tensor, collective: Any) -> None:
-    """Runs a collective on values whose device the group may not serve (parameters offloaded to the CPU under nccl)."""
-    device = device_served(group._device_types, values.device)
-    moved = values.to(device)
-    collective(moved)
-    if moved is not values:
-        values.copy_(moved)
-
-
-def device_served(served: Sequence[torch.device], device: torch.device) -> torch.device:
-    """``device`` if a group serves its type, else the current device of a type that it serves."""
-    types = [d.type for d in served]
-    if device.type in types or not types:
-        return device
-    return (
-        torch.device(types[0])
-        if types[0] == "cpu"
-        else torch.device(types[0], torch.accelerator.current_device_index())
-    )
-
-
-def ranks_of(param: Tensor, process_group: ProcessGroup | None) -> Ranks | None:
-    """Over which ranks a parameter is spread; None if this rank holds all of it.
-
-    Args:
-        param: a DTensor, or anything else.
-        process_group: the ranks that hold parts of whatever is no DTensor.
-    """
-    if not is_dtensor(param):
-        return None if process_group is None else Ranks((process_group,))
-    mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
-    if mesh.get_coordinate() is None:
-        return None  # this rank has no part in it
-    split = [dim for dim, placement in enumerate(placements) if not placement.is_replicate() and mesh.size(dim) > 1]
-    if not split:
-        return None
-    # Along the last of them all ranks get the same bits; along the others, whoever comes first decides.
-    others = [dim for dim in range(mesh.ndim) if dim != split[-1] and mesh.size(dim) > 1]
-    return Ranks(tuple(map(mesh.get_group, split)), tuple(map(mesh.get_group, others)))
-
-
-class RowSums:
-    """Sums rows of a table over the ranks that hold parts of their tensors.
-
-    Args:
-        ranks: of each row; None for a tensor that is whole.
-        device: of the tables.
-    """
-
-    def __init__(self, ranks: Sequence[Ranks | None], device: torch.device) -> None:
-        rows: dict[Ranks, list[int]] = {}
-        for row, key in enumerate(ranks):
-            if key is not None:
-                rows.setdefault(key, []).append(row)
-        self._rows = [(key, torch.tensor(own, device=device)) for key, own in rows.items()]
-
-    def __bool__(self) -> bool:
-        return bool(self._rows)
-
-    def __call__(self, table: Tensor) -> None:
-        """In place; ``table``: float64, (rows, anything), whose other rows stay."""
-        for ranks, rows in self._rows:
-            values = table.index_select(0, rows)
-            ranks.add_up_(values)
-            table.index_copy_(0, rows, values)
-
-
-def whole_products(slots: Sequence[Slot], products: Sequence[Sequence[float]]) -> list[list[float]]:
+def whole_products(views: Sequence[ParamView], products: Sequence[Sequence[float]]) -> list[list[float]]:
     """Inner products of whole tensors, from those of the parts that this rank holds.
 
     Args:
-        slots: the tensors, the same and in the same order on all ranks.
+        views: the tensors, the same and in the same order on all ranks.
         products: of each, one or more numbers.
     """
-    if all(slot.ranks is None for slot in slots):
+    if all(view.ranks is None for view in views):
         return [list(p) for p in products]
     table = torch.tensor(products, dtype=torch.float64, device="cpu")
-    RowSums([slot.ranks for slot in slots], table.device)(table)
+    RowSums([view.ranks for view in views], table.device)(table)
     return table.tolist()
-
-
-def any_rank(params: Iterable[Tensor], process_group: ProcessGroup | None, flag: bool) -> bool:
-    """Whether ``flag`` is true on any rank that holds a part of these parameters."""
-    count = torch.tensor(float(flag), dtype=torch.float64, device="cpu")
-    for ranks in dict.fromkeys(ranks_of(p, process_group) for p in params):
-        if ranks is not None:
-            ranks.add_up_(count)
-    return bool(count > 0)
 
 
 # ---- DTensors as a step sees them ----
 
 
 @dataclass(eq=False)
-class Part:
-    """This rank's part of a DTensor parameter.
+class Shard:
+    """This rank's shard of a DTensor parameter.
 
     Args:
         param: the parameter, as its group holds it.
-        state: ``optimizer.state[param]``; element-shaped entries are DTensors spread like the parameter.
-        slot: of the step: its parameter shares memory with ``param``'s local tensor, its state with ``state``'s.
+        state: ``optimizer.state[param]``; element-shaped entries are DTensors sharded like the parameter.
+        view: of the step: its parameter shares memory with ``param``'s local tensor, its state with ``state``'s.
     """
 
     param: DTensor
     state: State
-    slot: Slot
+    view: ParamView
     _local: Tensor = field(repr=False)
     _known: list[Tensor] = field(default_factory=list, repr=False)
 
     @classmethod
-    def of(cls, slot: Slot) -> Part:
-        """From the slot of a DTensor."""
-        local = local_part(slot.param)
+    def of(cls, view: ParamView) -> Shard:
+        """From the view of a DTensor."""
+        local = local_part(view.param)
         stand_in = local.detach()  # whose .grad is ours to set
-        state = {name: local_part(value) for name, value in slot.state.items()}
-        own = replace(slot, param=stand_in, state=state)
-        return cls(slot.param, slot.state, own, local, list(state.values()))  # type: ignore[arg-type]
+        state = {name: local_part(value) for name, value in view.state.items()}
+        own = replace(view, param=stand_in, state=state)
+        return cls(view.param, view.state, own, local, list(state.values()))  # type: ignore[arg-type]
 
-    def holds(self) -> bool:
+    def is_current(self) -> bool:
         """Whether the parameter's local tensor is still the same memory: FSDP may have set another."""
-        return self.param._local_tensor is self._local and self._local.data_ptr() == self.slot.param.data_ptr()
+        return self.param._local_tensor is self._local and self._local.data_ptr() == self.view.param.data_ptr()
 
-    def bring_gradient(self) -> bool:
-        """Gives the slot this rank's part of the gradient, spread like the parameter, which may communicate.
+    def localize_gradient(self) -> bool:
+        """Gives the view this rank's part of the gradient, sharded like the parameter, which may communicate.
 
         Returns:
             False if there is a gradient that cannot be brought.
         """
-        own, grad = self.slot.param, cast("Any", self.param.grad)
+        own, grad = self.view.param, cast("Any", self.param.grad)
         if grad is None:
             own.grad = None
             return True
         if not is_dtensor(grad) or grad._spec is not self.param._spec:  # FSDP's gradients share the parameter's
-            if spread_problem(self.param, grad) is not None:
+            if sharding_problem(self.param, grad) is not None:
                 return False
             if grad.placements != self.param.placements:  # Partial, under tensor parallelism
                 grad = grad.redistribute(placements=self.param.placements)
@@ -209,44 +97,44 @@ class Part:
     def written(self) -> list[Tensor]:
         """The DTensors whose local tensors a step has written: versions of their own tell autograd."""
         own: list[Tensor] = [value for value in self.state.values() if is_dtensor(value)]
-        return [*own, self.param] if self.slot.applies else own
+        return [*own, self.param] if self.view.applies else own
 
-    def take_back(self) -> None:
+    def write_back(self) -> None:
         """Drops the gradient; state that the step has made or laid out anew becomes the parameter's."""
-        self.slot.param.grad = None
-        values = self.slot.state
+        self.view.param.grad = None
+        values = self.view.state
         if len(values) != len(self._known) or not all(map(is_, values.values(), self._known)):
             for name, value in values.items():
                 present = self.state.get(name)
                 if present is None or (is_dtensor(present) and local_part(present) is not value):
-                    self.state[name] = spread_like(self.param, value)
+                    self.state[name] = shard_like(self.param, value)
             self._known = list(values.values())
 
 
-def spread_like(param: DTensor, local: Tensor) -> DTensor:
-    """A DTensor of this rank's part, shaped and spread like the parameter."""
+def shard_like(param: DTensor, local: Tensor) -> DTensor:
+    """A DTensor of this rank's part, shaped and sharded like the parameter."""
     return type(param).from_local(
         local, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
     )
 
 
-def split_slots(slots: Sequence[Slot], process_group: ProcessGroup | None) -> tuple[list[Slot], list[Part]]:
-    """The slots with plain tensors in place of DTensors, and the parts behind those."""
-    own, parts = [], []
-    for slot in slots:
-        slot.ranks = ranks_of(slot.param, process_group)
-        if is_dtensor(slot.param):
-            parts.append(Part.of(slot))
-            slot = parts[-1].slot
-        own.append(slot)
-    return own, parts
+def local_views(views: Sequence[ParamView], process_group: ProcessGroup | None) -> tuple[list[ParamView], list[Shard]]:
+    """The views with plain tensors in place of DTensors, and the shards behind those."""
+    own, shards = [], []
+    for view in views:
+        view.ranks = ranks_of(view.param, process_group)
+        if is_dtensor(view.param):
+            shards.append(Shard.of(view))
+            view = shards[-1].view
+        own.append(view)
+    return own, shards
 
 
-def conform(value: Tensor, param: Tensor, what: Callable[[], str]) -> Tensor:
-    """A loaded state tensor of the parameter's shape, spread like the parameter.
+def shard_state(value: Tensor, param: Tensor, what: Callable[[], str]) -> Tensor:
+    """A loaded state tensor of the parameter's shape, sharded like the parameter.
 
     Raises:
-        ValueError: if it is spread over other ranks, or the parameter is not spread at all.
+        ValueError: if it is sharded over other ranks, or the parameter is not sharded at all.
     """
     if not is_dtensor(param):
         if is_dtensor(value):
@@ -262,7 +150,9 @@ def conform(value: Tensor, param: Tensor, what: Callable[[], str]) -> Tensor:
         # Every rank has the whole and keeps its part.
         return distribute_tensor(value, mesh, placements, src_data_rank=None)
     if value.device_mesh != mesh:  # type: ignore[attr-defined]
-        raise ValueError(f"{what()} is spread over another mesh than the parameter: load with set_optimizer_state_dict")
+        raise ValueError(
+            f"{what()} is sharded over another mesh than the parameter: load with set_optimizer_state_dict"
+        )
     return value if value.placements == placements else value.redistribute(placements=placements)  # type: ignore[attr-defined]
 
 

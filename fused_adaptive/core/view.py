@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,17 +14,15 @@ from . import masters
 from .backbone import Backbone
 from .checks import check_hyperparameters
 from .declarations import Hyper
+from .ranks import Ranks
 from .state import State, state_dtype
-
-if TYPE_CHECKING:
-    from .shards import Ranks
 
 #: Inner products are summed in float64 over chunks of this many elements, then over the chunks, in index order.
 CHUNK = 16384
 
 
 @dataclass(slots=True)
-class Slot:
+class ParamView:
     """A parameter that has state, with its group and, where it has one, its gradient. Kept between steps.
 
     Args:
@@ -35,7 +33,7 @@ class Slot:
         policies: of the group.
         index: the parameter's position over all param groups.
         grad_scale: 0-dim tensor that gradients are divided by (AMP), or None; set anew for each step by who reads it.
-        draw: ASLR's factor on ``γ``, 1 without ASLR; likewise.
+        rate_factor: ASLR's factor on ``γ``, 1 without ASLR; likewise.
         ranks: those that hold parts of the parameter; None if this one holds all of it.
         scale_groups: the param groups under the tensor's scalar gain; none but its own if it shares it with no other.
     """
@@ -47,7 +45,7 @@ class Slot:
     policies: tuple[Any, ...] = ()
     index: int = 0
     grad_scale: Tensor | None = None
-    draw: float = 1.0
+    rate_factor: float = 1.0
     ranks: Ranks | None = None
     scale_groups: tuple[dict[str, Any], ...] = ()
 
@@ -150,6 +148,6 @@ def inner_product(a: Tensor, b: Tensor) -> float:
     return sums.item() if sums.numel() else 0.0
 
 
-def applied(slots: Iterable[Slot]) -> list[Slot]:
+def applied(views: Iterable[ParamView]) -> list[ParamView]:
     """Those with a gradient in this step."""
-    return [slot for slot in slots if slot.applies]
+    return [view for view in views if view.applies]

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..core import masters
 from ..core.backbone import Backbone
 from ..core.checks import describe
-from ..core.shards import conform
+from ..core.shards import shard_state
 from ..core.state import State, StateSpec
 from ..policies import from_plain, parse, resolve
 from . import reference_rates
@@ -131,7 +131,7 @@ def _restore_one(
                 continue  # torch's SGD before its first step
             # What needs no conversion stays the very tensor of the dict, as in torch.
             call = partial(_call_loaded, name, which)
-            restored[name] = conform_value(expected[name], value, param, group, call)
+            restored[name] = convert_state(expected[name], value, param, group, call)
         elif isinstance(value, Tensor):
             restored[name] = value.to(param.device)
         else:
@@ -143,7 +143,7 @@ def _call_loaded(name: str, which: str) -> str:
     return f"the loaded state {name!r} of {which}"
 
 
-def conform_value(
+def convert_state(
     spec: StateSpec, value: Any, param: Tensor, group: Mapping[str, Any], what: Callable[[], str]
 ) -> Tensor:
     """A state entry as it has to be: of its own dtype, device and shape. Itself, where it is.
@@ -178,4 +178,4 @@ def conform_value(
             f"{what()} has shape {tuple(value.shape)} instead of {shape}: it belongs to another model or another "
             "order of parameters"
         )
-    return conform(value, param, what).to(param.device, spec.dtype_for(param))
+    return shard_state(value, param, what).to(param.device, spec.dtype_for(param))

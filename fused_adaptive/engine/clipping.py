@@ -46,14 +46,14 @@ def total_norm(grads: Sequence[Tensor]) -> Tensor:
         0-dim, on the first gradient's device; float64 if one of them is, else float32: low precision is summed in
         float32. In torch's order of operations, so that for float32 it is ``clip_grad_norm_``'s, bit for bit.
     """
-    parts: dict[Any, list[Tensor]] = {}
+    buckets: dict[Any, list[Tensor]] = {}
     for grad in grads:
         shared = (getattr(grad, "device_mesh", None), getattr(grad, "placements", None))
-        parts.setdefault((grad.device, grad.dtype, *shared), []).append(grad)
+        buckets.setdefault((grad.device, grad.dtype, *shared), []).append(grad)
     norms = []
-    for (_, dtype, mesh, _), part in parts.items():
+    for (_, dtype, mesh, _), bucket in buckets.items():
         precise = torch.float64 if dtype == torch.float64 else torch.float32
-        own = torch._foreach_norm(part, 2, dtype=None if dtype == precise else precise)  # type: ignore[reportPrivateImportUsage]
+        own = torch._foreach_norm(bucket, 2, dtype=None if dtype == precise else precise)  # type: ignore[reportPrivateImportUsage]
         # A DTensor's norm is a sum that the ranks still have to complete: once for all that are shared alike.
         norms += own if mesh is None else [_norm_of(own).full_tensor()]  # type: ignore[attr-defined]
     return _norm_of(norms) if norms else torch.zeros(())

@@ -1,7 +1,7 @@
-"""Whether param groups and state are still what they were: all that was gathered from them is kept as long as they are.
+"""Whether param groups and state are still what they were: as long as they are, a step keeps its participants.
 
 Anyone may change ``param_groups`` and ``state`` between two steps, and people do. So every step compares them with a
-copy, entry by entry, but in C loops: 0.1 µs a tensor, where gathering anew takes several.
+copy, entry by entry, but in C loops: 0.1 µs a tensor, where collecting anew takes several.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ class Fingerprint:
     def __init__(self, backbone: Backbone, groups: Sequence[dict[str, Any]], states: Mapping[Any, Any]) -> None:
         self._backbone = backbone
         self._groups = [
-            _Group(group, list(group["params"]), _seen(_policies(group)), backbone.structure(group)) for group in groups
+            _Group(group, list(group["params"]), _seen(_policies(group)), backbone.static_options(group))
+            for group in groups
         ]
         self._states = _seen(states)
 
     def matches(self, groups: Sequence[dict[str, Any]], states: Mapping[Any, Any]) -> bool:
-        """Whether they are still the same objects, with the same parameters, policies, structure and state tensors."""
+        """Whether they are still the same objects, with the same parameters, policies, options and state tensors."""
         try:
             return (
                 len(groups) == len(self._groups)
@@ -49,7 +50,7 @@ class Fingerprint:
         params = group["params"]
         return (
             group is seen.group
-            and self._backbone.structure(group) == seen.structure
+            and self._backbone.static_options(group) == seen.options
             and seen.policies.are(_policies(group))
             and _same_items(params, seen.params)
         )
@@ -59,7 +60,7 @@ class _Group(NamedTuple):
     group: dict[str, Any]
     params: list[Tensor]
     policies: _Objects | _Copies
-    structure: tuple[Any, ...]
+    options: tuple[Any, ...]
 
 
 def _policies(group: dict[str, Any]) -> dict[int, Any]:

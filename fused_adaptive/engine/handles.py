@@ -23,16 +23,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import ProcessGroup
 
-    from ..backends import Backend
-    from ..core.rate_noise import RateDraw
-    from ..optimizers.base import AdaptiveOptimizer
+    from ..core.random_rates import RandomRates
     from ..policies import Policy
-    from ..schedules.controller import Controller
-    from ..training.release import GradientRelease
-    from .membership import Outline
+    from .membership import Memberships
+    from .participants import Participants
     from .resolution import Resolutions
-    from .torch_compile import Attributes, Bound
-    from .views import Gathered
 
 #: What copies and pickles of an optimizer keep, besides param groups and state.
 COPIED = (
@@ -66,21 +61,21 @@ class Shared:
     skip_nonfinite: bool = False
     grad_norm: Tensor | None = None
     _backend_requested: str
-    _backend: Backend
+    _backend: Any
     _resolutions: Resolutions
     _kinds: AbstractSet[type[Policy]] = frozenset()
     _step_supports_amp_scaling: bool = False
     _opt_called: bool = False
-    _rate_draw: RateDraw | None = None
-    _gathered: Gathered | None = None
-    _outline: Outline = MappingProxyType({})
-    _bound: Bound | None = None
-    _traced: Sequence[Attributes] = ()
+    _random_rates: RandomRates | None = None
+    _participants: Participants | None = None
+    _memberships: Memberships = MappingProxyType({})
+    _bound: Any = None
+    _traced: Sequence[Any] = ()
     _traced_idle: Any = ()
-    _release: GradientRelease | None = None
-    _lr_owner: weakref.ref[Controller] | None = None
+    _release: Any = None
+    _lr_owner: weakref.ref[Any] | None = None
 
-    def __init__(self, owner: AdaptiveOptimizer) -> None:
+    def __init__(self, owner: Handled) -> None:
         self.owner = weakref.ref(owner)
         self.after_step: list[Callable[[], None]] = []
         self.after_end_interval: list[Callable[[], None]] = []
@@ -134,7 +129,7 @@ class Handled(Optimizer):
     skip_nonfinite: bool = _attribute(lambda value: bool(plain_flag("skip_nonfinite", value)))
     grad_norm: Tensor | None = _attribute()
     _backend_requested: str = _attribute()
-    _backend: Backend = _attribute()
+    _backend: Any = _attribute()
     _resolutions: Resolutions = _attribute()
     #: The policies that the backend was chosen for.
     _kinds: AbstractSet[type[Policy]] = _attribute()
@@ -145,17 +140,17 @@ class Handled(Optimizer):
     _opt_called: bool = _attribute()
     # What follows is neither copied nor saved with the optimizer.
     #: Set by ASLR: what each tensor's rate is multiplied by.
-    _rate_draw: RateDraw | None = _attribute()
-    #: What the last step gathered.
-    _gathered: Gathered | None = _attribute()
+    _random_rates: RandomRates | None = _attribute()
+    #: Of the last step.
+    _participants: Participants | None = _attribute()
     #: How the tensors stood when their state last was complete.
-    _outline: Outline = _attribute()
+    _memberships: Memberships = _attribute()
     #: Set by release_gradients, which steps in the backward pass.
-    _release: GradientRelease | None = _attribute()
+    _release: Any = _attribute()
     #: The tensors that code compiled by torch.compile has handed to the last step.
-    _bound: Bound | None = _attribute()
+    _bound: Any = _attribute()
     #: The param groups as torch.compile sees them, and those that have no state yet.
-    _traced: Sequence[Attributes] = _attribute()
+    _traced: Sequence[Any] = _attribute()
     _traced_idle: Any = _attribute()
     #: The controller that owns the learning rates.
     _lr_owner: Any = _attribute()
@@ -167,7 +162,7 @@ for _name in ("_shared", *_TORCHS):
     setattr(Handled, _name, _OfInner(_name))
 
 
-def unwrap(optimizer: Any) -> AdaptiveOptimizer:
+def unwrap(optimizer: Any) -> Any:
     """The optimizer inside what a trainer or Accelerate has wrapped around it, or that a handle was made of.
 
     Raises:
@@ -219,7 +214,7 @@ def _same_groups(optimizer: Optimizer, inner: Any) -> bool:
     return len(own) == len(others) and all(a is b for a, b in zip(own, others, strict=True))
 
 
-def _owner(shared: Shared, handle: Any) -> AdaptiveOptimizer:
+def _owner(shared: Shared, handle: Any) -> Any:
     owner = shared.owner()
     if owner is None:  # it is gone, and the handle stands for it
         shared.owner, owner = weakref.ref(handle), handle

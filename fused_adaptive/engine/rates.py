@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.shards import local_part
+from ..core.ranks import local_part
 from ..core.state import State
-from ..core.view import Slot
+from ..core.view import ParamView
 from ..policies import Policy, from_plain
 
 KEYS = ("min", "mean", "max")
 
 
 def learning_rates(
-    groups: Sequence[dict[str, Any]], states: Any, members: Mapping[Policy, Sequence[Slot]], per_tensor: bool
+    groups: Sequence[dict[str, Any]], states: Any, members: Mapping[Policy, Sequence[ParamView]], per_tensor: bool
 ) -> list[dict[str, Any]]:
     """What ``AdaptiveOptimizer.learning_rates`` returns. ``members``: of each policy, what has state."""
     gains, lrs = [], []
@@ -56,7 +56,7 @@ def to_host(values: Sequence[Tensor]) -> list[list[float]]:
     return read
 
 
-def _gain_statistics(policy: Policy, state: State, peers: Sequence[Slot]) -> Tensor | None:
+def _gain_statistics(policy: Policy, state: State, peers: Sequence[ParamView]) -> Tensor | None:
     """Minimum, mean and maximum of a tensor's gain, on its device; None where it is 1 or there is none."""
     name = "element_gain" if policy.elementwise else "gain"
     if name not in state:

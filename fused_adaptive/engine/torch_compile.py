@@ -11,19 +11,16 @@ import itertools
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import reference_rates
 from .clipping import clip
-from .handles import unwrap
+from .handles import Handled, unwrap
 from .membership import by_policy, count_idle_calls
-from .views import Gathered, Groups
-
-if TYPE_CHECKING:
-    from ..optimizers.base import AdaptiveOptimizer
+from .participants import Groups, Participants
 
 #: The hyperparameters that may change from step to step. Tensors are inputs of the graph, all else is compiled in.
 NUMBERS = ("lr", "weight_decay", "betas", "eps", "momentum", "dampening")
@@ -35,16 +32,16 @@ NO_STATE = (
 
 NAIVE = "TrainableLR(naive=True) evaluates the loss twice, which torch.compile cannot trace: leave step() out of it"
 
-#: What optimizers have gathered last, by the keys that compiled code has.
-_gathered: weakref.WeakValueDictionary[int, Gathered] = weakref.WeakValueDictionary()
+#: The last participants of optimizers, by the keys that compiled code has.
+_participants: weakref.WeakValueDictionary[int, Participants] = weakref.WeakValueDictionary()
 
 
-def announce(optimizer: AdaptiveOptimizer, gathered: Gathered) -> None:
-    """Makes what the optimizer has gathered known to compiled code."""
-    gathered.owner = weakref.ref(unwrap(optimizer))
-    _gathered[gathered.key] = gathered
-    optimizer._traced = [Attributes(group) for group in gathered.groups]
-    optimizer._traced_idle = [Attributes(group) for group in gathered.idle]
+def announce(optimizer: Handled, participants: Participants) -> None:
+    """Makes the optimizer's participants known to compiled code."""
+    participants.owner = weakref.ref(unwrap(optimizer))
+    _participants[participants.key] = participants
+    optimizer._traced = [Attributes(group) for group in participants.groups]
+    optimizer._traced_idle = [Attributes(group) for group in participants.idle]
 
 
 class Attributes:
@@ -67,61 +64,63 @@ class Bound:
     """The tensors that a graph hands over, as those of a step.
 
     Args:
-        gathered: the optimizer's own tensors.
+        participants: the optimizer's own tensors.
         params, state: the graph's: the same, or copies that functionalization has made.
     """
 
-    def __init__(self, gathered: Gathered, params: Sequence[Tensor], state: Sequence[Tensor]) -> None:
-        self.of = gathered
+    def __init__(self, participants: Participants, params: Sequence[Tensor], state: Sequence[Tensor]) -> None:
+        self.of = participants
         # Dicts of their own: numbers are those of the call. Parameters without state are there for their positions.
-        groups = [g | {"params": [torch.empty(0) for _ in g["params"]]} for g in gathered.groups]
-        number = {id(group): i for i, group in enumerate(gathered.groups)}
+        groups = [g | {"params": [torch.empty(0) for _ in g["params"]]} for g in participants.groups]
+        number = {id(group): i for i, group in enumerate(participants.groups)}
         first = list(itertools.accumulate((len(g["params"]) for g in groups), initial=0))
-        remaining, slots = iter(state), []
-        for own, param in zip(gathered.slots, params, strict=True):
+        remaining, views = iter(state), []
+        for own, param in zip(participants.views, params, strict=True):
             i = number[id(own.group)]
             alias = groups[i]["params"][own.index - first[i]] = param.detach()
             values = dict(zip(own.state, remaining, strict=False))
             scale_groups = tuple(groups[number[id(g)]] for g in own.scale_groups)
-            slots.append(replace(own, param=alias, state=values, group=groups[i], scale_groups=scale_groups))
-        self.gathered = Gathered(slots, by_policy(slots), [s.param for s in slots], groups, gathered.backbone, idle=[])
-        self.gathered.captured = gathered.captured
+            views.append(replace(own, param=alias, state=values, group=groups[i], scale_groups=scale_groups))
+        self.participants = Participants(
+            views, by_policy(views), [s.param for s in views], groups, participants.backbone, idle=[]
+        )
+        self.participants.captured = participants.captured
 
     def set_gradients(self, grads: Sequence[Tensor], applies: Sequence[bool]) -> None:
         present = iter(grads)
-        for slot, has_grad in zip(self.gathered.slots, applies, strict=True):
+        for view, has_grad in zip(self.participants.views, applies, strict=True):
             grad = next(present) if has_grad else None
-            if grad is not None and grad.dtype != slot.param.dtype:
-                slot.param.grad_dtype = None
-            slot.param.grad = grad
+            if grad is not None and grad.dtype != view.param.dtype:
+                view.param.grad_dtype = None
+            view.param.grad = grad
 
     def set_numbers(self, tensors: Sequence[Tensor], floats: Sequence[float]) -> None:
         remaining = {True: iter(tensors), False: iter(floats)}
-        for group, own in zip(self.gathered.groups, self.of.groups, strict=True):
+        for group, own in zip(self.participants.groups, self.of.groups, strict=True):
             for name in NUMBERS:
                 if name == "betas" and name in own:
                     group[name] = tuple(next(remaining[isinstance(beta, Tensor)]) for beta in own[name])
                 elif name in own:
                     group[name] = next(remaining[isinstance(own[name], Tensor)])
-        reference_rates.follow(self.gathered.groups)
-        for group, own in zip(self.gathered.groups, self.of.groups, strict=True):
+        reference_rates.follow(self.participants.groups)
+        for group, own in zip(self.participants.groups, self.of.groups, strict=True):
             if "lr_ref" in own:
                 own["lr_ref"] = group["lr_ref"] = max(own["lr_ref"], group["lr_ref"])
 
 
-def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+def traced_step(optimizer: Handled, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
     """What Dynamo traces of a step: the tensors, the numbers, the norm if gradients are clipped, and one operator.
 
     Raises:
         RuntimeError: where the step would create what later steps do not. With fullgraph=True it is the user's error;
             else Dynamo leaves the step to Python.
     """
-    gathered = optimizer._gathered
+    participants = optimizer._participants
     # Lists, no generators: those that Dynamo has traced are in reference cycles with all that it saw here.
-    if gathered is None or any([p.grad is not None for p in gathered._waiting]):  # noqa: C419
+    if participants is None or any([p.grad is not None for p in participants._waiting]):  # noqa: C419
         _NO_GRAPH(NO_STATE)
         raise RuntimeError(NO_STATE)
-    if any([policy.naive for policy in gathered.members]):  # noqa: C419
+    if any([policy.naive for policy in participants.members]):  # noqa: C419
         _NO_GRAPH(NAIVE)
         raise RuntimeError(NAIVE)
     params: list[Tensor] = []
@@ -130,10 +129,10 @@ def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_i
     applies: list[bool] = []
     tensors: list[Tensor] = []
     floats: list[float] = []
-    for slot in gathered.slots:
-        grad = slot.param.grad
-        params.append(slot.param)
-        state += slot.state.values()
+    for view in participants.views:
+        grad = view.param.grad
+        params.append(view.param)
+        state += view.state.values()
         applies.append(grad is not None)
         if grad is not None:
             grads.append(grad)
@@ -154,9 +153,9 @@ def traced_step(optimizer: AdaptiveOptimizer, grad_scale: Tensor | None, found_i
             _NO_GRAPH(NO_STATE)
             raise RuntimeError(NO_STATE)
         optimizer.grad_norm.copy_(norm)  # an attribute that is set in a graph is lost
-    draw = optimizer._rate_draw
-    tables = [] if draw is None else [draw.table]
-    _COMPILED_STEP(gathered.key, params, grads, state, applies, tensors, floats, tables, grad_scale, found_inf)
+    random_rates = optimizer._random_rates
+    tables = [] if random_rates is None else [random_rates.table]
+    _COMPILED_STEP(participants.key, params, grads, state, applies, tensors, floats, tables, grad_scale, found_inf)
     count_idle_calls(optimizer._traced_idle, found_inf)
 
 
@@ -176,16 +175,16 @@ def _compiled_step(
     applies: list[bool],
     tensors: list[Tensor],
     floats: list[float],
-    draw_table: list[Tensor],
+    random_rates_table: list[Tensor],
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    own = _gathered.get(key)
+    own = _participants.get(key)
     optimizer = None if own is None or own.owner is None else own.owner()
     if optimizer is None or own is None or optimizer._current() is not own:
         raise RuntimeError(
             "param groups, policies or state have changed since this step was compiled: take one step outside of "
-            "torch.compile, which gathers them anew"
+            "torch.compile, which collects them anew"
         )
     optimizer._opt_called = True  # for torch's schedulers
     bound = optimizer._bound
@@ -195,14 +194,14 @@ def _compiled_step(
         optimizer._bound = bound if all(map(_same, params, own.params)) else None
     bound.set_gradients(grads, applies)
     bound.set_numbers(tensors, floats)
-    draw = optimizer._rate_draw
-    if draw is not None:
-        draw = draw.over(draw_table[0])
+    random_rates = optimizer._random_rates
+    if random_rates is not None:
+        random_rates = random_rates.over(random_rates_table[0])
     try:
         with torch.no_grad():
-            optimizer._backend.step(bound.gathered, found_inf, grad_scale, draw)
-            if draw is not None and draw.table is not draw_table[0]:
-                draw_table[0].copy_(draw.table)
+            optimizer._backend.step(bound.participants, found_inf, grad_scale, random_rates)
+            if random_rates is not None and random_rates.table is not random_rates_table[0]:
+                random_rates_table[0].copy_(random_rates.table)
     finally:
         bound.set_gradients([], [False] * len(params))  # they must not live longer than the parameters' own
 
@@ -212,9 +211,9 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _is_where(bound: Bound, params: Sequence[Tensor], state: Sequence[Tensor]) -> bool:
-    slots = bound.gathered.slots
-    own = itertools.chain.from_iterable(slot.state.values() for slot in slots)
-    return all(map(_same, params, bound.gathered.params)) and all(map(_same, state, own))
+    views = bound.participants.views
+    own = itertools.chain.from_iterable(view.state.values() for view in views)
+    return all(map(_same, params, bound.participants.params)) and all(map(_same, state, own))
 
 
 def _no_graph(why: str) -> None:
@@ -231,7 +230,7 @@ def _no_graph(why: str) -> None:
 
 def _define(name: str, schema: str, run: Callable[..., None], fake: Callable[..., None]) -> Any:
     """An operator of this import. A process may import the package again (notebooks reload, workers clear modules):
-    each time it needs operators of its own, since what optimizers have gathered is known to one import alone.
+    each time it needs operators of its own, since participants are known to one import alone.
     """
     operators = torch.ops.fused_adaptive
     name = next(n for n in (f"{name}{i or ''}" for i in itertools.count()) if not hasattr(operators, n))
@@ -245,7 +244,7 @@ _NO_GRAPH = _define("no_graph", "(str why) -> ()", lambda why: None, _no_graph)
 _COMPILED_STEP = _define(
     "compiled_step",
     "(int key, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] state, bool[] applies, Tensor[] tensors, "
-    "float[] floats, Tensor(c!)[] draw_table, Tensor? grad_scale, Tensor? found_inf) -> ()",
+    "float[] floats, Tensor(c!)[] random_rates_table, Tensor? grad_scale, Tensor? found_inf) -> ()",
     _compiled_step,
     lambda *_: None,
 )

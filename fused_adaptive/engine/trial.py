@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_gradients
-from ..core.shards import any_rank, local_part, whole_products
+from ..core.ranks import any_rank, local_part
+from ..core.shards import whole_products
 from ..core.view import applied, inner_product
 from ..policies.base import Policy
 from ..policies.trainable import TrainableLR
@@ -18,7 +19,7 @@ from ..policies.trainable import TrainableLR
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from .views import Gathered
+    from .participants import Participants
 
 
 def check_naive(policies: Sequence[tuple[Policy, ...]]) -> None:
@@ -66,13 +67,13 @@ class Trial(NamedTuple):
 
     Args:
         policy: of all tensors.
-        gathered: the tensors that have state.
-        is_new: whether they have just been gathered.
+        participants: the tensors that have state.
+        is_new: whether they have just been collected.
         found_inf, grad_scale: of AMP and clipping.
     """
 
     policy: TrainableLR
-    gathered: Gathered
+    participants: Participants
     is_new: bool
     found_inf: Tensor | None
     grad_scale: Tensor | None
@@ -88,30 +89,30 @@ def evaluate_trial(trial: Trial, params: Iterable[Tensor], closure: Callable[[],
         params: all parameters of the optimizer: the trial may give gradients to some that had none.
         closure: evaluates the loss and its gradients.
     """
-    policy, gathered = trial.policy, trial.gathered
-    slots = gathered.members[policy]
-    gathered.bring_gradients()
-    for slot in slots:
-        slot.grad_scale = trial.grad_scale
-    moving = applied(slots)
-    values, grads = [slot.param.clone() for slot in moving], [slot.grad() for slot in moving]
+    policy, participants = trial.policy, trial.participants
+    views = participants.members[policy]
+    participants.localize_gradients()
+    for view in views:
+        view.grad_scale = trial.grad_scale
+    moving = applied(views)
+    values, grads = [view.param.clone() for view in moving], [view.grad() for view in moving]
     kept = [(p, p.grad) for p in params]
     products = []
     try:
-        for slot, grad in zip(moving, grads, strict=True):
-            slot.param.copy_(slot.weight().add(grad, alpha=-slot.lr * policy.gain(slot.state)))
+        for view, grad in zip(moving, grads, strict=True):
+            view.param.copy_(view.weight().add(grad, alpha=-view.lr * policy.gain(view.state)))
         for p, _ in kept:
             p.grad = None
         with torch.enable_grad():
             closure()
-        gathered.bring_gradients()
-        for slot, grad in zip(moving, grads, strict=True):
-            products.append((inner_product(slot.grad(), grad) if slot.applies else 0.0,))
+        participants.localize_gradients()
+        for view, grad in zip(moving, grads, strict=True):
+            products.append((inner_product(view.grad(), grad) if view.applies else 0.0,))
     finally:
-        for slot, value in zip(moving, values, strict=True):
-            slot.param.copy_(value)
+        for view, value in zip(moving, values, strict=True):
+            view.param.copy_(value)
         for p, grad in kept:
             p.grad = grad
     assert policy.eta is not None
     whole = zip(moving, whole_products(moving, products), strict=True)
-    policy.ascend(slots, policy.eta, sum(slot.lr * product for slot, (product,) in whole if slot.has_rate))
+    policy.ascend(views, policy.eta, sum(view.lr * product for view, (product,) in whole if view.has_rate))

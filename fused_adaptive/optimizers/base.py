@@ -1,4 +1,4 @@
-"""The base class of the optimizers: a ``torch.optim.Optimizer`` that gathers parameters and hands them to a backend.
+"""The base class of the optimizers: a ``torch.optim.Optimizer`` that collects parameters and hands them to a backend.
 
 The path of a step: ``step()`` → policies and backbone of each group → ``backend.step`` → kernel. Nothing here reads a
 tensor's value in a step, but for the naive TrainableLR.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, cast, overload
+from typing import Any, ClassVar, cast, overload
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from .. import backends
 from ..backends import fake
@@ -24,18 +25,16 @@ from ..engine import reference_rates, torch_compile
 from ..engine.checkpoint import restore
 from ..engine.clipping import clip
 from ..engine.handles import COPIED, Handled, Shared, unwrap
-from ..engine.membership import count_idle_calls, forget_idle_calls, outline_of_groups
+from ..engine.membership import count_idle_calls, forget_idle_calls, memberships_of_groups
+from ..engine.participants import Participants, collect, moves_nothing
 from ..engine.rates import learning_rates
 from ..engine.resolution import Resolutions
 from ..engine.trial import Trial, check_naive, evaluate_trial, trial_policy
-from ..engine.views import Gathered, gather, moves_nothing
 from ..policies import from_plain, kinds_of, parse
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-
+from .options import OF_GROUPS, OF_OPTIMIZER, Options
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+Betas = tuple[float | Tensor, float | Tensor]
 
 
 class AdaptiveOptimizer(Handled):
@@ -44,17 +43,7 @@ class AdaptiveOptimizer(Handled):
     Args:
         params: parameters, named parameters or param groups, as in torch; a group may have its own ``policy``.
         defaults: hyperparameters of the torch namesake.
-        policy: a :class:`~fused_adaptive.policies.Policy`, a tuple of one ActiveLR and one TrainableLR, or None
-            (:class:`FixedLR`).
-        backend: ``"auto"`` (default) or the name of a backend, see :func:`fused_adaptive.backends.available`.
-        max_grad_norm: clips gradients as ``torch.nn.utils.clip_grad_norm_`` does, over all groups, devices and shards,
-            after unscaling (AMP); ``p.grad`` stays as it is. Default None. May be set between steps, as an attribute.
-        skip_nonfinite: skips the step where the norm of all gradients is not finite, as AMP skips one: nothing
-            changes, nothing counts. Default False. With the native backend on a GPU it needs ``capturable=True`` or
-            ``fused=True``, since only the device knows whether the step counts.
-        process_group: the ranks over which a framework has split the parameters without DTensor (flat shards): each
-            rank's optimizer has as many parameters in the same order, and holds a part, perhaps empty, of each. Inner
-            products are summed over them. None (default): plain parameters are whole. DTensors tell their own.
+        options: see :class:`~fused_adaptive.optimizers.options.Options`.
 
     Attributes:
         grad_norm: of the last step with ``max_grad_norm`` or ``skip_nonfinite``, the 2-norm of its unscaled,
@@ -76,21 +65,21 @@ class AdaptiveOptimizer(Handled):
         self,
         params: Params,
         defaults: dict[str, Any],
-        policy: Any = None,
-        backend: str = "auto",
-        max_grad_norm: float | None = None,
-        skip_nonfinite: bool = False,
-        process_group: ProcessGroup | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        defaults = {**defaults, **check_hyperparameters(defaults)}
+        if unknown := options.keys() - OF_GROUPS.keys() - OF_OPTIMIZER.keys():
+            raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {min(unknown)!r}")
+        own = {**OF_OPTIMIZER, **{name: value for name, value in options.items() if name in OF_OPTIMIZER}}
+        defaults = {**defaults, **OF_GROUPS, **{name: value for name, value in options.items() if name in OF_GROUPS}}
+        defaults |= check_hyperparameters(defaults)
         self._shared = Shared(self)
-        self.process_group = process_group
-        self.max_grad_norm, self.skip_nonfinite = max_grad_norm, skip_nonfinite
-        self._backend_requested = backend
-        self._backend = backends.select(backend, ())
+        self.process_group = own["process_group"]
+        self.max_grad_norm, self.skip_nonfinite = own["max_grad_norm"], own["skip_nonfinite"]
+        self._backend_requested = own["backend"]
+        self._backend = backends.select(own["backend"], ())
         self._resolutions = Resolutions(self.backbone)
         given: Any = params if isinstance(params, Tensor) else list(params)  # torch has its own words for a tensor
-        super().__init__(given, {**defaults, "policy": self._resolutions.of_all(given, {**defaults, "policy": policy})})
+        super().__init__(given, {**defaults, "policy": self._resolutions.of_all(given, defaults)})
         self._step_supports_amp_scaling = bool(defaults.get("fused"))
 
     @eager
@@ -114,7 +103,7 @@ class AdaptiveOptimizer(Handled):
         param_group.update(numbers, policy=policy)
         super().add_param_group(param_group)
         reference_rates.meet(param_group)
-        self._gathered = self._bound = None
+        self._participants = self._bound = None
         self._backend = backend
 
     @overload
@@ -176,7 +165,7 @@ class AdaptiveOptimizer(Handled):
         """
         complete = self._complete()
         self._backend.end_interval(complete)
-        complete.take_back()
+        complete.write_back()
         forget_idle_calls(self.param_groups)
         for listener in self._shared.after_end_interval:
             listener()
@@ -187,8 +176,8 @@ class AdaptiveOptimizer(Handled):
 
         Gains stay. Running sums, counts and what is remembered of earlier intervals and directions are dropped.
         """
-        for policy, slots in self._complete().members.items():
-            policy.restart_interval(slots)
+        for policy, views in self._complete().members.items():
+            policy.restart_interval(views)
         forget_idle_calls(self.param_groups)
 
     @torch.no_grad()
@@ -197,7 +186,7 @@ class AdaptiveOptimizer(Handled):
 
         Args:
             per_tensor: adds ``"tensors"``, the same for each parameter of the group, in its order, with its name
-                where the parameters are named. Of a parameter that is spread over ranks, the elements on this one:
+                where the parameters are named. Of a parameter that is sharded over ranks, the elements on this one:
                 nothing is communicated, so that one rank alone may ask.
 
         Returns:
@@ -262,10 +251,10 @@ class AdaptiveOptimizer(Handled):
         for name in COPIED:
             if name in state:
                 setattr(self, name, state[name])
-        self._gathered = self._bound = None
+        self._participants = self._bound = None
         self._resolutions.settle(self.param_groups)
         self._backend = self._choose_backend(self.param_groups)
-        self._outline = outline_of_groups(self.backbone, self.param_groups, self.state)
+        self._memberships = memberships_of_groups(self.backbone, self.param_groups, self.state)
 
     def _settle_policies(self) -> None:
         """Takes up policies that were set by hand."""
@@ -293,16 +282,16 @@ class AdaptiveOptimizer(Handled):
         self._kinds = kinds_of(groups)
         return backend
 
-    # ---- gathering: of objects by their identity, so torch.compile does not trace it ----
+    # ---- collecting: of objects by their identity, so torch.compile does not trace it ----
 
     @eager
     def _step(self, closure: Callable[[], Any] | None) -> Trial | None:
         """The step; or, where a trial has to come before the update, what it needs."""
         grad_scale, found_inf = self._amp()
-        gathered = self._current()
-        is_new = gathered is None or gathered.has_newcomers()
+        participants = self._current()
+        is_new = participants is None or participants.has_newcomers()
         only_makes_state = False
-        if gathered is None or is_new:
+        if participants is None or is_new:
             # Whatever can be refused is refused before state is created. Later steps leave the check to the backend.
             check_gradients(self.param_groups)
             self._settle_policies()
@@ -312,9 +301,9 @@ class AdaptiveOptimizer(Handled):
             check_in_backward(unwrap(self), policies)
             only_makes_state = not self.state and moves_nothing(self.param_groups, self.process_group)
             naive = trial_policy(chain.from_iterable(policies), self.param_groups, closure, self.process_group)
-            gathered = self._gather()
+            participants = self._collect()
         else:
-            naive = trial_policy(gathered.members, self.param_groups, closure, self.process_group)
+            naive = trial_policy(participants.members, self.param_groups, closure, self.process_group)
         reference_rates.follow(self.param_groups)
         if self.max_grad_norm is not None or self.skip_nonfinite:
             grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
@@ -323,11 +312,11 @@ class AdaptiveOptimizer(Handled):
                     grads, self.max_grad_norm, self.skip_nonfinite, grad_scale, found_inf
                 )
             except RuntimeError:
-                gathered.check_gradients()  # a sparse one, say: named, with a remedy
+                participants.check_gradients()  # a sparse one, say: named, with a remedy
                 raise
         if naive is not None:
-            return Trial(naive, gathered, is_new, found_inf, grad_scale)
-        self._update(gathered, is_new, found_inf, grad_scale, only_makes_state)
+            return Trial(naive, participants, is_new, found_inf, grad_scale)
+        self._update(participants, is_new, found_inf, grad_scale, only_makes_state)
         return None
 
     def _amp(self) -> tuple[Tensor | None, Tensor | None]:
@@ -338,63 +327,69 @@ class AdaptiveOptimizer(Handled):
     def _finish(self, trial: Trial, closure: Callable[[], Any]) -> None:
         params = list(chain.from_iterable(group["params"] for group in self.param_groups))
         evaluate_trial(trial, params, closure)
-        self._update(trial.gathered, trial.is_new, trial.found_inf, trial.grad_scale)
+        self._update(trial.participants, trial.is_new, trial.found_inf, trial.grad_scale)
 
     def _update(
         self,
-        gathered: Gathered,
+        participants: Participants,
         is_new: bool,
         found_inf: Tensor | None,
         grad_scale: Tensor | None,
         only_makes_state: bool = False,
     ) -> None:
         """The step itself. DTensors lend it what this rank holds of them."""
-        gathered.bring_gradients()
+        participants.localize_gradients()
         entries = self._count_entries() if is_new else 0
-        self._backend.step(gathered, found_inf, grad_scale, None if only_makes_state else self._rate_draw)
+        self._backend.step(participants, found_inf, grad_scale, None if only_makes_state else self._random_rates)
         if only_makes_state:  # as torch.distributed.checkpoint does to read a state_dict: no interval has begun
-            for policy, slots in gathered.members.items():
-                policy.restart_interval(slots)
+            for policy, views in participants.members.items():
+                policy.restart_interval(views)
         else:
-            count_idle_calls(gathered.idle, found_inf)
-        gathered.take_back()
+            count_idle_calls(participants.idle, found_inf)
+        participants.write_back()
         if is_new and entries != self._count_entries():
-            self._gather()  # the update has created state, SGD's buffers: torch.compile traces what is gathered
+            self._collect()  # the update has created state, SGD's buffers: torch.compile traces what is there
 
     def _count_entries(self) -> int:
         """Of the state of all parameters; others may keep what they like beside it."""
         return sum(len(self.state.get(p, ())) for group in self.param_groups for p in group["params"])
 
-    def _current(self) -> Gathered | None:
-        """What the last step gathered, if that is still how things stand."""
-        gathered = self._gathered
-        return gathered if gathered is not None and gathered.is_current(self.param_groups, self.state) else None
+    def _current(self) -> Participants | None:
+        """Those of the last step, if nothing has changed since."""
+        participants = self._participants
+        return (
+            participants
+            if participants is not None and participants.is_current(self.param_groups, self.state)
+            else None
+        )
 
-    def _gather(self, in_step: bool = True) -> Gathered:
+    def _collect(self, in_step: bool = True) -> Participants:
         backends.check_masters(self._backend, self.param_groups)
         # First, so that state which the user has dropped is freed before there is new one.
-        self._gathered = self._bound = None
-        gathered = gather(self.backbone, self.param_groups, self.state, self._outline, self.process_group, in_step)
-        self._outline = gathered.outline()
-        gathered.captured = self._captured
+        self._participants = self._bound = None
+        participants = collect(
+            self.backbone, self.param_groups, self.state, self._memberships, self.process_group, in_step
+        )
+        self._memberships = participants.memberships()
+        participants.captured = self._captured
         if in_step:
-            self._gathered = gathered
-            torch_compile.announce(self, gathered)
-        return gathered
+            self._participants = participants
+            torch_compile.announce(self, participants)
+        return participants
 
     @eager
-    def _complete(self) -> Gathered:
+    def _complete(self) -> Participants:
         """The tensors whose state is complete, outside of a step. Takes up what has been changed by hand."""
         current = self._current()
         if current is not None:
             return current
         self._settle_policies()
-        return self._gather(in_step=False)
+        return self._collect(in_step=False)
 
     def _take_up_changes(self) -> None:
         """Brings state in line with policies and structure that were set by hand, and leaves all else where it is."""
         if self._current() is None:
             self._settle_policies()
-            now = outline_of_groups(self.backbone, self.param_groups, self.state)
-            if any(self._outline.get(p, standing) != standing for p, standing in now.items()):
-                self._gather(in_step=False)
+            now = memberships_of_groups(self.backbone, self.param_groups, self.state)
+            if any(self._memberships.get(p, standing) != standing for p, standing in now.items()):
+                self._collect(in_step=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.backbone import Backbone, Group
 from ..core.state import COUNTER, ELEMENTS, State, StateSpec
-from ..core.view import Slot, applied
+from ..core.view import ParamView, applied
 from .base import REQUIRED, Policy, check_bounds, check_interval, check_number, set_field
 
 #: ``high`` where a scalar policy owns the scale of the rate, in a tuple with TrainableLR.
@@ -124,30 +124,30 @@ class ActiveLR(Policy):
     def gain(self, state: State) -> Tensor:
         return state["element_gain"]
 
-    def after_update(self, slots: Sequence[Slot], ending: bool) -> None:
-        super().after_update(slots, ending)
-        for slot in applied(slots):
-            slot.state["grad_sum"] += slot.grad()
+    def after_update(self, views: Sequence[ParamView], ending: bool) -> None:
+        super().after_update(views, ending)
+        for view in applied(views):
+            view.state["grad_sum"] += view.grad()
             # Of those steps, negative if the last one had nothing to move with: an end by hand has to know.
-            count = slot.state["active_applied"].abs_().add_(1)
-            if not slot.has_rate:
+            count = view.state["active_applied"].abs_().add_(1)
+            if not view.has_rate:
                 count.neg_()
         if ending:
-            self.end_interval(slots)
+            self.end_interval(views)
 
-    def end_interval(self, slots: Sequence[Slot]) -> None:
-        for slot in slots:
-            if slot.state["active_applied"] > 0:
-                self._adjust(slot)
-            elif slot.state["active_applied"] < 0:
-                slot.state["grad_sum"].zero_()
-            slot.state["active_step"].zero_()
-            slot.state["active_applied"].zero_()
+    def end_interval(self, views: Sequence[ParamView]) -> None:
+        for view in views:
+            if view.state["active_applied"] > 0:
+                self._adjust(view)
+            elif view.state["active_applied"] < 0:
+                view.state["grad_sum"].zero_()
+            view.state["active_step"].zero_()
+            view.state["active_applied"].zero_()
 
-    def _adjust(self, slot: Slot) -> None:
+    def _adjust(self, view: ParamView) -> None:
         assert self.low is not None
-        gain, total, sign_prev = (slot.state[name] for name in ("element_gain", "grad_sum", "grad_sign_prev"))
-        high = self.high if self.increment is None else self.increment / slot.lr_ref
+        gain, total, sign_prev = (view.state[name] for name in ("element_gain", "grad_sum", "grad_sign_prev"))
+        high = self.high if self.increment is None else self.increment / view.lr_ref
         finite = total.isfinite()
         # Signs are compared, never the product of two sums, which underflows.
         sign = torch.where(finite, total.sign(), 0).to(torch.int8)

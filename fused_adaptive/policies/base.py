@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.backbone import Backbone, Direction, Group
 from ..core.plain import plain, plain_number
 from ..core.state import State, StateSpec
-from ..core.view import Slot
+from ..core.view import ParamView
 
 
 class Policy:
@@ -54,43 +54,43 @@ class Policy:
         """``γ``: a float, or a tensor shaped as the parameter for an elementwise policy."""
         return 1.0
 
-    def ends(self, slots: Sequence[Slot]) -> bool:
-        """Whether the step now under way is the last of the interval. ``slots``: all tensors of the policy."""
-        if self.counter is None or self.interval is None or not slots:
+    def ends(self, views: Sequence[ParamView]) -> bool:
+        """Whether the step now under way is the last of the interval. ``views``: all tensors of the policy."""
+        if self.counter is None or self.interval is None or not views:
             return False
-        return slots[0].state[self.counter].item() + 1 >= self.interval
+        return views[0].state[self.counter].item() + 1 >= self.interval
 
-    def join(self, slot: Slot, created: Collection[str]) -> None:
+    def join(self, view: ParamView, created: Collection[str]) -> None:
         """Called for a tensor that has just got these entries of its state, with their initial values."""
 
     def continues(self, earlier: Policy) -> bool:
         """Whether the running sums of a tensor's earlier policy mean what this policy's do."""
         return type(self) is type(earlier)
 
-    def restructure(self, slot: Slot) -> None:
-        """Called for a tensor whose backbone has changed its structure (amsgrad switched on, say)."""
+    def reset_direction(self, view: ParamView) -> None:
+        """Called for a tensor whose backbone has another variant than before (amsgrad switched on, say)."""
 
-    def observe(self, slot: Slot, direction: Direction) -> None:
+    def observe(self, view: ParamView, direction: Direction) -> None:
         """Called for each tensor that is about to move, with its direction."""
 
-    def before_update(self, slots: Sequence[Slot], ending: bool) -> None:
+    def before_update(self, views: Sequence[ParamView], ending: bool) -> None:
         """Called once a step for all tensors of the policy, before any of them moves."""
 
-    def after_update(self, slots: Sequence[Slot], ending: bool) -> None:
+    def after_update(self, views: Sequence[ParamView], ending: bool) -> None:
         """Called once a step for all tensors of the policy, after all have moved. Counts the call."""
         if self.counter is not None:
-            for slot in slots:
-                slot.state[self.counter] += 1
+            for view in views:
+                view.state[self.counter] += 1
 
-    def end_interval(self, slots: Sequence[Slot]) -> None:
+    def end_interval(self, views: Sequence[ParamView]) -> None:
         """Ends the running interval outside of a step: adapts the gains, restarts sums and counts."""
 
-    def restart_interval(self, slots: Sequence[Slot]) -> None:
+    def restart_interval(self, views: Sequence[ParamView]) -> None:
         """Keeps ``γ``; everything else is as new."""
-        for slot in slots:
-            for name, spec in self.state_spec(slot.backbone, slot.group).items():
+        for view in views:
+            for name, spec in self.state_spec(view.backbone, view.group).items():
                 if name not in ("gain", "element_gain"):
-                    spec.reset_(slot.state[name], slot.weight())
+                    spec.reset_(view.state[name], view.weight())
 
     def arguments(self) -> dict[str, Any]:
         """Name and arguments as numbers, strings and None, as they stand in a param group and on disk."""
@@ -133,13 +133,13 @@ class ScalarPolicy(Policy):
     def shared_names(self) -> tuple[str, ...]:
         return super().shared_names() + (("gain",) if self.granularity == "global" else ())
 
-    def units(self, slots: Sequence[Slot]) -> list[list[Slot]]:
+    def units(self, views: Sequence[ParamView]) -> list[list[ParamView]]:
         """The tensors, parted by gain."""
         if self.granularity == "global":
-            return [list(slots)] if slots else []
-        return [[slot] for slot in slots]
+            return [list(views)] if views else []
+        return [[view] for view in views]
 
-    def ascend(self, unit: Sequence[Slot], step_size: float, slope: float) -> None:
+    def ascend(self, unit: Sequence[ParamView], step_size: float, slope: float) -> None:
         """``γ ← max(0, γ + step_size·slope/L²)``, with ``L`` the largest reference rate of the groups under the gain.
 
         Args:
@@ -150,15 +150,15 @@ class ScalarPolicy(Policy):
         scale = unit[0].lr_scale
         amount = step_size * slope / (scale * scale) if scale > 0 else math.nan
         if math.isfinite(amount):
-            for slot in unit:
-                slot.state["gain"].add_(amount).clamp_(min=0)
+            for view in unit:
+                view.state["gain"].add_(amount).clamp_(min=0)
             self.clamp(unit)
 
-    def clamp(self, unit: Sequence[Slot]) -> None:
+    def clamp(self, unit: Sequence[ParamView]) -> None:
         """Puts gains that have been adjusted within ``gain_bounds``."""
         if self.gain_bounds is not None:
-            for slot in unit:
-                slot.state["gain"].clamp_(*self.gain_bounds)
+            for view in unit:
+                view.state["gain"].clamp_(*self.gain_bounds)
 
 
 class _Required:

@@ -10,7 +10,7 @@ import torch
 from ..core.backbone import Backbone, Direction, Group
 from ..core.shards import whole_products
 from ..core.state import COUNTER, ELEMENTS, GAIN, StateSpec
-from ..core.view import Slot, applied, inner_product
+from ..core.view import ParamView, applied, inner_product
 from .base import ScalarPolicy, check_granularity, check_number, set_field
 
 
@@ -53,31 +53,31 @@ class Hypergradient(ScalarPolicy):
         spec = {"gain": GAIN, "direction_valid": COUNTER}
         return spec if backbone.direction_in_state(group) else spec | {"direction_prev": ELEMENTS}
 
-    def join(self, slot: Slot, created: Collection[str]) -> None:
+    def join(self, view: ParamView, created: Collection[str]) -> None:
         # Moments that were there before the policy, those of a checkpoint of torch.optim, tell the last direction.
-        if "direction_valid" in created and slot.backbone.direction_in_state(slot.group):
-            known = torch.as_tensor(slot.backbone.has_direction(slot.state))
-            slot.state["direction_valid"].copy_(known)
+        if "direction_valid" in created and view.backbone.direction_in_state(view.group):
+            known = torch.as_tensor(view.backbone.has_direction(view.state))
+            view.state["direction_valid"].copy_(known)
 
-    def restructure(self, slot: Slot) -> None:
-        slot.state["direction_valid"].zero_()
+    def reset_direction(self, view: ParamView) -> None:
+        view.state["direction_valid"].zero_()
 
-    def before_update(self, slots: Sequence[Slot], ending: bool) -> None:
-        moving = [slot for slot in applied(slots) if slot.has_rate and slot.state["direction_valid"]]
-        products = whole_products(moving, [(_product(slot),) for slot in moving])
-        slopes = {id(slot): slot.lr * product for slot, (product,) in zip(moving, products, strict=True)}
-        for unit in self.units(slots):
-            self.ascend(unit, self.hyper_lr, sum(slopes.get(id(slot), 0.0) for slot in unit))
+    def before_update(self, views: Sequence[ParamView], ending: bool) -> None:
+        moving = [view for view in applied(views) if view.has_rate and view.state["direction_valid"]]
+        products = whole_products(moving, [(_product(view),) for view in moving])
+        slopes = {id(view): view.lr * product for view, (product,) in zip(moving, products, strict=True)}
+        for unit in self.units(views):
+            self.ascend(unit, self.hyper_lr, sum(slopes.get(id(view), 0.0) for view in unit))
 
-    def observe(self, slot: Slot, direction: Direction) -> None:
-        if "direction_prev" in slot.state:
-            slot.state["direction_prev"].copy_(direction.tensor())
-        slot.state["direction_valid"].fill_(1)
+    def observe(self, view: ParamView, direction: Direction) -> None:
+        if "direction_prev" in view.state:
+            view.state["direction_prev"].copy_(direction.tensor())
+        view.state["direction_valid"].fill_(1)
 
 
-def _product(slot: Slot) -> float:
+def _product(view: ParamView) -> float:
     """``⟨ĝ, u_prev⟩`` of one tensor."""
-    grad = slot.coupled_grad()
-    if not slot.backbone.direction_in_state(slot.group):
-        return inner_product(grad, slot.state["direction_prev"])
-    return inner_product(grad, slot.backbone.direction(slot.state, slot.group).tensor())
+    grad = view.coupled_grad()
+    if not view.backbone.direction_in_state(view.group):
+        return inner_product(grad, view.state["direction_prev"])
+    return inner_product(grad, view.backbone.direction(view.state, view.group).tensor())

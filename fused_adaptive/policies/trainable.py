@@ -11,7 +11,7 @@ from ..core.backbone import Backbone, Group
 from ..core.plain import plain_flag
 from ..core.shards import whole_products
 from ..core.state import COUNTER, ELEMENTS, GAIN, SUM, StateSpec
-from ..core.view import Slot, applied, inner_product
+from ..core.view import ParamView, applied, inner_product
 from .base import (
     REQUIRED,
     Policy,
@@ -168,90 +168,90 @@ class TrainableLR(ScalarPolicy):
     def continues(self, earlier: Policy) -> bool:
         return isinstance(earlier, TrainableLR) and _measures(self) == _measures(earlier)
 
-    def before_update(self, slots: Sequence[Slot], ending: bool) -> None:
+    def before_update(self, views: Sequence[ParamView], ending: bool) -> None:
         if self.naive:
             return
-        for slot in applied(slots):
-            slot.state["tlr_applied"] += 1
-            slot.state["lr_sum"] += slot.lr * slot.draw
+        for view in applied(views):
+            view.state["tlr_applied"] += 1
+            view.state["lr_sum"] += view.lr * view.rate_factor
             if self.source != "displacement":
-                slot.state["grad_mean_sum"] += slot.grad()
+                view.state["grad_mean_sum"] += view.grad()
         if self.eta is not None:
-            for slot in slots:
-                slot.state["lr_last"].fill_(slot.lr)
+            for view in views:
+                view.state["lr_last"].fill_(view.lr)
         if ending and self.source == "gradient":
-            self._adapt(slots)
+            self._adapt(views)
 
-    def after_update(self, slots: Sequence[Slot], ending: bool) -> None:
+    def after_update(self, views: Sequence[ParamView], ending: bool) -> None:
         if self.naive:
             return
-        super().after_update(slots, ending)
+        super().after_update(views, ending)
         if ending:
             if self.source != "gradient":
-                self._adapt(slots)
-            self._begin(slots)
+                self._adapt(views)
+            self._begin(views)
 
-    def end_interval(self, slots: Sequence[Slot]) -> None:
+    def end_interval(self, views: Sequence[ParamView]) -> None:
         if not self.naive:
-            self._adapt(slots)
-            self._begin(slots)
+            self._adapt(views)
+            self._begin(views)
 
-    def _begin(self, slots: Sequence[Slot]) -> None:
-        for slot in slots:
+    def _begin(self, views: Sequence[ParamView]) -> None:
+        for view in views:
             for name in ("tlr_step", "tlr_applied", "lr_sum", "grad_mean_sum"):
-                if name in slot.state:
-                    slot.state[name].zero_()
-            if "interval_start" in slot.state:
-                slot.state["interval_start"].copy_(slot.weight())
+                if name in view.state:
+                    view.state[name].zero_()
+            if "interval_start" in view.state:
+                view.state["interval_start"].copy_(view.weight())
 
-    def _adapt(self, slots: Sequence[Slot]) -> None:
-        tensors = [slot for slot in slots if self._is_measurable(slot)]
-        products = whole_products(tensors, [self._measure(slot) for slot in tensors])
-        products_of = {id(slot): (num, sq) for slot, (num, sq) in zip(tensors, products, strict=True)}
-        for unit in self.units(slots):
-            measured = [slot for slot in unit if id(slot) in products_of]
+    def _adapt(self, views: Sequence[ParamView]) -> None:
+        tensors = [view for view in views if self._is_measurable(view)]
+        products = whole_products(tensors, [self._measure(view) for view in tensors])
+        products_of = {id(view): (num, sq) for view, (num, sq) in zip(tensors, products, strict=True)}
+        for unit in self.units(views):
+            measured = [view for view in unit if id(view) in products_of]
             if not measured:
                 continue
             if self.eta is not None:
-                self.ascend(unit, self.eta, sum(self._slope(slot, *products_of[id(slot)]) for slot in measured))
+                self.ascend(unit, self.eta, sum(self._slope(view, *products_of[id(view)]) for view in measured))
                 continue
-            num, sq = (sum(column) for column in zip(*(products_of[id(slot)] for slot in measured), strict=True))
-            for slot in unit:
-                slot.state["gain"].mul_(newton_factor(num, sq, self.c))
+            num, sq = (sum(column) for column in zip(*(products_of[id(view)] for view in measured), strict=True))
+            for view in unit:
+                view.state["gain"].mul_(newton_factor(num, sq, self.c))
             self.clamp(unit)
             if not (math.isfinite(num) and math.isfinite(sq)):
-                for slot in measured:
-                    self._previous(slot).zero_()
+                for view in measured:
+                    self._previous(view).zero_()
 
-    def _is_measurable(self, slot: Slot) -> bool:
+    def _is_measurable(self, view: ParamView) -> bool:
         """Whether it could move in the interval; by measured directions, also by its gain."""
-        could_move = slot.state["lr_sum"] != 0
-        return bool(could_move if self.source == "gradient" else could_move and slot.state["gain"] != 0)
+        could_move = view.state["lr_sum"] != 0
+        return bool(could_move if self.source == "gradient" else could_move and view.state["gain"] != 0)
 
-    def _previous(self, slot: Slot):
-        return slot.state["grad_mean_prev" if self.source == "gradient" else "direction_prev"]
+    def _previous(self, view: ParamView):
+        return view.state["grad_mean_prev" if self.source == "gradient" else "direction_prev"]
 
-    def _measure(self, slot: Slot) -> tuple[float, float]:
+    def _measure(self, view: ParamView) -> tuple[float, float]:
         """``num`` and ``sq`` of one tensor, or of a part of it, whose running interval becomes the previous one."""
-        state = slot.state
+        state = view.state
         if self.source == "gradient":
             mean = direction = state["grad_mean_sum"] / state["tlr_applied"].item()
         else:
-            moved = state["interval_start"] - slot.weight()
+            moved = state["interval_start"] - view.weight()
             direction = moved / (state["gain"] * state["lr_sum"]).item()
             mean = direction
         if self.source == "preconditioned":
             mean = state["grad_mean_sum"] / state["tlr_applied"].item()
-        num, sq = inner_product(mean, self._previous(slot)), inner_product(mean, direction)
-        self._previous(slot).copy_(direction)
+        num, sq = inner_product(mean, self._previous(view)), inner_product(mean, direction)
+        self._previous(view).copy_(direction)
         return num, sq
 
-    def _slope(self, slot: Slot, num: float, sq: float) -> float:
+    def _slope(self, view: ParamView, num: float, sq: float) -> float:
         """``lr·⟨ΣG, ΣG_prev⟩`` of one tensor [D.4]."""
-        state = slot.state
+        state = view.state
         steps = state["tlr_applied"].item() * state["tlr_applied_prev"].item()
         if not (math.isfinite(num) and math.isfinite(sq)):
-            self._previous(slot).zero_()
+            self._previous(view).zero_()
         state["tlr_applied_prev"].copy_(state["tlr_applied"])
         return state["lr_last"].item() * (num * steps)
 

@@ -9,10 +9,11 @@ from typing import Any
 from torch.optim import Optimizer
 
 from ..core.plain import plain_flag, plain_int, plain_number
-from ..core.rate_noise import GroupDraws, RateDraw
+from ..core.random_rates import RandomRates
 from ..core.warning import warn
 from ..optimizers.base import AdaptiveOptimizer
 from .controller import Controller
+from .random_group_rates import RandomGroupRates
 
 #: Not the thread's context, which the user may have changed.
 _EXACT = Context(prec=28)
@@ -75,8 +76,8 @@ class ASLR(Controller):
         self._center = self._clamp(first)
         self._best = math.inf
         self._direction, self._range, self._moves = 1, 1, 0
-        self._draw = RateDraw(seed, 0.0) if jitter else None
-        self._group_draws: GroupDraws | None = None
+        self._random_rates = RandomRates(seed, 0.0) if jitter else None
+        self._group_rates: RandomGroupRates | None = None
         self._claim()
         self._attach()
         self._set_center()
@@ -112,15 +113,15 @@ class ASLR(Controller):
 
     def _set_center(self) -> None:
         self._set_lr(self.center)
-        self._scale_draw()
+        self._scale_random_rates()
 
-    def _scale_draw(self) -> None:
-        if self._draw is not None:
-            self._draw.relative_width = self.width / self.center
+    def _scale_random_rates(self) -> None:
+        if self._random_rates is not None:
+            self._random_rates.relative_width = self.width / self.center
 
     def _check_owner(self) -> None:
-        if self._group_draws is not None:
-            self._group_draws.restore(self.optimizer.param_groups)
+        if self._group_rates is not None:
+            self._group_rates.restore(self.optimizer.param_groups)
         super()._check_owner()
 
     def _state(self) -> dict[str, Any]:
@@ -134,8 +135,8 @@ class ASLR(Controller):
             "steps": self._moves,
             "min_lr": None if low is None else str(low),
             "max_lr": None if high is None else str(high),
-            "seed": None if self._draw is None else self._draw.seed,
-            "n": None if self._draw is None else int(self._draw.step),
+            "seed": None if self._random_rates is None else self._random_rates.seed,
+            "n": None if self._random_rates is None else int(self._random_rates.step),
         }
 
     def _load(self, state_dict: dict[str, Any]) -> float:
@@ -147,31 +148,31 @@ class ASLR(Controller):
         self._bounds = (None if low is None else Decimal(low), None if high is None else Decimal(high))
         self._center, self._best, self._direction = center, best, direction
         self._range, self._moves = search_range, moves
-        self._draw = None if seed is None else RateDraw(seed, 0.0, n)
+        self._random_rates = None if seed is None else RandomRates(seed, 0.0, n)
         self._attach()
-        self._scale_draw()
+        self._scale_random_rates()
         return self.center
 
     # ---- attached to the optimizer: also after pickling and deep copies, which drop hooks ----
 
     def _attach(self) -> None:
-        if self._draw is None:
+        if self._random_rates is None:
             return
         if isinstance(self.optimizer, AdaptiveOptimizer):
-            self.optimizer._rate_draw = self._draw
+            self.optimizer._random_rates = self._random_rates
         else:
-            self._group_draws = GroupDraws(self.optimizer, self._draw)
+            self._group_rates = RandomGroupRates(self.optimizer, self._random_rates)
 
     def _detach(self) -> None:
         if isinstance(self.optimizer, AdaptiveOptimizer):
-            self.optimizer._rate_draw = None
-        if self._group_draws is not None:
-            self._group_draws.restore(self.optimizer.param_groups)
-            self._group_draws.remove()
-            self._group_draws = None
+            self.optimizer._random_rates = None
+        if self._group_rates is not None:
+            self._group_rates.restore(self.optimizer.param_groups)
+            self._group_rates.remove()
+            self._group_rates = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_group_draws": None}
+        return {**super().__getstate__(), "_group_rates": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

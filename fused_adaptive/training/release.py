@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from ..core.checks import check_gradient, check_gradients, describe
 from ..core.eager import eager
-from ..core.view import Slot
+from ..core.view import ParamView
 from ..engine import reference_rates
 from ..engine.checkpoint import specs
 from ..engine.fingerprint import Fingerprint
 from ..engine.handles import unwrap
-from ..engine.membership import by_policy, count_idle_calls, create, idle_calls, missing
-from ..engine.views import Gathered
+from ..engine.membership import by_policy, count_idle_calls, join, missing
+from ..engine.participants import Participants
 from ..optimizers.base import AdaptiveOptimizer
 from ..policies import Policy, from_plain
 
@@ -54,7 +54,7 @@ def release_gradients(model: nn.Module, optimizer: AdaptiveOptimizer) -> Gradien
 
     Raises:
         TypeError: for an optimizer of another package.
-        ValueError: for parameters that are not the model's, models and parameters that are spread over processes,
+        ValueError: for parameters that are not the model's, models and parameters that are sharded over processes,
             global and naive policies, clipping by the optimizer, an optimizer that already releases. Nothing has
             changed then.
         RuntimeError: from ``backward()``, for a second gradient of a parameter before ``step()``, and for gradients
@@ -80,7 +80,7 @@ class GradientRelease:
         self._weak_optimizer = weakref.ref(optimizer)  # which owns this: hooks in the model keep neither alive
         self._lock = threading.Lock()  # with several GPUs each has a backward thread of its own
         self._hooks: dict[Tensor, Any] = {}
-        self._slots: dict[Tensor, Slot] = {}  # of every parameter; the singles are those that have state
+        self._views: dict[Tensor, ParamView] = {}  # of every parameter; the singles are those that have state
         self._singles: dict[Tensor, _Single] = {}
         self._fingerprint: Fingerprint | None = None
         # Of the step under way: whose gradients have come; and of each policy, the count of calls before it.
@@ -92,7 +92,7 @@ class GradientRelease:
         # GradScaler then hands its scale to step(), which can say what is wrong; else it fails with a riddle.
         self._took_scale = optimizer._step_supports_amp_scaling
         optimizer._step_supports_amp_scaling = True
-        optimizer._gathered = None  # its plan holds memory, and would be of no use
+        optimizer._participants = None  # its plan holds memory, and would be of no use
         optimizer._release = self
 
     @property
@@ -164,7 +164,7 @@ class GradientRelease:
         if not self._running:
             self._begin()
         check_gradients(optimizer.param_groups)
-        left = [p for p in self._slots if p.grad is not None]
+        left = [p for p in self._views if p.grad is not None]
         for p in left:
             self._check_first(p)
         for p in left:
@@ -186,17 +186,17 @@ class GradientRelease:
     def _begin(self) -> None:
         """A step begins: whatever has changed since the last one is taken up, or refused."""
         optimizer = self._optimizer
-        if optimizer._rate_draw is not None:
+        if optimizer._random_rates is not None:
             raise RuntimeError("ASLR draws a rate for each step(): use ASLR(jitter=False) with release_gradients")
         if self._fingerprint is None or not self._fingerprint.matches(optimizer.param_groups, optimizer.state):
             self._prepare()
         self._calls = {}
-        if len(self._singles) < len(self._slots):  # newcomers take up the count that the others have now
+        if len(self._singles) < len(self._views):  # newcomers take up the count that the others have now
             for single in self._singles.values():
-                slot = single.slots[0]
-                for policy in slot.policies:
+                view = single.views[0]
+                for policy in view.policies:
                     if policy.counter and policy not in self._calls:
-                        self._calls[policy] = slot.state[policy.counter].clone()
+                        self._calls[policy] = view.state[policy.counter].clone()
         reference_rates.follow(optimizer.param_groups)
         self._running = True
 
@@ -213,16 +213,16 @@ class GradientRelease:
             for policy in from_plain(group["policy"]):
                 _check_policy(policy)
         optimizer._complete()
-        self._slots, self._singles = {}, {}
+        self._views, self._singles = {}, {}
         for group in optimizer.param_groups:
             policies = from_plain(group["policy"])
             for p in group["params"]:
                 state = optimizer.state.get(p, {})
-                slot = self._slots[p] = Slot(p, state, group, optimizer.backbone, policies, len(self._slots))
+                view = self._views[p] = ParamView(p, state, group, optimizer.backbone, policies, len(self._views))
                 if state and not missing(specs(optimizer.backbone, group, p.dtype), state):
-                    self._singles[p] = _single(slot)
+                    self._singles[p] = _single(view)
                 self._hook(p)
-        for p in [p for p in self._hooks if p not in self._slots]:
+        for p in [p for p in self._hooks if p not in self._views]:
             self._hooks.pop(p).remove()
         self._fingerprint = Fingerprint(optimizer.backbone, optimizer.param_groups, optimizer.state)
 
@@ -233,9 +233,9 @@ class GradientRelease:
 
     def _check_first(self, param: Tensor) -> None:
         if param in self._stepped:
-            slot = self._slots[param]
+            view = self._views[param]
             raise RuntimeError(
-                f"{describe(slot.index, param, _name(slot))} got a second gradient in one step, and has moved by the "
+                f"{describe(view.index, param, _name(view))} got a second gradient in one step, and has moved by the "
                 "first: call optimizer.step() after each backward(), or add gradients up within release.accumulate(); "
                 "after a backward() that raised, optimizer.step() ends its step"
             )
@@ -243,31 +243,24 @@ class GradientRelease:
     def _move(self, param: Tensor) -> None:
         single = self._singles.get(param)
         if single is None:
-            slot = self._slots[param]
-            check_gradient(slot.index, param, _name(slot))
-            single = self._singles[param] = self._join(slot)
+            view = self._views[param]
+            check_gradient(view.index, param, _name(view))
+            single = self._singles[param] = self._join(view)
         self._optimizer._backend.step(single, None, None, None)
         self._stepped.add(param)
         param.grad = None
 
-    def _join(self, slot: Slot) -> _Single:
+    def _join(self, view: ParamView) -> _Single:
         """A newcomer with its state, which is as new but for the counts of calls."""
-        spec = specs(slot.backbone, slot.group, slot.param.dtype)
+        spec = specs(view.backbone, view.group, view.param.dtype)
         if spec:
-            slot.state = self._optimizer.state.setdefault(slot.param, slot.state)
-        created = create(slot, spec)
-        for policy in slot.policies:
-            if policy.counter in created:
-                count = slot.state[policy.counter]
-                if policy not in self._calls:
-                    self._calls[policy] = idle_calls(policy, self._optimizer.param_groups, count.device)
-                count.copy_(self._calls[policy])
-            policy.join(slot, created)
+            view.state = self._optimizer.state.setdefault(view.param, view.state)
+        join([view], [(view, spec)], self._optimizer.param_groups, {}, self._calls)
         self._fingerprint = None
-        return _single(slot)
+        return _single(view)
 
     def _count_idle_calls(self) -> None:
-        active = {id(single.slots[0].group) for single in self._singles.values()}
+        active = {id(single.views[0].group) for single in self._singles.values()}
         idle = []
         for group in self._optimizer.param_groups:
             if id(group) in active:
@@ -283,21 +276,21 @@ def _call(method: weakref.WeakMethod[Callable[[Tensor], None]], param: Tensor) -
         on_gradient(param)
 
 
-class _Single(Gathered):
+class _Single(Participants):
     """One parameter as a whole step sees many: it has a plan of its own."""
 
     def check_gradients(self) -> None:
-        slot = self.slots[0]
-        check_gradient(slot.index, slot.param, _name(slot))
+        view = self.views[0]
+        check_gradient(view.index, view.param, _name(view))
 
 
-def _single(slot: Slot) -> _Single:
-    return _Single([slot], by_policy([slot]), [slot.param], [slot.group], slot.backbone, [])
+def _single(view: ParamView) -> _Single:
+    return _Single([view], by_policy([view]), [view.param], [view.group], view.backbone, [])
 
 
-def _name(slot: Slot) -> str | None:
-    names, params = slot.group.get("param_names"), slot.group["params"]
-    return None if names is None else next(n for n, p in zip(names, params, strict=True) if p is slot.param)
+def _name(view: ParamView) -> str | None:
+    names, params = view.group.get("param_names"), view.group["params"]
+    return None if names is None else next(n for n, p in zip(names, params, strict=True) if p is view.param)
 
 
 def _check_policy(policy: Policy) -> None:

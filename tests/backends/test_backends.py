@@ -67,10 +67,10 @@ def test_a_backend_gets_every_step_and_every_end(fake):
     """The interface that kernels plug into: tensors with state, and of every policy its tensors."""
     calls = []
     fake.why_not = lambda devices: ""
-    fake.step = lambda gathered, found_inf, grad_scale, draw: calls.append(
-        (len(gathered.slots), list(gathered.members))
+    fake.step = lambda participants, found_inf, grad_scale, draw: calls.append(
+        (len(participants.views), list(participants.members))
     )
-    fake.end_interval = lambda gathered: calls.append(list(gathered.members))
+    fake.end_interval = lambda participants: calls.append(list(participants.members))
     policy = fa.ActiveLR(interval=2, high=0.1)
     optimizer = fa.AdamW(parameters(), policy=policy, backend="fake")
     train(optimizer, 1)

@@ -40,6 +40,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.thinned
 @pytest.mark.feature("the same bits with any number of threads, any grid", backend="native")
 @pytest.mark.parametrize("case", SOME_CASES, ids=str)
 def test_threads_change_no_bit(case):
@@ -50,7 +51,7 @@ def test_threads_change_no_bit(case):
 
 BITS = """
 import sys, torch
-from tests.test_native import SOME_CASES, run
+from tests.backends.test_native import SOME_CASES, run
 assert torch.ops.fused_adaptive.cpu_capability() == sys.argv[1], "this processor has less"
 dtypes = (torch.float32, torch.bfloat16, torch.float16)
 torch.save([run(case, dtype=dtype) for case in SOME_CASES[::3] for dtype in dtypes], sys.argv[2])
@@ -157,46 +158,48 @@ def by_default(monkeypatch):
     monkeypatch.setenv("FUSED_ADAPTIVE_BACKEND", "native")
 
 
+@pytest.mark.thinned
 @pytest.mark.feature("empty tensors", backend="native")
 @pytest.mark.parametrize("case", SOME_CASES, ids=str)
-def test_08_empty_tensors_are_fine(case, by_default):
+def test_empty_tensors_are_fine(case, by_default):
     assert pitfalls.empty_tensors_change_nothing_for_others(case)
 
 
 def test_every_tensor_counts_its_steps_whatever_its_size():
-    """Tensors of no piece of work, of one and of several are counted in different places."""
+    """Tensors of no chunk, of one and of several are counted in different places."""
     params = parameters(torch.float32, SHAPES)
     optimizer = adamw(params)
     train(optimizer, 3)
     assert [float(optimizer.state[p]["step"]) for p in params] == [3.0] * len(params)
 
 
+@pytest.mark.thinned
 @pytest.mark.feature("channels_last, strided and misaligned tensors", backend="native")
 @pytest.mark.parametrize("of_grad", pitfalls.LAYOUTS)
 @pytest.mark.parametrize("of_param", pitfalls.LAYOUTS)
 @pytest.mark.parametrize("policy", ["fixed", "active", "tlr-preconditioned-tensor", "hypergradient-global"])
-def test_09_strides_of_parameters_and_gradients_may_differ(policy, of_param, of_grad, by_default):
+def test_strides_of_parameters_and_gradients_may_differ(policy, of_param, of_grad, by_default):
     assert pitfalls.strides_do_not_matter(Case("SGD-momentum", policy, True), of_param, of_grad)
 
 
 @pytest.mark.feature("mixed dtypes; state that loading does not cast", backend="native")
 @pytest.mark.parametrize("case", SOME_CASES, ids=str)
-def test_10_mixed_dtypes_move_and_state_is_not_cast(case, by_default):
+def test_mixed_dtypes_move_and_state_is_not_cast(case, by_default):
     assert pitfalls.every_dtype_moves_and_keeps_its_state(case)
 
 
 @pytest.mark.parametrize("case", [c for c in SOME_CASES if c.policy in ("fixed", "active")], ids=str)
-def test_16_no_element_of_a_large_odd_tensor_is_skipped(case, by_default):
-    assert pitfalls.large_odd_tensor_is_the_same_as_its_pieces(case)
+def test_no_element_of_a_large_odd_tensor_is_skipped(case, by_default):
+    assert pitfalls.large_odd_tensor_is_the_same_as_its_chunks(case)
 
 
-def test_17_hypergradient_rate_is_never_negative_nor_changed_midway(by_default):
+def test_hypergradient_rate_is_never_negative_nor_changed_midway(by_default):
     assert pitfalls.hypergradient_rate_is_never_negative()
     assert pitfalls.hypergradient_rate_is_one_for_all_tensors_of_a_step()
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam", "AdaBelief"])
-def test_19_decay_is_coupled_or_decoupled_as_asked(name, by_default):
+def test_decay_is_coupled_or_decoupled_as_asked(name, by_default):
     assert pitfalls.decay_is_of_the_right_kind(name)
 
 
@@ -204,18 +207,18 @@ def test_19_decay_is_coupled_or_decoupled_as_asked(name, by_default):
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("policy", ["fixed", "active", "tlr-gradient-global", "hypergradient-global"])
 @pytest.mark.parametrize("optimizer", ["SGD-momentum", "AdamW"])
-def test_11_amp_overflow_changes_nothing_and_ends_no_interval(optimizer, policy, fused, by_default):
+def test_amp_overflow_changes_nothing_and_ends_no_interval(optimizer, policy, fused, by_default):
     case = Case(optimizer, policy, True)
     assert runtime.overflow_changes_nothing(case, fused)
     if fused:
         step = native.step
-        with broken(native, "step", lambda gathered, found_inf, *rest: step(gathered, None, *rest)):
+        with broken(native, "step", lambda participants, found_inf, *rest: step(participants, None, *rest)):
             assert fails(lambda: runtime.overflow_changes_nothing(case, fused))
 
 
 @pytest.mark.feature("no copy of the parameters in a step", backend="native")
 @pytest.mark.parametrize("policy", [p for p in POLICIES if "displacement" not in p])
-def test_14_a_step_allocates_no_tensor(policy, by_default):
+def test_a_step_allocates_no_tensor(policy, by_default):
     assert runtime.extra_bytes_of_a_step(Case("AdamW", policy, True), torch.bfloat16) == 0
 
 
@@ -370,7 +373,7 @@ def test_a_step_needs_no_memory_besides_the_state():
 
 def test_what_the_plan_cannot_hold_in_one_goes_to_the_reference(monkeypatch):
     """A global gain over tensors of several plans."""
-    monkeypatch.setattr(native, "_on_device", lambda slot: bool(slot.group["capturable"]))
+    monkeypatch.setattr(native, "_on_device", lambda view: bool(view.group["capturable"]))
     policy = TrainableLR(interval=2)
     runs = []
     for backend in ("native", "reference"):

@@ -47,8 +47,8 @@ def many() -> tuple[list[Tensor], fa.AdamW, Any]:
     for p in params:
         p.grad = _noise(p)
     optimizer.step()
-    assert optimizer._gathered is not None
-    return params, optimizer, optimizer._gathered.compiled[0]
+    assert optimizer._participants is not None
+    return params, optimizer, optimizer._participants.plans[0]
 
 
 @pytest.mark.parametrize("what", WRONG)
@@ -64,8 +64,8 @@ def test_one_of_many_is_noticed_wherever_it_is(what):
         for p in params:
             p.grad = torch.empty_like(p).copy_(_noise(p))
         optimizer.step()
-        assert optimizer._gathered is not None
-        plan = optimizer._gathered.compiled[0]
+        assert optimizer._participants is not None
+        plan = optimizer._participants.plans[0]
         assert plan.take_gradients() == READY
 
 
@@ -105,8 +105,8 @@ def test_operators_refuse_gradients_that_do_not_fit():
     params = parameters(torch.float32)
     optimizer = fa.AdamW(params, backend="native")
     train(optimizer, 1)
-    assert optimizer._gathered is not None
-    plan: Any = optimizer._gathered.compiled[0]
+    assert optimizer._participants is not None
+    plan: Any = optimizer._participants.plans[0]
     grads = [p.grad for p in params]
 
     def check(number: int, *gradients: Any) -> int:

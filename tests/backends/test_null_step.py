@@ -110,7 +110,7 @@ def test_the_cuda_kernel_does_too(streams, dtype):
 WITHOUT_A_DRIVER = """
 import ctypes, sys, torch
 from tests.cuda_emulation import build
-from tests.test_null_step import is_right_emulated
+from tests.backends.test_null_step import is_right_emulated
 
 ctypes.CDLL(sys.argv[1])
 assert is_right_emulated(build.library(small=True), (2, 1, 0), torch.float32)
@@ -147,8 +147,8 @@ def test_the_triton_kernel_does_too():
     pytest.importorskip("triton")
     code = f"""
 import torch
-from bench.null_triton import null_step
-from tests.test_null_step import arrays, expected, words
+from bench.step.null_triton import null_step
+from tests.backends.test_null_step import arrays, expected, words
 for streams in {[s for s in STREAMS if s[0] <= 4]}:
     for dtype in (torch.float32, torch.bfloat16):
         param, groups = arrays(4099, dtype, streams)

@@ -69,6 +69,7 @@ def _silent(optimizer, call: Callable[[], object]) -> list[str]:
     return [n for n, (v, old) in before.items() if written[n]._version == v and not torch.equal(written[n], old)]
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_nothing_that_a_step_writes_is_silent(case, backend):

@@ -143,7 +143,7 @@ def test_readme_without_block_is_an_error(
 def test_table_and_findings_of_given_numbers() -> None:
     results = made_up(plain=[44.44, 91.0, None], ours=[91.26, 90.9, 92.0], wild=[None, 80.0, None])
     assert report.markdown(report.rate_rows(results)).splitlines() == [
-        "| test accuracy % |     1e-5 | 1e-3 |     1e-1 | best |    worst | spread |",
+        "| test accuracy % |     1e-5 | 1e-3 |     1e-1 | best |    worst | range |",
         "| --------------- | -------: | ---: | -------: | ---: | -------: | -----: |",
         "| PLAIN           |     44.4 | 91.0 | diverged | 91.0 | diverged |      – |",
         "| OURS            |     91.3 | 90.9 |     92.0 | 92.0 |     90.9 |    1.1 |",

@@ -59,7 +59,8 @@ sys.meta_path.insert(0, Bare())
 
 def test_what_runs_there_imports_little():
     files = [gpu_check.NATIVE, gpu_check.TRITON, gpu_check.GRAPHS, *gpu_check.OTHERS]
-    modules = "bench.gpu.check, bench.gpu_bench, bench.run, bench.report, bench.bandwidth, bench.null_triton"
+    modules = ", ".join(f"bench.{m}" for m in ("gpu.check", "gpu.bench", "gpu.bandwidth", "step.run", "step.report"))
+    modules += ", bench.step.null_triton"
     collected = f"import pytest; sys.exit(pytest.main(['--collect-only', '-q', '-p', 'no:cacheprovider', *{files}]))"
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     for code in (f"import {modules}", collected):

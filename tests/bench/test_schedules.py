@@ -17,7 +17,7 @@ from bench.schedules import __main__ as controllers
 from bench.schedules import fetch as controllers_fetch
 from bench.schedules import memory as controllers_memory
 from bench.schedules import report as controllers_report
-from bench.schedules.data import Part, Splits, load
+from bench.schedules.data import Shard, Splits, load
 from bench.schedules.model import ResNet20
 from bench.schedules.runs import METHODS, Job, evaluate, train
 
@@ -64,6 +64,7 @@ def test_a_run_that_diverges_says_so_and_aalr_comes_back(splits):
     assert min(loss for loss in kept["train_loss"] if loss is not None) < 5  # later it dares a rate that is too large
 
 
+@pytest.mark.heavy
 def test_the_smoke_scale_in_processes_resumes_and_reports(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(controllers, "ROOT", tmp_path)
     output = tmp_path / "out" / "results.json"
@@ -104,7 +105,7 @@ def test_parts_are_disjoint_and_normalised():
 
 
 def test_evaluation_weighs_a_smaller_last_batch_rightly():
-    part = Part(torch.randn(7, 1, 8, 8), torch.arange(7))
+    part = Shard(torch.randn(7, 1, 8, 8), torch.arange(7))
     model = ResNet20(2)
     loss, accuracy = evaluate(model, part, size=3)
     expected = torch.nn.functional.cross_entropy(model.eval()(part.images), part.labels).item()

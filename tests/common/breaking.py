@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 @contextmanager
 def broken(target: Any, name: str, replacement: Any) -> Iterator[None]:
-    """The library with one piece replaced by what others got wrong."""
+    """The library with one part replaced by what others got wrong."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(target, name, replacement)
         yield

@@ -11,8 +11,9 @@ import fused_adaptive as fa
 from fused_adaptive.backends import plans
 from fused_adaptive.core import declarations
 from fused_adaptive.core import library as native_library
-from fused_adaptive.core.backbone import SGD, AdamW
 from fused_adaptive.engine.checkpoint import specs
+from fused_adaptive.optimizers.adam import AdamWBackbone
+from fused_adaptive.optimizers.sgd import SGDBackbone
 
 from ..common.cases import CASES, parameters
 
@@ -50,6 +51,7 @@ def test_an_order_is_a_difference_too():
     assert declarations.difference(declarations.text().replace("lr weight_decay", "weight_decay lr")) != ""
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_entry_of_a_state_is_declared_as_it_is(case, dtype):
@@ -66,7 +68,7 @@ def test_every_entry_of_a_state_is_declared_as_it_is(case, dtype):
 @pytest.mark.parametrize(("amsgrad", "nesterov", "momentum"), [*product([False, True], [False, True], [0.0, 0.9])])
 def test_a_structure_is_what_its_backbone_is(amsgrad, nesterov, momentum):
     group = {"momentum": momentum, "nesterov": nesterov and momentum > 0, "amsgrad": amsgrad}
-    for backbone in (SGD(), AdamW()):
+    for backbone in (SGDBackbone(), AdamWBackbone()):
         structure = declarations.STRUCTURES[plans.structure(backbone.name, group)]
         spec = backbone.state_spec(group)
         names = [name for name in declarations.STATE_NAMES[backbone.name] if name in spec]

@@ -56,6 +56,7 @@ def masters_are_those_of_float32_training(case: Case, backend: str) -> bool:
     return equal and near and len(state) == len(expected)
 
 
+@pytest.mark.thinned
 @pytest.mark.feature("exact float32 masters of bfloat16 parameters")
 @pytest.mark.parametrize("case", SOME_CASES, ids=str)
 @every_backend

@@ -196,8 +196,8 @@ def test_a_property_that_raises_is_heard():
     param.grad = torch.ones(3)
     optimizer = fa.AdamW([param], backend="native")
     optimizer.step()
-    assert optimizer._gathered is not None
-    plan: Any = optimizer._gathered.compiled[0]
+    assert optimizer._participants is not None
+    plan: Any = optimizer._participants.plans[0]
     Refusing.refuses = True
     with pytest.raises(ValueError, match="not today"):
         plan.take_gradients()
@@ -212,8 +212,8 @@ def test_gradients_live_as_long_as_the_step_and_no_longer():
     references = [sys.getrefcount(p.grad) for p in params]
     optimizer.step()
     assert [sys.getrefcount(p.grad) for p in params] == references
-    assert optimizer._gathered is not None
-    plan: Any = optimizer._gathered.compiled[0]
+    assert optimizer._participants is not None
+    plan: Any = optimizer._participants.plans[0]
     assert plan.take_gradients() == 0
     weak = [weakref.ref(p.grad) for p in params]
     optimizer.zero_grad()

@@ -15,7 +15,7 @@ import fused_adaptive as fa
 from fused_adaptive.backends import plans
 from fused_adaptive.core import declarations
 from fused_adaptive.core.view import numbers_of, reference_rate
-from fused_adaptive.engine import reference_rates, views
+from fused_adaptive.engine import participants, reference_rates
 from fused_adaptive.engine.checkpoint import specs
 from fused_adaptive.policies import ActiveLR, Hypergradient, TrainableLR, from_plain
 
@@ -97,7 +97,7 @@ class Emulated:
         self._check(self.lib.emulation_end_interval(self._plan, self._hypers()))
 
     def _hypers(self) -> Any:
-        scales = views.scale_groups(self.groups)
+        scales = participants.scale_groups(self.groups)
         numbers = [
             number
             for group in self.groups

@@ -52,5 +52,5 @@ def pytest_configure() -> None:
     recording.emulated["native"] = ctypes.CDLL(str(library()))
     assert native_library.why_not() == "", "the library that is loaded is taken for the installed one"
     # Counters that a GPU would keep are kept where a GPU would.
-    native._on_device = lambda slot: bool(slot.group.get("capturable") or slot.group.get("fused"))
+    native._on_device = lambda view: bool(view.group.get("capturable") or view.group.get("fused"))
     plans._lr_on = lambda device, lr: lr if isinstance(lr, torch.Tensor) else None

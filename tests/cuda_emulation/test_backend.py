@@ -19,7 +19,7 @@ SUITES = {
     "parity": ("tests/parity/test_parity.py", "float64_reference and native and (float32 or bfloat16)"),
     "golden": ("tests/golden/test_golden.py", "trajectory and native"),
     "oracle": ("tests/parity/test_oracle.py", "agrees and native"),
-    "changes": ("tests/engine/test_views.py", "native and (seen or many_changes)"),
+    "changes": ("tests/engine/test_participants.py", "native and (seen or many_changes)"),
     "masters": ("tests/core/test_masters.py", "native"),
     "clipping": ("tests/engine/test_clipping.py", "native"),
     "graphs": ("tests/gpu/test_graphs.py", "native"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import fused_adaptive as fa
-from fused_adaptive.core.rate_noise import RateDraw
+from fused_adaptive.core.random_rates import RandomRates
 
 from ..common.tolerances import step_bound
 from ..parity.test_parity import excess, state_excesses
@@ -85,7 +85,7 @@ class Pair:
         self.twin.follow()
         reference, before = self.twin.optimizer, [q.detach().clone() for q in self.twin.params]
         state_before = [{name: v.clone() for name, v in self.optimizer.state.get(p, {}).items()} for p in self.params]
-        reference._rate_draw = draw
+        reference._random_rates = draw
         reference.found_inf, reference.grad_scale = found_inf, grad_scale  # as GradScaler does
         skips = found_inf is not None and bool(found_inf)
         self.emulated.step(found_inf, grad_scale, None if draw is None else draw.table, skips)
@@ -111,6 +111,7 @@ class Pair:
             self.worst = max(self.worst, *found)
 
 
+@pytest.mark.thinned
 @every_dtype
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("structure", BACKBONES)
@@ -148,6 +149,7 @@ SCALAR_CASES = [
 ]
 
 
+@pytest.mark.thinned
 @every_dtype
 @pytest.mark.parametrize(("structure", "policy"), SCALAR_CASES)
 def test_every_inner_product_and_gain(structure, policy, dtype):
@@ -166,7 +168,7 @@ def test_every_inner_product_and_gain(structure, policy, dtype):
 @pytest.mark.parametrize("mode", MODES)
 def test_amp_maximize_and_draws(mode):
     pair = Pair("AdamWPlain", MODES[mode], True, torch.float32, on_device=True, maximize=True)
-    draw = RateDraw(seed=3, relative_width=0.5)
+    draw = RandomRates(seed=3, relative_width=0.5)
     for step in range(9):
         set_gradients(pair.params, step, missing=0.15, scale=1024.0)
         found_inf = torch.tensor(float(step % 3 == 1))

@@ -37,17 +37,17 @@ RUNS: dict[str, Callable[[Any], fa.AdaptiveOptimizer]] = {
 }
 
 
-def build(name: str, device: torch.device, spread: bool) -> tuple[nn.Module, fa.AdaptiveOptimizer]:
+def build(name: str, device: torch.device, sharded: bool) -> tuple[nn.Module, fa.AdaptiveOptimizer]:
     model = Net().to(device)
-    if spread:
+    if sharded:
         for layer in (model.first, model.second, model):
             fully_shard(layer, mesh=mesh_of(device, "all"))
     return model, RUNS[name](model.parameters())
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, start: int, steps: int) -> None:
-    spread = dist.is_initialized()
-    rank, ranks = (dist.get_rank(), dist.get_world_size()) if spread else (0, 1)
+    sharded = dist.is_initialized()
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if sharded else (0, 1)
     for step in range(start, start + steps):
         x, y = batch(step, torch.device("cpu"))
         device = next(model.parameters()).device
@@ -75,7 +75,7 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 def save(directory: Path, device: torch.device) -> None:
     """Trains every run, saves it in every way and trains on; leaves on disk what came out."""
     for name in RUNS:
-        model, optimizer = build(name, device, spread=True)
+        model, optimizer = build(name, device, sharded=True)
         train(model, optimizer, 0, BEFORE)
         save_sharded(directory / name, model, optimizer)
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -128,14 +128,14 @@ def resume(directory: Path, device: torch.device, same_world: bool) -> None:
     What is loaded has the same bits on any number of ranks; later steps sum gradients and inner products in another
     order.
     """
-    spread = dist.is_initialized()
+    sharded = dist.is_initialized()
     for name in RUNS:
         loaders = [load_sharded]
         if name in ("both", "displacement"):
             loaders += [load_full, load_plain] if same_world else [load_full]
         expected = torch.load(directory / f"{name}.expected", weights_only=True, map_location=device)
         for load in loaders:
-            model, optimizer = build(name, device, spread)
+            model, optimizer = build(name, device, sharded)
             with torch.no_grad():
                 for p in model.parameters():
                     p.add_(1)

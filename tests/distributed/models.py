@@ -21,7 +21,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 import fused_adaptive as fa
-from fused_adaptive.core import shards
+from fused_adaptive.core import ranks, shards
 
 from ..common.breaking import broken
 from ..common.cases import POLICIES
@@ -164,14 +164,14 @@ def check_tensor_parallel(device: torch.device) -> None:
             def check(policy: str = policy, backend: str = backend) -> bool:
                 return agrees(device, lambda m: tensor_parallel(device, m), policy, backend, rank=0, ranks=1)
 
-            with broken(shards.Part, "bring_gradient", keep_partial):
+            with broken(shards.Shard, "localize_gradient", keep_partial):
                 assert fails_somewhere(check), "a Partial gradient taken as it is was not noticed"
             assert check()
 
 
-def keep_partial(part: shards.Part) -> bool:
+def keep_partial(part: shards.Shard) -> bool:
     grad: Any = part.param.grad
-    part.slot.param.grad = None if grad is None else shards.local_part(grad)
+    part.view.param.grad = None if grad is None else ranks.local_part(grad)
     return True
 
 
@@ -201,7 +201,7 @@ def check_amp(device: torch.device) -> None:
             scaler.scale((model(x) - y).square().mean()).backward()
             before = digests([*model.parameters(), *(v for s in optimizer.state.values() for v in s.values())])
             if step == 2 and dist.get_rank() == dist.get_world_size() - 1:
-                shards.local_part(model.first.weight.grad).fill_(torch.inf)
+                ranks.local_part(model.first.weight.grad).fill_(torch.inf)
             scaler.step(optimizer)
             scaler.update()
             after = digests([*model.parameters(), *(v for s in optimizer.state.values() for v in s.values())])

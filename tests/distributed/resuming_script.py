@@ -17,7 +17,8 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from . import checkpoints
+from tests.distributed import checkpoints
+
 from .script import finish, initialize
 
 STEPS = 40
@@ -81,7 +82,7 @@ def main(directory: Path) -> None:
                 shutil.rmtree(directory / rest)
     if dist.is_initialized():
         dist.barrier()
-    model, optimizer = checkpoints.build(RUN, device, spread=dist.is_initialized())
+    model, optimizer = checkpoints.build(RUN, device, sharded=dist.is_initialized())
     start = newest(directory)
     if start:
         load(directory, start, model, optimizer)
@@ -90,7 +91,7 @@ def main(directory: Path) -> None:
         checkpoints.train(model, optimizer, step, 1)
         save(directory, step + 1, model, optimizer)
         report(f"step {step + 1}")
-    fresh, uninterrupted = checkpoints.build(RUN, device, spread=dist.is_initialized())
+    fresh, uninterrupted = checkpoints.build(RUN, device, sharded=dist.is_initialized())
     checkpoints.train(fresh, uninterrupted, 0, STEPS)
     checkpoints.assert_same(checkpoints.everything(model, optimizer), checkpoints.everything(fresh, uninterrupted))
     if dist.is_initialized():

@@ -1,4 +1,4 @@
-"""Tensors spread over meshes in every way, in one optimizer, on random gradients: part of distributed_script.py."""
+"""Tensors sharded over meshes in every way, in one optimizer, on random gradients: part of distributed_script.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 
 import fused_adaptive as fa
-from fused_adaptive.core import shards
+from fused_adaptive.core import ranks, shards
 from fused_adaptive.engine.checkpoint import specs
 
 from ..common.breaking import broken, fails
@@ -37,7 +37,7 @@ def mesh_of(device: torch.device, *names: str) -> DeviceMesh:
 
 
 def layouts(device: torch.device) -> list[tuple[tuple[int, ...], DeviceMesh | None, list[Placement]]]:
-    """Shapes, and how they are spread: uneven, empty on most ranks, replicated, on several meshes, not at all."""
+    """Shapes, and how they are sharded: uneven, empty on most ranks, replicated, on several meshes, not at all."""
     line, grid = mesh_of(device, "all"), mesh_of(device, "outer", "inner")
     return [
         ((7, 3), line, [Shard(0)]),
@@ -54,8 +54,8 @@ def layouts(device: torch.device) -> list[tuple[tuple[int, ...], DeviceMesh | No
     ]
 
 
-def spread(value: Tensor, mesh: DeviceMesh | None, placements: Sequence[Placement]) -> Tensor:
-    """What every rank knows as a whole, spread. ``Partial`` is undone by a sum."""
+def sharded(value: Tensor, mesh: DeviceMesh | None, placements: Sequence[Placement]) -> Tensor:
+    """What every rank knows as a whole, sharded. ``Partial`` is undone by a sum."""
     if mesh is None:
         return value
     whole = [Replicate() if p.is_partial() else p for p in placements]
@@ -63,7 +63,7 @@ def spread(value: Tensor, mesh: DeviceMesh | None, placements: Sequence[Placemen
     if not any(p.is_partial() for p in placements):
         return result
     terms = math.prod(mesh.size(dim) for dim, p in enumerate(placements) if p.is_partial())
-    share = shards.local_part(result) / terms  # a power of two: exact
+    share = ranks.local_part(result) / terms  # a power of two: exact
     return DTensor.from_local(share, mesh, placements, run_check=False, shape=value.shape, stride=value.stride())
 
 
@@ -72,7 +72,7 @@ def whole(value: Tensor) -> Tensor:
 
 
 def digests(values: Sequence[Any]) -> list[str]:
-    """Of tensors (this rank's parts of them gathered) and numbers, bit for bit."""
+    """Of tensors (this rank's parts of them participants) and numbers, bit for bit."""
     found = []
     for value in values:
         tensor = whole(value.detach()) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
@@ -98,7 +98,7 @@ def assert_close(ours: Tensor, expected: Tensor, what: str, tolerance: float = T
 
 
 class Twins:
-    """An optimizer over spread tensors, and one over the same tensors as a whole, in each process alone."""
+    """An optimizer over sharded tensors, and one over the same tensors as a whole, in each process alone."""
 
     def __init__(self, device: torch.device, optimizer: str, policy: Any, partial: bool = False, **options: Any):
         cls, arguments = OPTIMIZERS[optimizer]
@@ -106,11 +106,11 @@ class Twins:
         generator = torch.Generator().manual_seed(3)
         values = [torch.randn(s, generator=generator, dtype=torch.float64).to(device) for s, *_ in self.layouts]
         self.alone = [v.clone().requires_grad_() for v in values]
-        self.spread = [spread(v, *how).requires_grad_() for v, (_, *how) in zip(values, self.layouts, strict=True)]
+        self.sharded = [sharded(v, *how).requires_grad_() for v, (_, *how) in zip(values, self.layouts, strict=True)]
         self.partial, self.options = partial, options
         self.optimizers = [
             cls([{"params": p[:4]}, {"params": p[4:], "lr": 0.02}], **{**arguments, **options, "policy": policy})
-            for p in (self.spread, self.alone)
+            for p in (self.sharded, self.alone)
         ]
 
     @property
@@ -119,10 +119,10 @@ class Twins:
 
     def step(self, gradients: Gradients, step: int) -> None:
         gradients.set(self.alone, step)
-        for p, alone, (_, mesh, placements) in zip(self.spread, self.alone, self.layouts, strict=True):
+        for p, alone, (_, mesh, placements) in zip(self.sharded, self.alone, self.layouts, strict=True):
             if self.partial and mesh is not None:
                 placements = [Partial() if x.is_replicate() else x for x in placements]
-            p.grad = None if alone.grad is None else spread(alone.grad, mesh, placements)
+            p.grad = None if alone.grad is None else sharded(alone.grad, mesh, placements)
         for optimizer in self.optimizers:
             optimizer.step()
 
@@ -137,8 +137,8 @@ class Twins:
 
     def compare(self) -> None:
         ours, alone = self.optimizers
-        pairs = list(zip(self.spread, self.alone, strict=True))
-        assert_ranks_agree([*self.spread, *(v for p in self.spread for v in ours.state[p].values())])
+        pairs = list(zip(self.sharded, self.alone, strict=True))
+        assert_ranks_agree([*self.sharded, *(v for p in self.sharded for v in ours.state[p].values())])
         for i, (p, q) in enumerate(pairs):
             assert_close(p, q, f"parameter {i}")
             assert ours.state[p].keys() == alone.state[q].keys()
@@ -180,9 +180,9 @@ def check_eta_and_infinities(device: torch.device) -> None:
                 if step == 2:
                     gradients = _WithNaN()
                 twins.step(gradients, step)
-            gains = [twins.ours.state[p]["gain"] for p in twins.spread]
+            gains = [twins.ours.state[p]["gain"] for p in twins.sharded]
             assert_ranks_agree(gains)
-            for p, q in zip(twins.spread, twins.alone, strict=True):
+            for p, q in zip(twins.sharded, twins.alone, strict=True):
                 assert_close(twins.ours.state[p]["gain"], twins.optimizers[1].state[q]["gain"], "gain")
 
 
@@ -235,13 +235,13 @@ def check_moved_in_memory(device: torch.device) -> None:
             twins = Twins(device, "AdamW", POLICIES["tlr-times-active"], backend=backend)
             for step in range(4):
                 twins.step(Gradients(), step)
-                for p in twins.spread:
+                for p in twins.sharded:
                     if isinstance(p, DTensor):
                         p._local_tensor = p._local_tensor.clone()
             twins.compare()
             return True
 
-        with broken(shards.Part, "holds", lambda _: True):
+        with broken(shards.Shard, "holds", lambda _: True):
             assert fails_somewhere(check), "a step into memory that is no longer the parameter's was not noticed"
         assert check()
 
@@ -250,11 +250,11 @@ def check_versions(device: torch.device) -> None:
     """DTensors have versions of their own, apart from their local tensors'."""
     for backend in backends(device):
         twins = Twins(device, "AdamW", POLICIES["active"], backend=backend).run(3, missing=0)
-        spread = {p: s for p, s in twins.ours.state.items() if isinstance(p, DTensor)}
-        written = [t for p, s in spread.items() for t in (p, *s.values()) if isinstance(t, DTensor)]
+        sharded = {p: s for p, s in twins.ours.state.items() if isinstance(p, DTensor)}
+        written = [t for p, s in sharded.items() for t in (p, *s.values()) if isinstance(t, DTensor)]
         before = [t._version for t in written]
         twins.step(Gradients(), 3)
-        assert len(written) == 6 * len(spread)
+        assert len(written) == 6 * len(sharded)
         assert all(t._version > v for t, v in zip(written, before, strict=True))
 
 
@@ -264,11 +264,11 @@ def check_low_precision(device: torch.device) -> None:
     for backend in backends(device):
         generator = torch.Generator().manual_seed(3)
         params = [torch.randn(s, generator=generator).to(device, torch.bfloat16) for s in ((9, 5), (3,))]
-        params = [spread(p, line, [Shard(0)]).requires_grad_() for p in params]
+        params = [sharded(p, line, [Shard(0)]).requires_grad_() for p in params]
         optimizer = fa.AdamW(params, policy=POLICIES["tlr-times-active"], backend=backend)
         for _ in range(5):
             for p in params:
-                p.grad = spread(torch.randn(p.shape, generator=generator).to(device, torch.bfloat16), line, [Shard(0)])
+                p.grad = sharded(torch.randn(p.shape, generator=generator).to(device, torch.bfloat16), line, [Shard(0)])
             optimizer.step()
         assert_ranks_agree([*params, *(v for p in params for v in optimizer.state[p].values())])
         assert optimizer.state[params[0]]["gain"] != 1
@@ -285,10 +285,10 @@ def check_naive(device: torch.device) -> None:
 
     twins = Twins(device, "SGD", fa.TrainableLR(naive=True, eta=1e-3), backend="reference", weight_decay=0.0)
     for _ in range(3):
-        for optimizer, params in zip(twins.optimizers, (twins.spread, twins.alone), strict=True):
+        for optimizer, params in zip(twins.optimizers, (twins.sharded, twins.alone), strict=True):
             optimizer.step(closure_for(params))
     twins.compare()
-    assert twins.ours.state[twins.spread[0]]["gain"] != 1
+    assert twins.ours.state[twins.sharded[0]]["gain"] != 1
 
 
 def check_process_group(device: torch.device) -> None:
@@ -327,12 +327,12 @@ def check_bad_gradients(device: torch.device) -> None:
     line, grid = mesh_of(device, "all"), mesh_of(device, "outer", "inner")
     value = torch.ones(4, 2, device=device)
     for backend in backends(device):
-        for bad in (torch.ones(4, 2, device=device), spread(value, grid, [Shard(0), Replicate()])):
+        for bad in (torch.ones(4, 2, device=device), sharded(value, grid, [Shard(0), Replicate()])):
             for good_steps in (0, 2):
-                p = spread(value, line, [Shard(0)]).requires_grad_()
+                p = sharded(value, line, [Shard(0)]).requires_grad_()
                 optimizer = fa.AdamW([p], policy=fa.TrainableLR(interval=1), backend=backend)
                 for _ in range(good_steps):
-                    p.grad = spread(value, line, [Shard(0)])
+                    p.grad = sharded(value, line, [Shard(0)])
                     optimizer.step()
                 before = digests([p, *optimizer.state[p].values()])
                 # A plain Parameter refuses such an assignment; autograd hooks and frameworks do get it done.
@@ -342,27 +342,27 @@ def check_bad_gradients(device: torch.device) -> None:
                 assert digests([p, *optimizer.state[p].values()]) == before
 
 
-# ---- each piece broken on purpose: the same checks must see it ----
+# ---- each part broken on purpose: the same checks must see it ----
 
 
-def _counts_replicas(param: Tensor, process_group: Any) -> shards.Ranks | None:
+def _counts_replicas(param: Tensor, process_group: Any) -> ranks.Ranks | None:
     if not isinstance(param, DTensor):
         return None
     mesh = param.device_mesh
-    return shards.Ranks(tuple(mesh.get_group(i) for i in range(mesh.ndim)))
+    return ranks.Ranks(tuple(mesh.get_group(i) for i in range(mesh.ndim)))
 
 
-def _keeps_partial(part: shards.Part) -> bool:
+def _keeps_partial(part: shards.Shard) -> bool:
     grad: Any = part.param.grad
-    part.slot.param.grad = None if grad is None else shards.local_part(grad)
+    part.view.param.grad = None if grad is None else ranks.local_part(grad)
     return True
 
 
 def check_broken_variants_fail(device: torch.device) -> None:
     variants = {
         "products of replicated tensors counted twice": (shards, "ranks_of", _counts_replicas),
-        "no all-reduce": (shards.Ranks, "add_up_", lambda *_: None),
-        "a Partial gradient taken as it is": (shards.Part, "bring_gradient", _keeps_partial),
+        "no all-reduce": (ranks.Ranks, "add_up_", lambda *_: None),
+        "a Partial gradient taken as it is": (shards.Shard, "localize_gradient", _keeps_partial),
     }
     for backend in backends(device):
         for what, (target, name, replacement) in variants.items():

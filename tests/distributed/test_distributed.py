@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from fused_adaptive.core import shards
+from fused_adaptive.core import ranks
 
 from ..cuda_emulation import build
 from . import checkpoints, script
@@ -80,9 +80,9 @@ def test_the_cuda_executor_emulated_does_so_too():
 def test_sums_go_to_a_device_that_the_group_serves(monkeypatch):
     """Parameters that FSDP2 keeps on the CPU, in a group of nccl, which knows GPUs only."""
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 1)
-    assert shards.device_served([cpu], cpu) == cpu
-    assert shards.device_served([cpu, torch.device("cuda")], gpu) == gpu
-    assert shards.device_served([torch.device("cuda")], gpu) == gpu
+    assert ranks.device_served([cpu], cpu) == cpu
+    assert ranks.device_served([cpu, torch.device("cuda")], gpu) == gpu
+    assert ranks.device_served([torch.device("cuda")], gpu) == gpu
     monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 1)
-    assert shards.device_served([torch.device("cuda")], cpu) == gpu
-    assert shards.device_served([cpu], gpu) == cpu
+    assert ranks.device_served([torch.device("cuda")], cpu) == gpu
+    assert ranks.device_served([cpu], gpu) == cpu

@@ -1,4 +1,4 @@
-"""FullyShardedDataParallel gathers and flattens optimizer state itself, if all of it is of one floating-point dtype."""
+"""FullyShardedDataParallel gathers and flattens optimizer state itself, if it is of one floating-point dtype."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def test_the_table_is_that_of_the_results():
 
 
 def test_every_marked_feature_is_in_the_results_and_the_other_way_round():
-    marked = {name for path in TESTS.glob("test_*.py") for name in MARKER.findall(path.read_text(encoding="utf-8"))}
+    marked = {name for path in TESTS.rglob("test_*.py") for name in MARKER.findall(path.read_text(encoding="utf-8"))}
     features = set(results()["features"])
     assert features == marked - {"a feature", "another"}, AGAIN
     assert set(matrix.ORDER) | set(matrix.EMULATED.values()) | of_suites <= features

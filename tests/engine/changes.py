@@ -35,7 +35,7 @@ def sgd(**arguments: Any) -> Callable[[], Optimizer]:
 
 @dataclass(frozen=True)
 class Change:
-    """``visible``: a step of the reference with what was gathered before the change goes wrong."""
+    """``visible``: a step of the reference with the participants from before the change goes wrong."""
 
     make: Callable[[Optimizer], Any]
     visible: bool = True
@@ -145,7 +145,7 @@ CHANGES: dict[str, Change] = {
     "entry added": Change(lambda o: o.state[first(o)].update(mine=torch.ones(2)), visible=False),
     "foreign state": Change(lambda o: o.state.update({"mine": {"a": 1}}), visible=False),
 }
-#: The whole optimizer anew: there is nothing to compare, what was gathered is dropped.
+#: The whole optimizer anew: there is nothing to compare, the participants are dropped.
 ANEW: dict[str, Callable[[Optimizer], Optimizer | None]] = {
     "load_state_dict": lambda o: o.load_state_dict(copy.deepcopy(o.state_dict())),
     "setstate": lambda o: o.__setstate__(o.__getstate__()),
@@ -160,7 +160,7 @@ ONLY_AT_FIRST = ("policy in place", "states swapped")
 
 
 class Run:
-    """A training whose optimizer keeps what it gathered, or does not."""
+    """A training whose optimizer keeps what it participants, or does not."""
 
     def __init__(self, optimizer: Optimizer, keeps: bool, missing: float = 0.0) -> None:
         self.optimizer, self.keeps = optimizer, keeps
@@ -173,7 +173,7 @@ class Run:
 
     def forget(self) -> None:
         if not self.keeps:
-            self.optimizer._gathered = None
+            self.optimizer._participants = None
 
     def train(self, steps: int) -> None:
         for _ in range(steps):

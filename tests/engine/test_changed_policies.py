@@ -297,7 +297,7 @@ def test_advice_shows_the_line_of_the_user(backend):
 def test_numbers_are_read_before_the_first_of_several_plans_moves(backend, monkeypatch):
     """Where tensors are on several devices, each has a plan of its own."""
     if backend == "native":
-        monkeypatch.setattr(native, "parts", lambda gathered, on_device: [[slot] for slot in gathered.slots])
+        monkeypatch.setattr(native, "parts", lambda participants, on_device: [[view] for view in participants.views])
     p, q = params_of(1, 2)
     optimizer = AdamW([{"params": [p]}, {"params": [q]}], lr=0.1, backend=backend)
     step(optimizer)

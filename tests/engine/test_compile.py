@@ -100,7 +100,7 @@ def test_inductor_copies_nothing():
     optimizer.step()
     torch.compile(optimizer.step, fullgraph=True)()
     assert optimizer._bound is not None  # it has seen the optimizer's own tensors
-    assert all(slot.param.grad is None for slot in optimizer._bound.gathered.slots)
+    assert all(view.param.grad is None for view in optimizer._bound.participants.views)
     torch._dynamo.reset()
     torch.compile(optimizer.step, fullgraph=True, backend="aot_eager")()
     assert optimizer._bound is None  # copies, which are not kept
@@ -108,12 +108,14 @@ def test_inductor_copies_nothing():
 
 def test_a_step_on_other_tensors_is_found(monkeypatch):
     class OfCopies(torch_compile.Bound):
-        def __init__(self, gathered: Any, params: Any, state: Any) -> None:
-            super().__init__(gathered, [p.clone() for p in params], state)
+        def __init__(self, participants: Any, params: Any, state: Any) -> None:
+            super().__init__(participants, [p.clone() for p in params], state)
 
     class OfTheOptimizer(torch_compile.Bound):  # right but where functionalization hands over copies
-        def __init__(self, gathered: Any, params: Any, state: Any) -> None:
-            super().__init__(gathered, gathered.params, [v for slot in gathered.slots for v in slot.state.values()])
+        def __init__(self, participants: Any, params: Any, state: Any) -> None:
+            super().__init__(
+                participants, participants.params, [v for view in participants.views for v in view.state.values()]
+            )
 
     for wrong in (OfCopies, OfTheOptimizer):
         monkeypatch.setattr(torch_compile, "Bound", wrong)
@@ -198,7 +200,7 @@ def test_draws_of_aslr(backend):
             if i == 4:
                 controller.step(1.0)
                 controller.step(2.0)
-        assert optimizer._rate_draw.step == STEPS
+        assert optimizer._random_rates.step == STEPS
         runs.append(params)
     assert all_equal(*runs)
 
@@ -330,12 +332,12 @@ def test_the_operator_passes_opcheck():
     optimizer: Any = fa.AdamW(params, lr=0.1)
     Gradients().set(params, 0)
     optimizer.step()
-    (slots, state) = optimizer._gathered.slots, []
-    for slot in slots:
-        state += slot.state.values()
+    (views, state) = optimizer._participants.views, []
+    for view in views:
+        state += view.state.values()
     own = [p.detach() for p in params], [p.grad for p in params], state, [True] * len(params)
     numbers = [0.1, 0.01, 0.9, 0.999, 1e-8]
-    arguments = (optimizer._gathered.key, *own, [], numbers, [], None, None)
+    arguments = (optimizer._participants.key, *own, [], numbers, [], None, None)
     torch.library.opcheck(torch.ops.fused_adaptive.compiled_step.default, arguments)
 
 

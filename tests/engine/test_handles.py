@@ -142,18 +142,18 @@ def test_helpers_act_on_the_optimizer_inside(name):
     handle = {**HANDLES, **WRAPPERS}[name](optimizer)
     logger = fa.log_learning_rates(handle, writer)
     aslr = fa.ASLR(handle)
-    assert optimizer._rate_draw is not None
+    assert optimizer._random_rates is not None
     with pytest.raises(RuntimeError, match="driven by ASLR already"):
         fa.AALR(optimizer, model, initial_loss=1.0)
     for _ in range(4):
         model(torch.ones(1, 3)).sum().backward()
         handle.step()
     assert (logger.steps, writer.steps) == (4, [2, 4])
-    assert int(optimizer._rate_draw.step) == 4
+    assert int(optimizer._random_rates.step) == 4
     optimizer.end_interval()
     assert writer.steps == [2, 4, 4]
     aslr.remove()
-    assert optimizer._rate_draw is None
+    assert optimizer._random_rates is None
     aalr = fa.AALR(handle, model, initial_loss=1.0)
     assert aalr.optimizer is optimizer
     aalr.remove()

@@ -92,12 +92,12 @@ def test_a_change_of_it_plans_nothing_anew():
     params = parameters(torch.float32)
     optimizer = fa.AdamW(params, lr=0.01, policy=fa.ActiveLR(interval=2))
     train(optimizer, 2)
-    gathered, compiled = optimizer._gathered, optimizer._gathered.compiled
+    participants, compiled = optimizer._participants, optimizer._participants.plans
     optimizer.param_groups[0]["lr"] = 0.02
     train(optimizer, 2, start=2)
     assert optimizer.param_groups[0]["lr_ref"] == 0.02
-    assert optimizer._gathered is gathered
-    assert optimizer._gathered.compiled is compiled
+    assert optimizer._participants is participants
+    assert optimizer._participants.plans is compiled
 
 
 # ---- groups ----
@@ -113,7 +113,7 @@ def test_groups_at_24_rates_are_under_one_policy_with_one_count(backend):
         for p in params:
             p.grad = torch.ones_like(p)
         optimizer.step()
-        assert len(optimizer._gathered.members) == 1
+        assert len(optimizer._participants.members) == 1
         assert {optimizer.state[p]["active_step"].item() for p in params} == {(step + 1) % 3}
     for i, p in enumerate(params):  # two ends with a sign to agree with
         expected = torch.full_like(p, 1 + 2 * 0.01 / (1e-3 * (i + 1)))
@@ -193,6 +193,7 @@ FALLING: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.thinned
 @every_backend
 @pytest.mark.parametrize("schedule", FALLING)
 @pytest.mark.parametrize("policy", POLICIES)
@@ -202,6 +203,7 @@ def test_a_schedule_that_only_lowers_lr_does_not_raise_the_rate(policy, schedule
         assert max(rates(POLICIES[policy](), FALLING[schedule], seed, backend=backend)) <= 2 * constant
 
 
+@pytest.mark.thinned
 @pytest.mark.feature("every torch.optim.lr_scheduler, with an adapting policy")
 @every_backend
 @pytest.mark.parametrize("policy", MORE_POLICIES)

@@ -54,6 +54,7 @@ def resumes_bit_for_bit(case: Case, dtype: torch.dtype, at: int, drop: str = "")
     return all_equal(straight, resumed)
 
 
+@pytest.mark.thinned
 @pytest.mark.feature("checkpoints resume bit for bit, anywhere in an interval")
 @every_case
 def test_resume_at_any_point_of_an_interval(case):
@@ -71,6 +72,7 @@ def test_resume_check_fails_when_state_is_lost():
     )
 
 
+@pytest.mark.thinned
 @every_case
 def test_state_is_plain_and_shaped_as_the_parameter_or_scalar(case):
     optimizer = case.build(parameters(torch.bfloat16))

@@ -278,14 +278,14 @@ def test_what_a_graph_points_to_lives_as_long_as_the_optimizer(change):
     own.eager(0)
     own.replay(1)
     optimizer, params = own.optimizer, own.params
-    plan = optimizer._gathered.compiled[0]
+    plan = optimizer._participants.plans[0]
     pointed_to = [plan, getattr(plan, "_tables", plan), *optimizer.state[params[0]].values()]
     kept = [weakref.ref(value) for value in pointed_to]
     del plan, pointed_to
     change(optimizer)
     own.eager(2)
     gc.collect()
-    assert optimizer._gathered.compiled[0] is not kept[0]()
+    assert optimizer._participants.plans[0] is not kept[0]()
     assert all(reference() is not None for reference in kept)
     before = [p.detach().clone() for p in params]
     own.fill(3, own.of_graph)

@@ -122,6 +122,7 @@ NUMBER = (
 )
 
 
+@pytest.mark.heavy
 @needs_compiler
 def test_without_nvcc_the_cpu_kernels_are_built_and_the_reason_is_told(tmp_path):
     tree = copy_tree(tmp_path)
@@ -175,6 +176,7 @@ def test_what_is_required_and_what_is_asked_for(tmp_path):
     assert "fused_adaptive: pure Python, no kernels" in output
 
 
+@pytest.mark.heavy
 def test_without_a_compiler_or_torch_it_is_pure_python_and_the_reason_is_told(tmp_path):
     tree = copy_tree(tmp_path / "tree")
     (tmp_path / "empty").mkdir()
@@ -207,6 +209,7 @@ def test_without_a_compiler_or_torch_it_is_pure_python_and_the_reason_is_told(tm
     assert told.endswith(" False\n")
 
 
+@pytest.mark.heavy
 @needs_compiler
 def test_code_that_does_not_compile_is_left_out(tmp_path):
     tree = copy_tree(tmp_path, SMALL | {"cpu/three.cpp": "no C++\n"})
@@ -282,7 +285,8 @@ told(version=fa.__version__, platform="linux-sparc")
 told(version="0.0.1")
 e.FOLDER = good
 (good / "_build.json").unlink()
-fa.__version__ = "9.9.9"
+from fused_adaptive.core import version
+version.__version__ = "9.9.9"
 told()
 """
 

@@ -72,6 +72,7 @@ def test_of_a_gpu_every_backend_says_why(monkeypatch):
     assert backends.select("auto", [CUDA]).name == "triton"  # which has kernels
 
 
+@pytest.mark.heavy
 @needs_pip
 def test_a_wheel_that_lacks_its_kernels_is_not_served_to_who_asks_for_them(tmp_path):
     """pip keeps what it builds of an archive, and asks neither setup.py nor the environment again."""
@@ -157,6 +158,7 @@ print(torch.ops.fused_adaptive.number(), python_calls.same_objects(), python_cal
 """
 
 
+@pytest.mark.heavy
 @needs_compiler
 def test_a_library_for_free_threaded_python_is_for_that_version_alone(tmp_path):
     """Which there is no stable ABI for: setuptools refuses to build what says otherwise."""
@@ -200,7 +202,7 @@ def test_the_extra_for_tests_has_what_they_import():
     tomllib = pytest.importorskip("tomllib")
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     named = {re.split(r"[^\w-]", requirement)[0] for requirement in extras["test"]}
-    trees = {path: ast.parse(path.read_text()) for path in [*ROOT.glob("tests/*.py"), *ROOT.glob("bench/*.py")]}
+    trees = {path: ast.parse(path.read_text()) for path in [*ROOT.glob("tests/**/*.py"), *ROOT.glob("bench/**/*.py")]}
     imported = {name for tree in trees.values() for node in tree.body for name in modules(node)}
     needed = {PROVIDES.get(name, name) for name in imported} - set(sys.stdlib_module_names) - BROUGHT
     assert needed - set(PROVIDES.values()) <= named | {"pytest"}

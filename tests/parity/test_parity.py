@@ -134,6 +134,7 @@ def state_excesses(
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 
 
+@pytest.mark.thinned
 @pytest.mark.feature("every optimizer, policy, decay and dtype within rounding of float64", backend="reference")
 @every_dtype
 @every_case
@@ -141,6 +142,7 @@ def test_a_reference_step_is_within_rounding_of_the_float64_reference(case, dtyp
     assert worst_excess(case, dtype, "reference") <= 1.0
 
 
+@pytest.mark.thinned
 @pytest.mark.feature("every optimizer, policy, decay and dtype within rounding of float64")
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 import fused_adaptive as fa
 from fused_adaptive import backends, policies
 from fused_adaptive.core.state import COUNTER, GAIN, StateSpec
-from fused_adaptive.core.view import Slot
+from fused_adaptive.core.view import ParamView
 from fused_adaptive.policies.base import ScalarPolicy
 
 from ..common.cases import KERNELS, parameters, train
@@ -31,15 +31,15 @@ class Doubling(ScalarPolicy):
     def state_spec(self, backbone: Any, group: Any) -> dict[str, StateSpec]:
         return {"gain": GAIN, "doubling_step": COUNTER}
 
-    def after_update(self, slots: Sequence[Slot], ending: bool) -> None:
-        super().after_update(slots, ending)
+    def after_update(self, views: Sequence[ParamView], ending: bool) -> None:
+        super().after_update(views, ending)
         if ending:
-            self.end_interval(slots)
+            self.end_interval(views)
 
-    def end_interval(self, slots: Sequence[Slot]) -> None:
-        for slot in slots:
-            slot.state["gain"].mul_(2)
-            slot.state["doubling_step"].zero_()
+    def end_interval(self, views: Sequence[ParamView]) -> None:
+        for view in views:
+            view.state["gain"].mul_(2)
+            view.state["doubling_step"].zero_()
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import fused_adaptive as fa
-from fused_adaptive.core.rate_noise import RateDraw
+from fused_adaptive.core.random_rates import RandomRates
 
 from ..backends.test_null_step import is_right_emulated
 from ..common.cases import POLICIES, is_allowed
@@ -88,7 +88,7 @@ def differing(
         else:
             found_inf, scale, draw = torch.tensor(float(step == 2)), inputs["grad_scale"], inputs["draw"]
             emulated.step(found_inf, scale, draw.table, skips=step == 2)
-            native.found_inf, native.grad_scale, native._rate_draw = found_inf, scale, draw
+            native.found_inf, native.grad_scale, native._random_rates = found_inf, scale, draw
         native.step()
     emulated.end_interval()
     native.end_interval()
@@ -208,7 +208,7 @@ def test_what_not_every_step_does(policy):
         for master in ("split", "stochastic"):
             given = {"master": master}
             assert differing("AdamWPlain", policy, True, torch.bfloat16, given=given, **options) == [], (master, order)
-        inputs = {"grad_scale": torch.tensor(1024.0), "draw": RateDraw(seed=3, relative_width=0.5)}
+        inputs = {"grad_scale": torch.tensor(1024.0), "draw": RandomRates(seed=3, relative_width=0.5)}
         given, amp = {"maximize": True, "fused": True}, {**options, "inputs": inputs, "on_device": True}
         assert differing("AdamWPlain", policy, False, torch.float32, given=given, **amp) == [], order
         for spoilt in (torch.nan, torch.inf):
@@ -267,7 +267,7 @@ def test_every_kernel_has_the_bits_of_the_cpu(structure, dtype):
 @pytest.mark.heavy
 def test_these_are_all_entries():
     """Those of the tests above: a kernel that is new has to be met by one of them."""
-    files = sorted((nvcc.CSRC / "cuda").glob("*.cu"))
+    files = sorted((build.CSRC / "cuda").glob("*.cu"))
     entries = Counter(kind_of(name) for file in files for name in entries_of(file.stem))
     structures, dtypes = len(BACKBONES), len(DTYPES)
     assert entries.pop("null_pass") == len(entries_of("null"))

@@ -10,7 +10,7 @@ import torch
 import fused_adaptive as fa
 from fused_adaptive.backends import reference
 from fused_adaptive.engine import reference_rates
-from fused_adaptive.engine.views import gather
+from fused_adaptive.engine.participants import collect
 from fused_adaptive.optimizers import base
 
 from ..common.breaking import NoSynchronisation, PeakMemory, broken, fails
@@ -55,16 +55,16 @@ def overflow_changes_nothing(case: Case, fused: bool) -> bool:
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("policy", ["fixed", "active", "tlr-gradient-global", "hypergradient-global"])
 @pytest.mark.parametrize("optimizer", ["SGD-momentum", "AdamW"])
-def test_11_amp_overflow_changes_nothing_and_ends_no_interval(optimizer, policy, fused):
+def test_amp_overflow_changes_nothing_and_ends_no_interval(optimizer, policy, fused):
     case = Case(optimizer, policy, True)
     assert overflow_changes_nothing(case, fused)
     if fused:
         step = reference.step
-        with broken(reference, "step", lambda gathered, found_inf, *rest: step(gathered, None, *rest)):
+        with broken(reference, "step", lambda participants, found_inf, *rest: step(participants, None, *rest)):
             assert fails(lambda: overflow_changes_nothing(case, fused))
 
 
-def test_11_only_fused_takes_the_amp_contract():
+def test_only_fused_takes_the_amp_contract():
     assert fa.AdamW(parameters(), fused=True)._step_supports_amp_scaling
     assert not fa.AdamW(parameters())._step_supports_amp_scaling
 
@@ -88,10 +88,10 @@ def plateau_lowers_a_tensor_lr_as_torch_lowers_a_float() -> bool:
     return all_equal(*runs)
 
 
-def test_12_a_tensor_lr_follows_the_scheduler_and_may_become_a_float():
+def test_a_tensor_lr_follows_the_scheduler_and_may_become_a_float():
     assert plateau_lowers_a_tensor_lr_as_torch_lowers_a_float()
     cached = property(lambda self: self.group.setdefault("cached", float(self.group["lr"])))
-    with broken(reference.Slot, "lr", cached):
+    with broken(reference.ParamView, "lr", cached):
         assert fails(plateau_lowers_a_tensor_lr_as_torch_lowers_a_float)
 
 
@@ -111,15 +111,15 @@ def extra_bytes_of_a_step(case: Case, dtype: torch.dtype) -> int:
 @pytest.mark.feature("no copy of the parameters in a step", backend="reference")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("policy", [p for p in POLICIES if "displacement" not in p])
-def test_14_a_step_allocates_a_few_tensors_and_not_a_copy_of_all(policy, dtype):
+def test_a_step_allocates_a_few_tensors_and_not_a_copy_of_all(policy, dtype):
     """Temporaries of one tensor at a time: at most 10 of 8 bytes an element, against 40 tensors in the model."""
     case = Case("AdamW", policy, True)
     assert extra_bytes_of_a_step(case, dtype) <= 10 * 8 * 1000
     step = reference.step
 
-    def step_with_copies(gathered, *rest):
-        copies = [slot.grad() * 1 for slot in gathered.slots]
-        step(gathered, *rest)
+    def step_with_copies(participants, *rest):
+        copies = [view.grad() * 1 for view in participants.views]
+        step(participants, *rest)
         assert copies
 
     with broken(reference, "step", step_with_copies):
@@ -145,13 +145,13 @@ def base_class_never_reads_a_value(case: Case) -> bool:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_15_the_base_class_does_not_synchronise(policy):
+def test_the_base_class_does_not_synchronise(policy):
     case = Case("SGD", policy, True)
     assert base_class_never_reads_a_value(case)
 
-    def gather_by_value(backbone, groups, *rest):
+    def collect_by_value(backbone, groups, *rest):
         assert float(groups[0]["lr"]) >= 0
-        return gather(backbone, groups, *rest)
+        return collect(backbone, groups, *rest)
 
-    with broken(base, "gather", gather_by_value):
+    with broken(base, "collect", collect_by_value):
         assert fails(lambda: base_class_never_reads_a_value(case))

@@ -15,7 +15,7 @@ from torch import Tensor
 import fused_adaptive as fa
 from fused_adaptive.backends import native, reference
 from fused_adaptive.core import view
-from fused_adaptive.engine import views
+from fused_adaptive.engine import participants
 from fused_adaptive.engine.fingerprint import Fingerprint
 
 from ..common.breaking import PeakMemory, broken, fails
@@ -76,7 +76,7 @@ def step_over(numel: int, border: int, dtype: torch.dtype, backend: str) -> Tens
 @pytest.mark.heavy
 @pytest.mark.feature("a tensor of more than 2³¹ elements", backend="native")
 @pytest.mark.skipif("native" not in BACKENDS, reason="native is not built")
-def test_07_more_than_2_to_the_31_elements():
+def test_more_than_2_to_the_31_elements():
     numel, border = 2**31 + 4099, 2**31
     if available_memory() < 12e9:
         pytest.skip("needs 12 GB of free memory: a parameter and a gradient of 4.3 GB each")
@@ -89,7 +89,7 @@ def test_07_more_than_2_to_the_31_elements():
 
 
 @every_backend
-def test_07_the_check_notices_what_32_bits_do_not_reach(backend):
+def test_the_check_notices_what_32_bits_do_not_reach(backend):
     """At a border that every machine has the memory for."""
     border = 2**15
     assert all_elements_moved(step_over(border + 99, border, torch.float32, backend), border)
@@ -98,10 +98,10 @@ def test_07_the_check_notices_what_32_bits_do_not_reach(backend):
         return
     step = module.step
 
-    def with_15_bits(gathered: Any, *rest: Any) -> None:
-        p = gathered.params[0]
+    def with_15_bits(participants: Any, *rest: Any) -> None:
+        p = participants.params[0]
         beyond = p.detach()[border:].clone()
-        step(gathered, *rest)
+        step(participants, *rest)
         p.detach()[border:] = beyond
 
     with broken(module, "step", with_15_bits):
@@ -124,19 +124,19 @@ def extra_bytes_of_the_first_step(backend: str) -> int:
 
 
 @every_backend
-def test_14_the_first_step_copies_no_parameters(backend):
+def test_the_first_step_copies_no_parameters(backend):
     allowed = 8 * 4 * 1000  # some temporaries of one tensor, against 40 tensors
     assert extra_bytes_of_the_first_step(backend) <= allowed
-    gather = views.gather
+    collect = participants.collect
 
-    def gather_with_copies(*arguments: Any) -> Any:
-        result = gather(*arguments)
+    def collect_with_copies(*arguments: Any) -> Any:
+        result = collect(*arguments)
         vars(result)["copies"] = [torch.empty_like(p) for p in result.params]
         return result
 
     from fused_adaptive.optimizers import base as optimizer
 
-    with broken(optimizer, "gather", gather_with_copies):
+    with broken(optimizer, "collect", collect_with_copies):
         assert extra_bytes_of_the_first_step(backend) > allowed
 
 
@@ -145,18 +145,18 @@ def test_14_the_first_step_copies_no_parameters(backend):
 SIZES = [1 + i % 13 for i in range(10_000)]
 
 
-def pieces_move_as_the_whole(backend: str, policy: Any, sizes: list[int], steps: int = 3) -> bool:
-    """Element policies know no neighbours: many tensors move as the one that they are pieces of, bit for bit."""
+def chunks_move_as_the_whole(backend: str, policy: Any, sizes: list[int], steps: int = 3) -> bool:
+    """Element policies know no neighbours: many tensors move as the one that they are chunks of, bit for bit."""
     values = torch.randn(sum(sizes))
-    whole, pieces = values.clone().requires_grad_(), [v.clone().requires_grad_() for v in values.split(sizes)]
-    one, many = (fa.AdamW(p, lr=0.01, policy=policy, backend=backend) for p in ([whole], pieces))
+    whole, chunks = values.clone().requires_grad_(), [v.clone().requires_grad_() for v in values.split(sizes)]
+    one, many = (fa.AdamW(p, lr=0.01, policy=policy, backend=backend) for p in ([whole], chunks))
     for _ in range(steps):
         whole.grad = torch.randn_like(whole)
-        for p, grad in zip(pieces, whole.grad.split(sizes), strict=True):
+        for p, grad in zip(chunks, whole.grad.split(sizes), strict=True):
             p.grad = grad.clone()
         one.step()
         many.step()
-    return torch.allclose(whole, torch.cat(pieces), rtol=0, atol=0 if backend == "native" else 1e-6)
+    return torch.allclose(whole, torch.cat(chunks), rtol=0, atol=0 if backend == "native" else 1e-6)
 
 
 @pytest.mark.feature("10 000 tensors")
@@ -164,8 +164,8 @@ def pieces_move_as_the_whole(backend: str, policy: Any, sizes: list[int], steps:
     "backend", [pytest.param(b, marks=pytest.mark.heavy) if b == "reference" else b for b in BACKENDS]
 )
 @pytest.mark.parametrize("policy", [None, fa.ActiveLR(interval=2)], ids=["fixed", "active"])
-def test_15_ten_thousand_tensors_move_as_one(policy, backend):
-    assert pieces_move_as_the_whole(backend, policy, SIZES)
+def test_ten_thousand_tensors_move_as_one(policy, backend):
+    assert chunks_move_as_the_whole(backend, policy, SIZES)
 
 
 def calls(function: Callable[[], Any]) -> int:
@@ -200,15 +200,15 @@ def growth(backend: str, policy: Any) -> float:
 
 @every_backend
 @pytest.mark.parametrize("policy", [None, fa.ActiveLR(interval=2), fa.TrainableLR(interval=2)], ids=str)
-def test_15_time_grows_no_faster_than_the_number_of_tensors(policy, backend):
+def test_time_grows_no_faster_than_the_number_of_tensors(policy, backend):
     assert growth(backend, policy) < 10.5
     if policy is not None:
         return
 
-    def looks_at_the_others(self: view.Slot) -> bool:
+    def looks_at_the_others(self: view.ParamView) -> bool:
         return sum(abs(1) for _ in self.group["params"]) > 0 and self.param.grad is not None
 
-    with broken(view.Slot, "applies", property(looks_at_the_others)):
+    with broken(view.ParamView, "applies", property(looks_at_the_others)):
         assert growth(backend, policy) > 20
 
 
@@ -256,8 +256,8 @@ def test_a_hundred_groups_are_a_hundred_optimizers(backend):
     if backend == "native":
         build = native.Plan._build
 
-        def with_the_first_groups_numbers(self: Any, gathered: Any) -> None:
-            build(self, gathered)
+        def with_the_first_groups_numbers(self: Any, participants: Any) -> None:
+            build(self, participants)
             self._numbers.groups = self._groups[:1] * len(self._groups)
 
         with broken(native.Plan, "_build", with_the_first_groups_numbers):

@@ -15,7 +15,7 @@ import fused_adaptive as fa
 from fused_adaptive import backends
 from fused_adaptive.backends import reference
 from fused_adaptive.core import state
-from fused_adaptive.core.view import Slot
+from fused_adaptive.core.view import ParamView
 from fused_adaptive.policies.base import ScalarPolicy
 
 from ..common.breaking import broken, fails
@@ -42,7 +42,7 @@ def loads_into_and_from_torch() -> bool:
     return all_equal(train(again, 3, start=3), copies)
 
 
-def test_04_state_dict_loads_into_and_from_torch():
+def test_state_dict_loads_into_and_from_torch():
     assert loads_into_and_from_torch()
 
     class Renamed(type(fa.AdamW.backbone)):
@@ -65,7 +65,7 @@ def intermittent_gradients_have_their_own_bias_correction() -> bool:
     return all_equal(ours, theirs)
 
 
-def test_05_every_tensor_counts_its_own_steps():
+def test_every_tensor_counts_its_own_steps():
     assert intermittent_gradients_have_their_own_bias_correction()
     shared = torch.zeros(())
     create = state.StateSpec.create
@@ -91,17 +91,18 @@ def empty_tensors_change_nothing_for_others(case: Case) -> bool:
     return all(torch.equal(with_empty[i], without[i]) for i in (0, 2)) and with_empty[1].shape == (0, 4)
 
 
+@pytest.mark.thinned
 @pytest.mark.feature("empty tensors", backend="reference")
 @every_case
-def test_08_empty_tensors_are_fine(case):
+def test_empty_tensors_are_fine(case):
     assert empty_tensors_change_nothing_for_others(case)
     update = reference.update
     seen_empty = []
 
-    def stop_at_the_first_empty_one(slot):
-        seen_empty.extend([1] * (slot.param.numel() == 0))
+    def stop_at_the_first_empty_one(view):
+        seen_empty.extend([1] * (view.param.numel() == 0))
         if not seen_empty:
-            update(slot)
+            update(view)
 
     with broken(reference, "update", stop_at_the_first_empty_one):
         assert fails(lambda: empty_tensors_change_nothing_for_others(case), KeyError)
@@ -133,21 +134,22 @@ def strides_do_not_matter(case: Case, of_param: str, of_grad: str) -> bool:
     return torch.allclose(plain, strided, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.thinned
 @pytest.mark.feature("channels_last, strided and misaligned tensors", backend="reference")
 @pytest.mark.parametrize("of_grad", LAYOUTS)
 @pytest.mark.parametrize("of_param", LAYOUTS)
 @pytest.mark.parametrize("policy", ["fixed", "active", "tlr-preconditioned-tensor", "hypergradient-global"])
-def test_09_strides_of_parameters_and_gradients_may_differ(policy, of_param, of_grad):
+def test_strides_of_parameters_and_gradients_may_differ(policy, of_param, of_grad):
     case = Case("AdamW", policy, True)
     assert strides_do_not_matter(case, of_param, of_grad)
     if of_grad != of_param:
-        grad = Slot.grad
+        grad = ParamView.grad
 
         def as_flat_storage(self):  # what a kernel does that walks over storage without looking at strides
             g = grad(self)
             return torch.as_strided(g, g.shape, torch.empty(g.shape).stride()).clone()
 
-        with broken(Slot, "grad", as_flat_storage):
+        with broken(ParamView, "grad", as_flat_storage):
             assert of_grad == "misaligned" or fails(lambda: strides_do_not_matter(case, of_param, of_grad))
 
 
@@ -170,7 +172,7 @@ def every_dtype_moves_and_keeps_its_state(case: Case) -> bool:
 
 @pytest.mark.feature("mixed dtypes; state that loading does not cast", backend="reference")
 @pytest.mark.parametrize("policy", ["fixed", "active", "tlr-gradient-global", "hypergradient-tensor"])
-def test_10_mixed_dtypes_move_and_state_is_not_cast(policy):
+def test_mixed_dtypes_move_and_state_is_not_cast(policy):
     check = lambda: every_dtype_moves_and_keeps_its_state(Case("AdamW", policy, True))  # noqa: E731
     assert check()
     with broken(fa.AdaptiveOptimizer, "load_state_dict", torch.optim.Optimizer.load_state_dict):
@@ -180,34 +182,34 @@ def test_10_mixed_dtypes_move_and_state_is_not_cast(policy):
 # ---- 16: elements that a vector path skips ----
 
 
-def large_odd_tensor_is_the_same_as_its_pieces(case: Case) -> bool:
-    """Element policies know no neighbours: a large tensor moves as its pieces do."""
+def large_odd_tensor_is_the_same_as_its_chunks(case: Case) -> bool:
+    """Element policies know no neighbours: a large tensor moves as its chunks do."""
     values, sizes = torch.randn(100_003, dtype=torch.float64), (1, 3, 127, 4095, 4097, 91_680)
-    whole, pieces = values.clone().requires_grad_(), [v.clone().requires_grad_() for v in values.split(sizes)]
-    one, many = case.build([whole]), case.build(pieces)
+    whole, chunks = values.clone().requires_grad_(), [v.clone().requires_grad_() for v in values.split(sizes)]
+    one, many = case.build([whole]), case.build(chunks)
     for _ in range(7):
         grad = torch.randn(100_003, dtype=torch.float64)
         whole.grad = grad
-        for p, g in zip(pieces, grad.split(sizes), strict=True):
+        for p, g in zip(chunks, grad.split(sizes), strict=True):
             p.grad = g.clone()
         one.step()
         many.step()
-    return torch.allclose(whole, torch.cat(pieces), rtol=1e-13, atol=1e-13)
+    return torch.allclose(whole, torch.cat(chunks), rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.policy in ("fixed", "active") and c.decoupled], ids=str)
-def test_16_no_element_of_a_large_odd_tensor_is_skipped(case):
-    assert large_odd_tensor_is_the_same_as_its_pieces(case)
+def test_no_element_of_a_large_odd_tensor_is_skipped(case):
+    assert large_odd_tensor_is_the_same_as_its_chunks(case)
     update = reference.update
 
-    def update_without_tail(slot):
-        tail = slot.param.detach()[-(slot.param.numel() % 4) :].clone() if slot.param.numel() > 4096 else None
-        update(slot)
+    def update_without_tail(view):
+        tail = view.param.detach()[-(view.param.numel() % 4) :].clone() if view.param.numel() > 4096 else None
+        update(view)
         if tail is not None:
-            slot.param[-tail.numel() :] = tail
+            view.param[-tail.numel() :] = tail
 
     with broken(reference, "update", update_without_tail):
-        assert fails(lambda: large_odd_tensor_is_the_same_as_its_pieces(case))
+        assert fails(lambda: large_odd_tensor_is_the_same_as_its_chunks(case))
 
 
 # ---- 17: hypergradient ----
@@ -235,18 +237,18 @@ def hypergradient_rate_is_one_for_all_tensors_of_a_step() -> bool:
     return torch.equal(before[0] - p, before[1] - q)
 
 
-def test_17_hypergradient_rate_is_never_negative_nor_changed_midway():
+def test_hypergradient_rate_is_never_negative_nor_changed_midway():
     assert hypergradient_rate_is_never_negative()
 
     def ascend_without_clamp(self, unit, step_size, slope):
-        for slot in unit:
-            slot.state["gain"].add_(step_size * slope / slot.lr_scale**2)
+        for view in unit:
+            view.state["gain"].add_(step_size * slope / view.lr_scale**2)
 
     with broken(ScalarPolicy, "ascend", ascend_without_clamp):
         assert fails(hypergradient_rate_is_never_negative)
 
     assert hypergradient_rate_is_one_for_all_tensors_of_a_step()
-    with broken(ScalarPolicy, "units", lambda self, slots: [slots[: i + 1] for i in range(len(slots))]):
+    with broken(ScalarPolicy, "units", lambda self, views: [views[: i + 1] for i in range(len(views))]):
         assert fails(hypergradient_rate_is_one_for_all_tensors_of_a_step)
 
 
@@ -261,22 +263,23 @@ def lr_is_the_users(case: Case) -> bool:
     return optimizer.param_groups[0]["lr"] == 0.07 and {"state", "param_groups"} <= optimizer.state_dict().keys()
 
 
+@pytest.mark.thinned
 @every_case
-def test_18_no_policy_writes_the_groups_lr(case):
+def test_no_policy_writes_the_groups_lr(case):
     assert lr_is_the_users(case)
     if case.policy.startswith("hypergradient"):
 
         def ascend_in_the_group(self, unit, step_size, slope):
-            for slot in unit:
-                slot.group["lr"] += 1e-3
+            for view in unit:
+                view.group["lr"] += 1e-3
 
         with broken(ScalarPolicy, "ascend", ascend_in_the_group):
             assert fails(lambda: lr_is_the_users(case))
     update = reference.update
 
-    def update_in_the_group(slot):
-        update(slot)
-        slot.group["lr"] *= 0.99
+    def update_in_the_group(view):
+        update(view)
+        view.group["lr"] *= 0.99
 
     with broken(reference, "update", update_in_the_group):
         assert fails(lambda: lr_is_the_users(case))
@@ -305,9 +308,9 @@ def decay_is_of_the_right_kind(name: str) -> bool:
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam", "AdaBelief"])
-def test_19_decay_is_coupled_or_decoupled_as_asked(name):
+def test_decay_is_coupled_or_decoupled_as_asked(name):
     assert decay_is_of_the_right_kind(name)
-    with broken(reference.Slot, "coupled_grad", lambda self, param=None: self.grad()):
+    with broken(reference.ParamView, "coupled_grad", lambda self, param=None: self.grad()):
         assert fails(lambda: decay_is_of_the_right_kind(name))
 
 

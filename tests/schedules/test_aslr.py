@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import fused_adaptive as fa
-from fused_adaptive.core.rate_noise import RateDraw
+from fused_adaptive.core.random_rates import RandomRates
 
 from ..common.cases import POLICIES
 from .common import Net, epoch, one_thread, same, values  # noqa: F401
@@ -165,7 +165,7 @@ def test_bad_arguments(arguments, error, message):
 
 
 def factor(seed: int, n: int, index: int, relative_width: float) -> float:
-    return RateDraw(seed, relative_width, n).factors(torch.tensor([index])).item()
+    return RandomRates(seed, relative_width, n).factors(torch.tensor([index])).item()
 
 
 def test_each_tensor_draws_at_each_step():
@@ -251,11 +251,11 @@ def test_without_jitter_or_controller_nothing_is_drawn():
         model = Net()
         optimizer = fa.AdamW(model.parameters(), lr=0.01)
         controller = None if jitter is None else fa.ASLR(optimizer, jitter=jitter)
-        assert (optimizer._rate_draw is not None) is bool(jitter)
+        assert (optimizer._random_rates is not None) is bool(jitter)
         epoch(model, optimizer, 0)
         if controller is not None and jitter:
             controller.remove()
-            assert optimizer._rate_draw is None
+            assert optimizer._random_rates is None
         trajectories.append(values(model))
     assert same(trajectories[0], trajectories[1])
     assert not same(trajectories[0], trajectories[2])
@@ -355,5 +355,5 @@ def test_copies_go_their_own_way(build):
     assert same(controller.state_dict(), controller2.state_dict())
     assert controller2.optimizer is optimizer2
     alone = copy.deepcopy(optimizer)  # knows of no controller: it may get one of its own
-    assert getattr(alone, "_rate_draw", None) is None
+    assert getattr(alone, "_random_rates", None) is None
     fa.ASLR(alone)

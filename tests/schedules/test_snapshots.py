@@ -110,7 +110,7 @@ def test_snapshot_of_a_model_on_a_gpu(snapshot):
 
 WRITER = """
 import io, sys, time, torch
-from fused_adaptive.controllers.snapshots import FileSnapshot
+from fused_adaptive.schedules.snapshots import FileSnapshot
 
 def stop_halfway(tensors, file):
     buffer = io.BytesIO()

@@ -70,6 +70,7 @@ def releasing_changes_no_bit(case: Case, backend: str, dtype: torch.dtype = torc
     return all_equal(params, expected) and state.keys() == expected_state.keys() and same_state
 
 
+@pytest.mark.thinned
 @feature
 @every_backend
 @pytest.mark.parametrize("case", [c for c in CASES if is_per_tensor(c.policy)], ids=str)

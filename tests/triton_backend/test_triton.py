@@ -111,13 +111,13 @@ def test_counts_plans_and_errors():
 
 
 @needs_triton
-def test_the_order_of_threads():
-    run_tests("tests/triton_backend/order.py", "-k", "tlr-gradient-global or missing or two_threads or read or drawing")
+def test_threads_and_operators():
+    run_tests("tests/triton_backend/order.py", "-k", "two_threads or counters or drawing")
 
 
 @needs_triton
 @pytest.mark.heavy
-def test_the_order_of_threads_under_every_policy():
+def test_the_order_of_threads():
     run_tests("tests/triton_backend/order.py")
 
 

@@ -21,21 +21,17 @@ import torch
 from torch import Tensor
 
 from ..plans import POLICIES
+from .interpreter import is_interpreted
 
 if TYPE_CHECKING:
-    from ...core.rate_noise import RateDraw
-    from ...engine.views import Gathered
+    from ...core.random_rates import RandomRates
+    from ...engine.participants import Participants
 
 name = "triton"
 policies = POLICIES
 
 OLDEST = (3, 6)
 INSTALL = "pip install 'triton>=3.6'"
-
-
-def is_interpreted() -> bool:
-    """Whether Triton runs kernels through its interpreter, on CPU tensors."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
 def why_not(devices: Iterable[torch.device]) -> str:
@@ -77,7 +73,9 @@ def _why_not_on(device: torch.device) -> str:
     return ""
 
 
-def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None, draw: RateDraw | None) -> None:
+def step(
+    participants: Participants, found_inf: Tensor | None, grad_scale: Tensor | None, random_rates: RandomRates | None
+) -> None:
     """One optimizer step, in place. Arguments and errors are those of :func:`reference.step`.
 
     The host neither waits for the device nor reads from it. The first step of a process compiles the kernels that it
@@ -88,11 +86,11 @@ def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None
     """
     from . import launch
 
-    launch.step(gathered, found_inf, grad_scale, draw)
+    launch.step(participants, found_inf, grad_scale, random_rates)
 
 
-def end_interval(gathered: Gathered) -> None:
+def end_interval(participants: Participants) -> None:
     """Ends the running interval of every policy, outside of a step."""
     from . import launch
 
-    launch.end_interval(gathered)
+    launch.end_interval(participants)

@@ -21,7 +21,7 @@ class HostCounts:
     """The counts of one plan.
 
     Args:
-        bound: state by role and member, see plans.gather_state.
+        bound: state by role and member, see plans.collect_state.
         members: of every policy, its tensors.
     """
 

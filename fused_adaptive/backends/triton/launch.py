@@ -8,48 +8,50 @@ from torch import Tensor
 
 from ...policies.base import ScalarPolicy
 from .. import plans, reference
-from . import is_interpreted
+from .interpreter import is_interpreted
 from .plan import Plan, on_device
 
 if TYPE_CHECKING:
-    from ...core.rate_noise import RateDraw
-    from ...engine.views import Gathered
+    from ...core.random_rates import RandomRates
+    from ...engine.participants import Participants
 
 
-def step(gathered: Gathered, found_inf: Tensor | None, grad_scale: Tensor | None, draw: RateDraw | None) -> None:
+def step(
+    participants: Participants, found_inf: Tensor | None, grad_scale: Tensor | None, random_rates: RandomRates | None
+) -> None:
     on_host = found_inf is not None and found_inf.device.type == "cpu"
     if on_host and is_interpreted():  # there, the CPU is the device
-        on_host = not all(map(on_device, gathered.slots))
+        on_host = not all(map(on_device, participants.views))
     if found_inf is not None and on_host and bool(found_inf):
-        gathered.check_gradients()
+        participants.check_gradients()
         return
-    ready = plans.ready(gathered, _plans, "Triton")
+    ready = plans.ready(participants, _plans, "Triton")
     if ready is None:
-        reference.step(gathered, found_inf, grad_scale, draw)
+        reference.step(participants, found_inf, grad_scale, random_rates)
         return
     found_inf = None if on_host else found_inf
-    table = None if draw is None else draw.table_on([plan.device for plan in ready])
+    table = None if random_rates is None else random_rates.table_on([plan.device for plan in ready])
     for plan in ready:
-        gathered.keep(plan.step(found_inf, grad_scale, table))
-    if draw is not None:
-        draw.count(found_inf)
+        participants.keep(plan.step(found_inf, grad_scale, table))
+    if random_rates is not None:
+        random_rates.count(found_inf)
 
 
-def end_interval(gathered: Gathered) -> None:
-    plans.end_interval(gathered, _plans)
+def end_interval(participants: Participants) -> None:
+    plans.end_interval(participants, _plans)
 
 
-def _plans(gathered: Gathered) -> list[Plan] | None:
+def _plans(participants: Participants) -> list[Plan] | None:
     """One plan a device and place of the counters.
 
     None where a gain is shared by tensors of several plans, or follows inner products that are summed over ranks.
     """
-    if gathered.compiled is None:
-        scalar = (slots for policy, slots in gathered.members.items() if isinstance(policy, ScalarPolicy))
-        if any(slot.ranks is not None for slots in scalar for slot in slots):
+    if participants.plans is None:
+        scalar = (views for policy, views in participants.members.items() if isinstance(policy, ScalarPolicy))
+        if any(view.ranks is not None for views in scalar for view in views):
             return None
-        slots_of = plans.parts(gathered, on_device)
-        if slots_of is None:
+        views_of = plans.views_of_plans(participants, on_device)
+        if views_of is None:
             return None
-        gathered.compiled = [Plan(slots, gathered) for slots in slots_of]
-    return gathered.compiled
+        participants.plans = [Plan(views, participants) for views in views_of]
+    return participants.plans

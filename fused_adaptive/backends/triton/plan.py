@@ -23,12 +23,12 @@ from torch import Tensor
 
 from ...core.declarations import ROLES
 from ...core.state import state_dtype
-from ...core.view import Slot
+from ...core.view import ParamView
 from ...policies import Hypergradient, Policy, TrainableLR
 from .. import plans
 from ..written import Written
-from . import is_interpreted
 from .counts import COUNTERS, HostCounts
+from .interpreter import is_interpreted
 from .kernels import end_active, update
 from .prepare import prepare
 from .reduce import finish, measure, slope
@@ -37,42 +37,42 @@ from .tables import SOURCES, STORED, Tables, Unit
 from .uploads import Uploader
 
 if TYPE_CHECKING:
-    from ...engine.views import Gathered
+    from ...engine.participants import Participants
 
 
-def on_device(slot: Slot) -> bool:
+def on_device(view: ParamView) -> bool:
     """Whether its counters are on the GPU (``capturable`` or ``fused``)."""
-    may_be = slot.param.device.type != "cpu" or is_interpreted()
-    return may_be and bool(slot.group.get("capturable") or slot.group.get("fused"))
+    may_be = view.param.device.type != "cpu" or is_interpreted()
+    return may_be and bool(view.group.get("capturable") or view.group.get("fused"))
 
 
 class Plan:
     """The tensors of one device, with the tables over them.
 
     Args:
-        slots: parameters whose state is complete.
-        gathered: what they are a part of.
+        views: parameters whose state is complete.
+        participants: what they are a part of.
     """
 
-    def __init__(self, slots: Sequence[Slot], gathered: Gathered) -> None:
-        self.device = slots[0].param.device
-        self.on_device = on_device(slots[0])
-        self._slots = slots
-        self._params = [slot.param for slot in slots]
-        self._numbers = plans.GroupNumbers(slots)
+    def __init__(self, views: Sequence[ParamView], participants: Participants) -> None:
+        self.device = views[0].param.device
+        self.on_device = on_device(views[0])
+        self._views = views
+        self._params = [view.param for view in views]
+        self._numbers = plans.GroupNumbers(views)
         self._groups = self._numbers.groups
-        self._parked = plans.parked_members(slots)
+        self._parked = plans.parked_members(views)
         self._dense = plans.dense_copies(self._params, self._parked)
         pairs = enumerate(zip(self._params, self._dense, strict=True))
         self._copies = [(p, d) for i, (p, d) in pairs if p is not d and i not in self._parked]
         self._of_one = [i for i, p in enumerate(self._params) if p.numel() == 1]
-        self._bound, first = plans.gather_state(slots, self._dense, slots[0].backbone, self._parked)
+        self._bound, first = plans.collect_state(views, self._dense, views[0].backbone, self._parked)
         self._first = set(first)
         self._check_state()
-        position = {id(slot): i for i, slot in enumerate(slots)}
+        position = {id(view): i for i, view in enumerate(views)}
         parted = {
             policy: [position[id(s)] for s in members if id(s) in position]
-            for policy, members in gathered.members.items()
+            for policy, members in participants.members.items()
         }
         self._members: dict[Policy, list[int]] = {policy: own for policy, own in parted.items() if own}
         # What has to stay where it is for the tables to hold. The host's counts are read, not pointed to.
@@ -93,7 +93,7 @@ class Plan:
         self._couples: list[bool] = []
         self._uploader = Uploader(self.device)
         # The device's copies of counts that are on the host; whatever becomes of the tables, they go on.
-        self._mirrors = torch.zeros(len(slots) * len(COUNTERS), dtype=torch.int64, device=self.device)
+        self._mirrors = torch.zeros(len(views) * len(COUNTERS), dtype=torch.int64, device=self.device)
         self._has_mirrors = False
         self._streams: list[int] = []  # that have used the tables
         self._written = Written(self._params, self._bound.values())
@@ -103,7 +103,7 @@ class Plan:
         ranges = []
         for role, own in self._bound.items():
             for i, t in own.items():
-                p, index = self._dense[i], self._slots[i].index
+                p, index = self._dense[i], self._views[i].index
                 shaped = t.shape == p.shape and (t.dim() or p.dim() == 0) and ROLES[role].shaped
                 device = self.device if self.on_device or role not in COUNTERS else torch.device("cpu")
                 if not (shaped or (not ROLES[role].shaped and t.numel() == 1)) or t.dtype not in _dtypes(role, p):
@@ -130,18 +130,18 @@ class Plan:
         """Whether parameters and state are where they were when the plan was built."""
         return [t.data_ptr() for t in self._watched] == self._addresses and _forms(self._dense) == self._forms
 
-    def take_gradients(self, conform: bool = False) -> int:
+    def take_gradients(self, make_dense: bool = False) -> int:
         """Collects this step's gradients and checks them; plans.READY if the step can be taken. Changes nothing.
 
         Args:
-            conform: gives those that are laid out otherwise than their parameters, or in another dtype, a copy.
+            make_dense: gives those that are laid out otherwise than their parameters, or in another dtype, a copy.
         """
         if not self.holds():
             return plans.STALE
         self._grads = [p.grad for p in self._params]
-        if conform or self._copies:
+        if make_dense or self._copies:
             self._grads = [
-                None if g is None else plans.conform(g, d, d.dtype)
+                None if g is None else plans.dense_gradient(g, d, d.dtype)
                 for g, d in zip(self._grads, self._dense, strict=True)
             ]
         present = [g for g in self._grads if g is not None]
@@ -156,19 +156,19 @@ class Plan:
         # An empty tensor has no address, but takes part; 0 is for those that do not.
         self._pointers = [0 if g is None else g.data_ptr() or 16 for g in self._grads]
         if any(map(eq, self._pointers, self._addresses)):  # the first of these are the parameters'
-            for slot, pointer, address in zip(self._slots, self._pointers, self._addresses, strict=False):
+            for view, pointer, address in zip(self._views, self._pointers, self._addresses, strict=False):
                 if pointer == address != 0:
                     raise RuntimeError(
-                        f"the gradient of parameter {slot.index} is the parameter itself: it would be overwritten "
+                        f"the gradient of parameter {view.index} is the parameter itself: it would be overwritten "
                         "while it is read; clone it"
                     )
-        if self._slots[0].backbone.name == "SGD":  # a buffer that the first update makes has to be there first
+        if self._views[0].backbone.name == "SGD":  # a buffer that the first update makes has to be there first
             for i, pointer in enumerate(self._pointers):
-                if pointer and self._slots[i].group["momentum"] != 0 and i not in self._bound.get("state0", {}):
+                if pointer and self._views[i].group["momentum"] != 0 and i not in self._bound.get("state0", {}):
                     return plans.STALE
         return plans.READY
 
-    def step(self, found_inf: Tensor | None, grad_scale: Tensor | None, draw: Tensor | None) -> Sequence[Any]:
+    def step(self, found_inf: Tensor | None, grad_scale: Tensor | None, random_rates: Tensor | None) -> Sequence[Any]:
         """The step with the gradients that were taken. Returns what a CUDA graph points to that it was captured in."""
         if found_inf is not None and not self.on_device:
             raise RuntimeError("found_inf on the device needs counters on the device: use fused=True")
@@ -177,7 +177,7 @@ class Plan:
         moved = [i for i, pointer in enumerate(self._pointers) if pointer]
         with _launching(self.device):
             tables = self._begin()
-            inputs = self._prepare(tables, found_inf, grad_scale, draw)
+            inputs = self._prepare(tables, found_inf, grad_scale, random_rates)
             ending = self._ending(tables)
             for unit in tables.units:
                 if _measures_before(unit.policy) and ending[unit.policy]:
@@ -200,7 +200,7 @@ class Plan:
                     self._measure(tables, unit)
         self._first.difference_update(moved)
         if not self.on_device:
-            resting = [i for i in moved if id(self._slots[i].group) in self._numbers.resting]
+            resting = [i for i in moved if id(self._views[i].group) in self._numbers.resting]
             self._counts.step(ending, moved, resting)
         for param, dense in self._copies:
             param.copy_(dense)
@@ -256,17 +256,17 @@ class Plan:
                     "cannot be rebuilt while a CUDA graph is being captured: take one step before the capture"
                 )
             by_group = {id(group): one for group, one in zip(self._groups, couples, strict=True)}
-            own = [by_group[id(slot.group)] for slot in self._slots]
+            own = [by_group[id(view.group)] for view in self._views]
             chunk_size = {dtype: sizes.chunk for dtype, sizes in self._sizes.items()}
             self._tables = Tables(
-                self._slots, self._dense, self._bound, self._members, own, self._mirrors, self.on_device, chunk_size
+                self._views, self._dense, self._bound, self._members, own, self._mirrors, self.on_device, chunk_size
             )
-            self._uploader.resize(len(self._slots), len(self._groups))
+            self._uploader.resize(len(self._views), len(self._groups))
             self._couples, self._streams = couples, []
         self._note_stream(self._tables)
-        self._uploader.send(self._pointers or [0] * len(self._slots), self._numbers, capturing)
+        self._uploader.send(self._pointers or [0] * len(self._views), self._numbers, capturing)
         if not self._has_mirrors or (not self.on_device and self._counts.have_changed()):
-            self._uploader.copy(self._counts.rows(self._first, len(self._slots), self.on_device), self._mirrors)
+            self._uploader.copy(self._counts.rows(self._first, len(self._views), self.on_device), self._mirrors)
             self._counts.remember()
             self._has_mirrors = True
         return self._tables
@@ -288,25 +288,25 @@ class Plan:
         tables: Tables,
         found_inf: Tensor | None,
         grad_scale: Tensor | None,
-        draw: Tensor | None,
+        random_rates: Tensor | None,
         now: bool = False,
     ) -> tuple[Tensor, ...]:
         scale, inf = plans.scalar(grad_scale, self.device, torch.float64), plans.scalar(found_inf, self.device)
         inputs = (
-            self._mirrors if draw is None else draw.to(self.device),
+            self._mirrors if random_rates is None else random_rates.to(self.device),
             tables.single_one if scale is None else scale,
             tables.single_zero if inf is None else inf,
         )
-        prepare[(-(-len(self._slots) // THREADS),)](
+        prepare[(-(-len(self._views) // THREADS),)](
             tables.tensors,
-            len(self._slots),
+            len(self._views),
             self._uploader.grads,
             self._uploader.hypers,
             tables.rules,
             *inputs,
             tables.scalars,
             tables.flags,
-            DRAWS=draw is not None,
+            RANDOM_RATES=random_rates is not None,
             NOW=now,
             BLOCK=THREADS,
             **self._lanes,
@@ -362,7 +362,7 @@ class Plan:
             elif self.on_device:
                 ending[policy] = True
             else:
-                ending[policy] = policy.ends([self._slots[self._members[policy][0]]])
+                ending[policy] = policy.ends([self._views[self._members[policy][0]]])
         return ending
 
 

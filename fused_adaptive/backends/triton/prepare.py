@@ -56,12 +56,12 @@ def count_step(row, traits, counts, moves):
 
 
 @triton.jit
-def drawn_factor(draw, index):
+def rate_factor(random_rates, index):
     """What ASLR multiplies the rates of the tensors at these positions by [ASLR, Eq. 10]."""
-    step, width = tl.load(draw + 1), tl.load((draw + 2).to(tl.pointer_type(tl.float64)))
+    step, width = tl.load(random_rates + 1), tl.load((random_rates + 2).to(tl.pointer_type(tl.float64)))
     zeros = (index * 0).to(tl.uint32)
     low, high = (step & 0xFFFFFFFF).to(tl.uint32), ((step >> 32) & 0xFFFFFFFF).to(tl.uint32)
-    bits, _, _, _ = tl.philox(tl.load(draw), zeros + low, zeros + high, index.to(tl.uint32), zeros)
+    bits, _, _, _ = tl.philox(tl.load(random_rates), zeros + low, zeros + high, index.to(tl.uint32), zeros)
     return 1.0 + width * ((bits >> 8).to(tl.float64) * 5.9604644775390625e-8 - 0.5)  # 2^-24
 
 
@@ -104,7 +104,7 @@ def prepare_active(row, shared, rules, here, moves, has_rate, lr_ref, NOW: tl.co
 
 
 @triton.jit
-def prepare_trainable(row, shared, rule, has, moves, lr, draw, NOW: tl.constexpr):
+def prepare_trainable(row, shared, rule, has, moves, lr, random_rates, NOW: tl.constexpr):
     """TrainableLR: the interval's phase, and what it has been so far. Returns flags."""
     applied = value_at(row, TLR_APPLIED, tl.int64, has)
     lr_sum = value_at(row, LR_SUM, tl.float64, has)
@@ -114,7 +114,7 @@ def prepare_trainable(row, shared, rule, has, moves, lr, draw, NOW: tl.constexpr
         calls = applied * 0
     else:
         applied = applied + moves.to(tl.int64)
-        lr_sum = lr_sum + tl.where(moves, lr * draw, 0.0)
+        lr_sum = lr_sum + tl.where(moves, lr * random_rates, 0.0)
         calls = value_at(row, TLR_STEP, tl.int64, has) + 1
         interval = column(rule, INTERVAL, has).to(tl.int64)
         ends = has & (interval > 0) & (calls >= interval)
@@ -137,12 +137,12 @@ def prepare(
     grads,
     hypers,
     rules,
-    draw,
+    random_rates,
     grad_scale,
     found_inf,
     scalars,
     flags,
-    DRAWS: tl.constexpr,
+    RANDOM_RATES: tl.constexpr,
     NOW: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -151,10 +151,10 @@ def prepare(
     Args:
         tensors, hypers, rules: the tables of ``fields``.
         grads: addresses, int64, a tensor; 0 where it has none.
-        draw: what ASLR draws from, see controllers.draws.RateDraw.table.
+        random_rates: what ASLR draws from, see controllers.draws.RandomRates.table.
         grad_scale, found_inf: AMP's, float32; a single 1 and a single 0 without it.
         scalars, flags: what is written.
-        DRAWS: each tensor's rate is drawn.
+        RANDOM_RATES: each tensor's rate is drawn.
         NOW: ``end_interval()``, outside of a step: there are no gradients.
     """
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -172,8 +172,8 @@ def prepare(
     hyper = hypers + column(row, GROUP, alive) * HYPER_FIELDS
     lr, weight_decay = column(hyper, LR, alive), column(hyper, WEIGHT_DECAY, alive)
     factor = tl.full([BLOCK], 1.0, tl.float64)
-    if DRAWS:
-        factor = drawn_factor(draw, column(row, INDEX, alive))
+    if RANDOM_RATES:
+        factor = rate_factor(random_rates, column(row, INDEX, alive))
 
     scalar_rule = column(row, SCALAR, alive)
     has_scalar = alive & (scalar_rule >= 0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from . import is_interpreted
+from .interpreter import is_interpreted
 
 #: Elements of a chunk in blocks: so many that reading the tables does not count, so few that programs end together.
 BLOCKS_OF_CHUNK = 8

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ...core import declarations
 from ...core.declarations import ROLES
-from ...core.view import CHUNK, Slot
+from ...core.view import CHUNK, ParamView
 from ...policies import ActiveLR, Hypergradient, Policy, TrainableLR
 from .. import plans
 from . import fields, math
 from .counts import COUNTERS
 
-#: The columns of a tensor's row, by the role that plans.gather_state gives a tensor.
+#: The columns of a tensor's row, by the role that plans.collect_state gives a tensor.
 COLUMNS = {role: column for column, role in enumerate(ROLES)}
 KINDS = {ActiveLR: fields.ACTIVE_LR, TrainableLR: fields.TRAINABLE_LR, Hypergradient: fields.HYPERGRADIENT}
 SOURCES = {"displacement": fields.DISPLACEMENT, "gradient": fields.GRADIENT, "preconditioned": fields.PRECONDITIONED}
@@ -118,7 +118,7 @@ class Unit:
 
 
 def chunks_of(members: Sequence[int], numels: Sequence[int], size: int) -> list[tuple[int, int, int]]:
-    """The pieces of some tensors: tensor, first element, number of elements."""
+    """The chunks of some tensors: tensor, first element, number of elements."""
     return [(m, base, min(size, numels[m] - base)) for m in members for base in range(0, numels[m], size)]
 
 
@@ -126,10 +126,10 @@ class Tables:
     """The device's copy of a plan: as constant as the plan, but for mirrors and scratch memory.
 
     Args:
-        slots: the parameters of one device.
+        views: the parameters of one device.
         params: what is updated: the parameters, or dense copies of them.
-        bound: their state by role and member, see plans.gather_state.
-        members: of every policy, its tensors, by their place in ``slots``.
+        bound: their state by role and member, see plans.collect_state.
+        members: of every policy, its tensors, by their place in ``views``.
         coupled: of each member, whether decay goes into the gradient. Without decay it does not, were the parameter
             infinite.
         mirrors: the counts that the device keeps of its own, a row a tensor.
@@ -139,7 +139,7 @@ class Tables:
 
     def __init__(
         self,
-        slots: Sequence[Slot],
+        views: Sequence[ParamView],
         params: Sequence[Tensor],
         bound: Mapping[str, Mapping[int, Tensor]],
         members: Mapping[Policy, Sequence[int]],
@@ -150,7 +150,7 @@ class Tables:
     ) -> None:
         self.device = params[0].device
         self._numels = [p.numel() for p in params]
-        count = len(slots)
+        count = len(views)
         self.grads = self._zeros(count)
         self.scalars = self._zeros(count * fields.SCALAR_FIELDS.value, torch.float64)
         self.flags = self._zeros(count, torch.int32)
@@ -158,8 +158,8 @@ class Tables:
         self.one = torch.ones(1, dtype=torch.float64, device=self.device)
         self.single_one, self.single_zero = self.one.float(), self._zeros(1, torch.float32)
         self.policies = [policy for policy in members if type(policy) in KINDS and not policy.naive]
-        self.structures = [STRUCTURES[plans.structure(slot.backbone.name, slot.group)] for slot in slots]
-        rows = self._rows(slots, params, bound, members, coupled, on_device)
+        self.structures = [STRUCTURES[plans.structure(view.backbone.name, view.group)] for view in views]
+        rows = self._rows(views, params, bound, members, coupled, on_device)
         self.tensors = self._table(rows)
         self.rules = self._table([[KINDS[type(p)].value, *plans.rule_of(p)] for p in self.policies] or [[0.0]])
         kinds: dict[Kind, list[int]] = {}
@@ -192,20 +192,20 @@ class Tables:
 
     def _rows(
         self,
-        slots: Sequence[Slot],
+        views: Sequence[ParamView],
         params: Sequence[Tensor],
         bound: Mapping[str, Mapping[int, Tensor]],
         members: Mapping[Policy, Sequence[int]],
         coupled: Sequence[bool],
         on_device: bool,
     ) -> list[list[int]]:
-        groups = {id(group): i for i, group in enumerate({id(s.group): s.group for s in slots}.values())}
-        rows = [[0] * fields.TENSOR_FIELDS.value for _ in slots]
+        groups = {id(group): i for i, group in enumerate({id(s.group): s.group for s in views}.values())}
+        rows = [[0] * fields.TENSOR_FIELDS.value for _ in views]
         for role, tensors in bound.items():
             mirrored = role in COUNTERS and not on_device
             for i, tensor in tensors.items():
                 rows[i][COLUMNS[role]] = self.mirror(i, role) if mirrored else tensor.data_ptr()
-        for i, (slot, p, row) in enumerate(zip(slots, params, rows, strict=True)):
+        for i, (view, p, row) in enumerate(zip(views, params, rows, strict=True)):
             traits = self.structures[i].traits
             step = bound.get("step", {}).get(i)
             if step is None or not on_device:  # an SGD has no count of its own: 0 is "no buffer yet"
@@ -216,13 +216,13 @@ class Tables:
             row[fields.GAIN.value] = row[fields.GAIN.value] or self.one.data_ptr()
             row[fields.PARAM.value] = p.data_ptr()
             row[fields.NUMEL.value] = p.numel()
-            row[fields.INDEX.value] = slot.index
-            row[fields.GROUP.value] = groups[id(slot.group)]
+            row[fields.INDEX.value] = view.index
+            row[fields.GROUP.value] = groups[id(view.group)]
             row[fields.ACTIVE.value] = row[fields.SCALAR.value] = -1
             aligned = all(address % 16 == 0 for address in row[: fields.START.value + 1])
             for condition, trait in (
-                (any(policy.adapts for policy in slot.policies), fields.ADAPTS),
-                (slot.group["maximize"], fields.MAXIMIZES),
+                (any(policy.adapts for policy in view.policies), fields.ADAPTS),
+                (view.group["maximize"], fields.MAXIMIZES),
                 (aligned, fields.ALIGNED),
                 (p.dtype == torch.float64, fields.STATE_IS_DOUBLE),
                 (coupled[i], fields.COUPLES),

@@ -1,6 +1,6 @@
-"""What a step gathers is kept, and nobody can tell: whatever changes between two steps, the next one sees it.
+"""What a step collects is kept, and nobody can tell: whatever changes between two steps, the next one sees it.
 
-Every change is made in the middle of a training, which must go on bit for bit as one that gathers anew at every step.
+Every change is made in the middle of a training, which must go on bit for bit as one that collects anew at every step.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 import fused_adaptive as fa
 from fused_adaptive.core import python_calls
 from fused_adaptive.core.backbone import Backbone
-from fused_adaptive.core.rate_noise import RateDraw
+from fused_adaptive.core.random_rates import RandomRates
 from fused_adaptive.engine import fingerprint
-from fused_adaptive.engine.views import Gathered
+from fused_adaptive.engine.participants import Participants
 from fused_adaptive.optimizers import base
 
 from ..common.breaking import broken, fails
@@ -59,7 +59,7 @@ def test_a_change_between_two_steps_is_seen(name, backend, monkeypatch):
 
 @pytest.mark.parametrize("name", [n for n, change in CHANGES.items() if change.visible and n != "add_param_group"])
 def test_a_change_that_is_not_noticed_would_be_seen(name):
-    with broken(Gathered, "is_current", lambda *_: True):
+    with broken(Participants, "is_current", lambda *_: True):
         assert fails(lambda: is_seen(CHANGES[name]), KeyError, ValueError, TypeError, AttributeError)
 
 
@@ -161,10 +161,10 @@ def test_an_optimizer_that_is_made_anew_gathers_anew(name):
     for keeps in (True, False):
         run = Run(adamw(), keeps)
         run.train(5)
-        assert "_gathered" not in run.optimizer.__getstate__()
+        assert "_participants" not in run.optimizer.__getstate__()
         run.optimizer = ANEW[name](run.optimizer) or run.optimizer
         run.seen = run.params()
-        assert run.optimizer._gathered is None
+        assert run.optimizer._participants is None
         run.train(5)
         results.append(run.result())
     assert results[0] == results[1]
@@ -204,7 +204,7 @@ def test_newcomers_and_intermittent_gradients(momentum, policy):
         return run.result()
 
     assert result(True) == result(False)
-    with broken(Gathered, "has_newcomers", lambda _: False):
+    with broken(Participants, "has_newcomers", lambda _: False):
         assert fails(lambda: result(True) == result(False))
 
 
@@ -264,12 +264,12 @@ def test_backends_find_the_message_for_a_bad_gradient():
     named = [(f"layer.{i}", p) for i, p in enumerate(parameters(shapes=[(2,), (3,), (4,)]))]
     optimizer = fa.AdamW([{"params": named[:1]}, {"params": named[1:]}])
     Run(optimizer, True).train(2)
-    gathered = optimizer._current()
-    assert gathered is not None
-    gathered.check_gradients()
+    participants = optimizer._current()
+    assert participants is not None
+    participants.check_gradients()
     named[2][1].grad = torch.zeros(4, dtype=torch.float64).to_sparse()
     with pytest.raises(RuntimeError, match=r"gradient of parameter 2 \(layer.2\) of shape \(4,\) is sparse"):
-        gathered.check_gradients()
+        participants.check_gradients()
 
 
 # ---- what belongs to one step does not reach the next ----
@@ -280,8 +280,8 @@ def test_scale_and_draw_are_of_one_step():
 
     def result(keeps: bool) -> tuple[Any, ...]:
         run = Run(fa.SGD(groups_of(), lr=0.05, policy=POLICIES["tlr-gradient-eta"], fused=True), keeps)
-        for draw, scale in ((None, None), (RateDraw(7, 0.5), 4.0), (None, 8.0), (None, None)):
-            run.optimizer._rate_draw = draw
+        for draw, scale in ((None, None), (RandomRates(7, 0.5), 4.0), (None, 8.0), (None, None)):
+            run.optimizer._random_rates = draw
             run.optimizer.grad_scale = None if scale is None else torch.tensor(scale)  # type: ignore[attr-defined]
             run.train(2)
         return run.result()
@@ -324,9 +324,9 @@ class Calls:
 
 @pytest.mark.parametrize("policy", [p for p in POLICIES if "displacement" not in p])
 @pytest.mark.parametrize(("build", "expected"), [(fa.AdamW, 1), (lambda *a, **k: fa.SGD(*a, momentum=0.9, **k), 2)])
-def test_nothing_is_gathered_while_nothing_changes(build, expected, policy, monkeypatch):
+def test_nothing_is_collected_while_nothing_changes(build, expected, policy, monkeypatch):
     """But for the momentum that SGD's first update creates. Schedulers, interval ends and reports are nothing."""
-    calls = Calls(monkeypatch, "gather")
+    calls = Calls(monkeypatch, "collect")
     run = Run(build(groups_of(), lr=0.01, policy=POLICIES[policy]), True)
     run.train(1)
     assert calls.count == expected
@@ -336,13 +336,13 @@ def test_nothing_is_gathered_while_nothing_changes(build, expected, policy, monk
             group["weight_decay"] = 0.1 * step
         run.train(1)
     assert calls.count == expected
-    with broken(Gathered, "is_current", lambda *_: False):
+    with broken(Participants, "is_current", lambda *_: False):
         run.train(3)
     assert calls.count > expected + 3
 
 
 def test_tensors_without_state_stay_when_their_gradient_is_missing(monkeypatch):
-    calls = Calls(monkeypatch, "gather")
+    calls = Calls(monkeypatch, "collect")
     Run(sgd()(), True, missing=0.5).train(30)
     assert calls.count <= 6
     function = calls.function
@@ -354,7 +354,7 @@ def test_tensors_without_state_stay_when_their_gradient_is_missing(monkeypatch):
     assert calls.count > 12
 
 
-def test_what_was_gathered_keeps_nothing_alive_that_a_step_replaces():
+def test_participants_keep_nothing_alive_that_a_step_replaces():
     """After ``state.clear()`` the next step has freed the old state before it makes the new one."""
     alive: list[bool] = []
     run = Run(adamw(), True)
@@ -362,13 +362,13 @@ def test_what_was_gathered_keeps_nothing_alive_that_a_step_replaces():
     old = WeakTensorKeyDictionary()
     old[run.optimizer.state[first(run.optimizer)]["exp_avg"]] = True
     run.optimizer.state.clear()
-    function = base.gather
+    function = base.collect
 
-    def watched(*args: Any) -> Gathered:
+    def watched(*args: Any) -> Participants:
         alive.append(len(old) > 0)
         return function(*args)
 
-    with broken(base, "gather", watched):
+    with broken(base, "collect", watched):
         run.train(1)
     assert alive == [False]
 

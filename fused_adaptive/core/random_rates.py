@@ -1,22 +1,18 @@
-"""ASLR's draws: one rate a tensor and step from our own optimizers, one a param group from foreign ones."""
+"""ASLR's random rates, one a tensor and step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from ..schedules.lr import read_lrs, write_lrs
 from .philox import uniform
-
-if TYPE_CHECKING:
-    from .view import Slot
+from .view import ParamView
 
 
-class RateDraw:
+class RandomRates:
     """What a step needs to draw ``1 + width·(u − ½)`` for each tensor [ASLR, Eq. 10].
 
     Args:
@@ -48,11 +44,11 @@ class RateDraw:
         self.table.view(torch.float64)[2].fill_(value)
 
     def __reduce__(self) -> Any:  # copies begin on the CPU
-        return RateDraw, (self.seed, self._relative_width, int(self.step))
+        return RandomRates, (self.seed, self._relative_width, int(self.step))
 
-    def over(self, table: Tensor) -> RateDraw:
+    def over(self, table: Tensor) -> RandomRates:
         """The same draws, counted in another tensor."""
-        other = RateDraw.__new__(RateDraw)
+        other = RandomRates.__new__(RandomRates)
         other.__dict__ |= self.__dict__
         other.table = table
         return other
@@ -74,11 +70,11 @@ class RateDraw:
         """The factors of this step on ``γ``, float64, for int64 positions ``index``, on their device."""
         return 1 + self._relative_width * (uniform(self.seed, self.step.to(index.device), index) - 0.5)
 
-    def assign(self, slots: Sequence[Slot]) -> None:
-        """Gives each slot its factor, all in one pass."""
-        index = torch.tensor([slot.index for slot in slots], dtype=torch.int64)
-        for slot, factor in zip(slots, self.factors(index).tolist(), strict=True):
-            slot.draw = factor
+    def assign(self, views: Sequence[ParamView]) -> None:
+        """Gives each view its factor, all in one pass."""
+        index = torch.tensor([view.index for view in views], dtype=torch.int64)
+        for view, factor in zip(views, self.factors(index).tolist(), strict=True):
+            view.rate_factor = factor
 
     def count(self, found_inf: Tensor | None) -> None:
         """One step more, unless AMP skipped it."""
@@ -95,41 +91,3 @@ def _table(seed: int, step: int, relative_width: float, device: torch.device) ->
     table[1].fill_(step)
     table.view(torch.float64)[2].fill_(relative_width)
     return table
-
-
-class GroupDraws:
-    """Draws one rate a param group, around each step of an optimizer that knows nothing of it.
-
-    The group's lr is the center again as soon as the step is over, also when the step raised.
-    """
-
-    def __init__(self, optimizer: Optimizer, draw: RateDraw) -> None:
-        self.draw = draw
-        self._centers: list[float] | None = None
-        self._handles = [
-            optimizer.register_step_pre_hook(self._before),
-            optimizer.register_step_post_hook(self._after),
-        ]
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def restore(self, groups: Iterable[dict[str, Any]]) -> None:
-        """Puts the centers back if a step has left without doing so (it raised)."""
-        if self._centers is not None:
-            write_lrs(groups, self._centers)
-            self._centers = None
-
-    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self.restore(optimizer.param_groups)
-        centers = read_lrs(optimizer.param_groups)
-        factors = self.draw.factors(torch.arange(len(centers))).tolist()
-        write_lrs(optimizer.param_groups, [c * f for c, f in zip(centers, factors, strict=True)])
-        self._centers = centers
-
-    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._centers is None:  # torch calls hooks once more where step() has called super().step(), which drew
-            return
-        self.restore(optimizer.param_groups)
-        self.draw.count(getattr(optimizer, "found_inf", None))

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fused_adaptive.core.philox import philox4x32, uniform
-from fused_adaptive.core.rate_noise import RateDraw
+from fused_adaptive.core.random_rates import RandomRates
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -35,7 +35,7 @@ def test_philox_known_answers():
 
 def test_golden_draws():
     for d in json.loads((GOLDEN / "aslr_draws.json").read_text()):
-        draw = RateDraw(d["seed"], d["width"] / d["center"], d["step"])
+        draw = RandomRates(d["seed"], d["width"] / d["center"], d["step"])
         index = torch.tensor([5, d["tensor"], 9])
         assert draw.factors(index)[1].item() == d["factor"], "exact, and whatever else is drawn with it"
 
@@ -85,6 +85,6 @@ def test_drawing_takes_no_launch_a_tensor():
     counts = []
     for tensors in (1, 1000):
         with Count() as mode:
-            RateDraw(0, 1.0).factors(torch.arange(tensors))
+            RandomRates(0, 1.0).factors(torch.arange(tensors))
         counts.append(mode.calls)
     assert counts[0] == counts[1]

@@ -1,0 +1,10 @@
+"""Whether kernels are compiled or interpreted."""
+
+from __future__ import annotations
+
+import os
+
+
+def is_interpreted() -> bool:
+    """Whether Triton runs kernels through its interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")

@@ -1,0 +1,58 @@
+"""The arguments of ActiveLR as those of an optimizer: ActiveSGD, ActiveAdamW and so on."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor
+
+from ..policies import ActiveLR
+from ..policies.base import REQUIRED
+from .base import AdaptiveOptimizer, Params
+
+
+class Active(AdaptiveOptimizer):
+    """Adds the arguments of :class:`ActiveLR` to an optimizer, in place of ``policy``."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        first, *others = (base for base in cls.__mro__ if "__init__" in vars(base))
+        if first is not Active:
+            cls.__signature__ = None  # type: ignore[attr-defined]  # a subclass with arguments of its own
+            return
+        # What inspect, editors and trainers see: the arguments of the plain optimizer with ActiveLR's for its policy.
+        plain = inspect.signature(others[0].__init__).parameters
+        added = inspect.signature(ActiveLR).parameters
+        arguments = [p for name, p in plain.items() if name not in ("self", "policy")]
+        arguments += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in added.values()]
+        cls.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
+
+    def __init__(
+        self,
+        params: Params,
+        *args: Any,
+        interval: int | None = REQUIRED,
+        increment: float | None = None,
+        high: float | None = None,
+        low: float | None = None,
+        on_zero: str = "hold",
+        gain_bounds: tuple[float, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if "policy" in kwargs:
+            bases = [c for c in type(self).__mro__ if issubclass(c, AdaptiveOptimizer) and not issubclass(c, Active)]
+            name, plain = type(self).__name__, bases[0].__name__
+            raise TypeError(f"{name} brings its own policy: use {plain}(policy=…) for another")
+        given: Any = params if isinstance(params, Tensor) else list(params)
+        if interval is REQUIRED and increment is None and high is None and _have_policies(given):
+            policy = given[0]["policy"]  # Horovod builds an optimizer of another's param groups, and no more
+        else:
+            policy = ActiveLR(
+                interval=interval, increment=increment, high=high, low=low, on_zero=on_zero, gain_bounds=gain_bounds
+            )
+        super().__init__(given, *args, policy=policy, **kwargs)
+
+
+def _have_policies(params: Any) -> bool:
+    return isinstance(params, list) and bool(params) and all(isinstance(g, dict) and "policy" in g for g in params)

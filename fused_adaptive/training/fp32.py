@@ -1,0 +1,76 @@
+"""The float32 weights of a model, in and out, where its optimizer trains bfloat16 parameters with masters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..core.masters import join, split
+from ..optimizers.base import AdaptiveOptimizer
+
+
+def export_fp32(model: torch.nn.Module, optimizer: AdaptiveOptimizer) -> dict[str, Tensor]:
+    """The float32 weights of a model: the exact masters of bfloat16 parameters that have one.
+
+    Args:
+        model: whose ``named_parameters()`` are exported.
+        optimizer: holds the remainders of those that it trains with ``master="split"``.
+
+    Returns:
+        By name, float32 copies on the parameters' devices, split over ranks as they are.
+    """
+    weights = {}
+    for name, param in model.named_parameters():
+        state = optimizer.state.get(param, {})
+        if param.dtype == torch.bfloat16 and "master_low" in state:
+            joined = join(_local(param.detach()), _local(state["master_low"]))
+            weights[name] = torch.empty_like(param, dtype=torch.float32, requires_grad=False)
+            _local(weights[name]).copy_(joined)
+        else:
+            weights[name] = param.detach().to(torch.float32, copy=True)
+    return weights
+
+
+@torch.no_grad()
+def import_fp32(model: torch.nn.Module, optimizer: AdaptiveOptimizer, weights: Mapping[str, Tensor]) -> None:
+    """Sets a model's parameters to float32 weights, without loss where the optimizer trains with ``master="split"``.
+
+    Also before the first step: the remainders are state from then on. Policies that compare intervals should begin
+    anew: ``optimizer.restart_interval()``.
+
+    Args:
+        model: whose ``named_parameters()`` are set.
+        optimizer: gets the remainders of its parameters.
+        weights: as :func:`export_fp32` returns them; any floating-point dtype and device.
+
+    Raises:
+        ValueError: for a missing or unknown name, or another shape; then nothing has changed.
+    """
+    params = dict(model.named_parameters())
+    if missing := params.keys() - weights.keys():
+        raise ValueError(f"weights lack {', '.join(sorted(missing))}: they are of another model")
+    if unknown := weights.keys() - params.keys():
+        raise ValueError(f"the model has no parameter {', '.join(sorted(unknown))}: these weights are of another model")
+    for name, param in params.items():
+        if weights[name].shape != param.shape:
+            raise ValueError(f"{name} has shape {tuple(weights[name].shape)} instead of {tuple(param.shape)}")
+    with_master = {id(p) for g in optimizer.param_groups if g.get("master") == "split" for p in g["params"]}
+    for name, param in params.items():
+        if id(param) in with_master and param.dtype == torch.bfloat16:
+            weight = torch.empty_like(param, dtype=torch.float32, requires_grad=False).copy_(weights[name])
+            state = optimizer.state[param]
+            if "master_low" not in state:
+                state["master_low"] = torch.zeros_like(param, dtype=torch.int16, requires_grad=False)
+            high, low = split(_local(weight))
+            _local(param).copy_(high)
+            _local(state["master_low"]).copy_(low)
+        else:
+            param.copy_(weights[name])
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's part of a DTensor; any other tensor itself."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
