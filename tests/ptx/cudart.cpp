@@ -39,6 +39,7 @@ void __cudaRegisterFunction(void**, const char* function, char*, const char* nam
                             int*) {
   ptx::names()[function] = name;
 }
+void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}  // they are in the kernels' code
 // A stub, which nobody calls: launches go by its address.
 unsigned __cudaPushCallConfiguration(dim3, dim3, size_t, void*) { std::abort(); }
 unsigned __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { std::abort(); }

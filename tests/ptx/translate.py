@@ -41,7 +41,8 @@ def translate(module: Module, entries: Iterable[str], names: Mapping[str, str] |
     functions = [Translator(module.functions[name], layout, module.zeros) for name in wanted]
     lines = ['#include "ptx.h"']
     # Several files with kernels of one module have its variables together.
-    lines += [f'extern "C" __attribute__((weak)) alignas(8) char {name}[{own}];' for name, own in module.zeros.items()]
+    weak = 'extern "C" __attribute__((weak)) alignas(8) char'
+    lines += [f"{weak} {name}[{own}] = {{}};" for name, own in module.zeros.items()]
     lines += ["namespace {", f"const unsigned kShared = {size};"]
     lines += [f"{f.signature()};" for f in functions]
     for f in functions:
