@@ -1,4 +1,4 @@
-"""The two runs of ``bench/gpu_bench.sh``: build for this GPU, then one half of the set, whatever fits into the time.
+"""The runs of ``bench/gpu_bench.sh``: build for this GPU, then half of the set or the designs that compete, in time.
 
 ``python -m bench.gpu.bench merge 1.json 2.json run_gpu.json`` makes one file of both.
 """
@@ -22,9 +22,11 @@ NO_GPU = "no GPU: torch finds none here, so nothing was measured"
 RESERVE = 45
 
 
-def command(part: int, seconds: float, output: Path) -> tuple[str, ...]:
-    """The call of ``bench.step.run`` that begins no case after ``seconds``."""
+def command(part: str, seconds: float, output: Path) -> tuple[str, ...]:
+    """The call of ``bench.step.run``, or of ``bench.gpu.designs``, that begins no case after ``seconds``."""
     limits = ("--seconds", "4", "--minutes", f"{seconds / 60:.2f}")
+    if part == "designs":
+        return sys.executable, "-m", "bench.gpu.designs", *limits, "--output", str(output)
     return (
         sys.executable,
         "-m",
@@ -32,14 +34,14 @@ def command(part: int, seconds: float, output: Path) -> tuple[str, ...]:
         "--device",
         "cuda",
         "--part",
-        str(part),
+        part,
         *limits,
         "--output",
         str(output),
     )
 
 
-def measure(part: int, out: Path, minutes: float) -> int:
+def measure(part: str, out: Path, minutes: float) -> int:
     if not torch.cuda.is_available():
         print(f"gpu_bench: {NO_GPU}")
         return 0
@@ -79,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         first, second, to = map(Path, argv[1:])
         return merge(first, second, to)
     parser = argparse.ArgumentParser(prog="bench/gpu_bench.sh", description=__doc__)
-    parser.add_argument("part", type=int, choices=(1, 2))
+    parser.add_argument("part", choices=("1", "2", "designs"))
     parser.add_argument("--out", type=Path, default=Path("build/gpu_bench"))
     parser.add_argument("--minutes", type=float, default=7.8, help="limit on the whole (default: %(default)s)")
     options = parser.parse_args(argv)

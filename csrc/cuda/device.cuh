@@ -1,11 +1,8 @@
-// What the kernels are made of: accesses as wide as 16 bytes, the last block, and what a step's flags mean.
+// What the kernels are made of: turns of blocks, the last block, what a step's flags mean, what tensors share.
 #pragma once
 
-#include <cuda_runtime.h>
+#include "access.cuh"
 
-#include "tables.h"
-
-#define FA_DEVICE __device__ __forceinline__
 #define FA_NOINLINE __attribute__((noinline))
 #ifndef FA_SHARED  // the emulation of tests/cuda_emulation has its own
 #define FA_SHARED(Type, name) __shared__ Type name
@@ -13,70 +10,8 @@
 
 namespace fused_adaptive::cuda {
 
-template <int kBytes>
-struct WordOf;
-template <>
-struct WordOf<16> {
-  using type = uint4;
-};
-template <>
-struct WordOf<8> {
-  using type = uint2;
-};
-template <>
-struct WordOf<4> {
-  using type = unsigned int;
-};
-template <>
-struct WordOf<2> {
-  using type = unsigned short;
-};
-template <>
-struct WordOf<1> {
-  using type = unsigned char;
-};
-
-// The addresses come from shared memory, where the compiler cannot see that they are those of global memory.
-FA_DEVICE void assume_global(const void* address) {
-#if defined(__CUDA_ARCH__)
-  __builtin_assume(__isGlobal(address));
-#endif
-}
-
-// kCount neighbours at once. kOnce: nobody reads them again, so they need not push anything out of the caches.
-template <bool kOnce = false, class E, int kCount>
-FA_DEVICE void load(E (&to)[kCount], const void* from) {
-  constexpr int kBytes = kCount * sizeof(E), kWord = kBytes < 16 ? kBytes : 16;
-  using Word = typename WordOf<kWord>::type;
-  Word words[kBytes / kWord];
-  assume_global(from);
-#pragma unroll
-  for (int i = 0; i < kBytes / kWord; ++i) {
-    const Word* word = static_cast<const Word*>(from) + i;
-    words[i] = kOnce ? __ldcs(word) : *word;
-  }
-  memcpy(to, words, kBytes);
-}
-
-template <class E, int kCount>
-FA_DEVICE void store(const E (&from)[kCount], void* to) {
-  constexpr int kBytes = kCount * sizeof(E), kWord = kBytes < 16 ? kBytes : 16;
-  using Word = typename WordOf<kWord>::type;
-  Word words[kBytes / kWord];
-  memcpy(words, from, kBytes);
-  assume_global(to);
-#pragma unroll
-  for (int i = 0; i < kBytes / kWord; ++i) static_cast<Word*>(to)[i] = words[i];
-}
-
-template <class E, int kCount>
-FA_DEVICE void fill(E (&to)[kCount], E value) {
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) to[i] = value;
-}
-
 template <class E>
-FA_DEVICE E* at(const Tensor& x, int role, int64_t element) {
+FA_DEVICE E* at(const Tensor& x, int role, int64_t element = 0) {
   return static_cast<E*>(x.at[role]) + element;
 }
 
@@ -95,16 +30,34 @@ FA_DEVICE bool is_last_block(const Launch& launch) {
   return last;
 }
 
-// The chunks of this block: neighbours, so that it changes tensors as rarely as possible.
-FA_DEVICE int64_t first_chunk(const Launch& launch, int64_t block) { return launch.count * block / gridDim.x; }
+// The chunk that this block takes after this one.
+FA_DEVICE int64_t next_turn(const Turns& turns, int64_t i) {
+  if (turns.order == Order::ranges) return i + 1;
+  if (turns.order == Order::interleaved) return i + gridDim.x;
+  FA_SHARED(unsigned, drawn);
+  __syncthreads();  // all threads have read the last one
+  // The first chunks go without a ticket. Each block draws until there are no more, so all together draw one for each
+  // chunk, and the last of them brings back the 0.
+  if (threadIdx.x == 0) drawn = atomicInc(turns.next, static_cast<unsigned>(turns.count - 1));
+  __syncthreads();
+  return int64_t{gridDim.x} + drawn;
+}
+
+// Calls body(i) for each chunk that is this block's.
+template <class Body>
+FA_DEVICE void for_turns(const Turns& turns, const Body& body) {
+  const int64_t block = blockIdx.x, blocks = gridDim.x;
+  const bool ranges = turns.order == Order::ranges;
+  const int64_t end = ranges ? turns.count * (block + 1) / blocks : turns.count;
+  for (int64_t i = ranges ? turns.count * block / blocks : block; i < end; i = next_turn(turns, i)) body(i);
+}
 
 // Calls body(i, chunk) for this block's chunks, and set_up(tensor) with the block at rest wherever another tensor
 // begins.
 template <class SetUp, class Body>
 FA_DEVICE void for_chunks(const Launch& launch, const SetUp& set_up, const Body& body) {
   int current = -1;
-  const int64_t end = first_chunk(launch, blockIdx.x + 1);
-  for (int64_t i = first_chunk(launch, blockIdx.x); i < end; ++i) {
+  for_turns(launch.turns, [&](int64_t i) {
     const Chunk chunk = launch.chunks[i];
     if (chunk.tensor != current) {
       current = chunk.tensor;
@@ -113,7 +66,7 @@ FA_DEVICE void for_chunks(const Launch& launch, const SetUp& set_up, const Body&
       __syncthreads();
     }
     body(i, chunk);
-  }
+  });
 }
 
 // AMP: no state changes at all.
@@ -125,7 +78,7 @@ FA_DEVICE Hyper hyper_of(const Step& step, int group) {
   return hyper;
 }
 
-// Out of line: ten rounds of the generator are much code, and only ASLR draws.
+// Out of line as well, and only ASLR draws.
 __device__ FA_NOINLINE inline double drawn_factor_of(const DrawTable* draw, int64_t index) {
   return drawn_factor(*draw, index);
 }
@@ -156,18 +109,26 @@ FA_DEVICE float weight_of(const Tensor& x, BFloat16 p, int16_t low) {
   return x.at[kLow] != nullptr ? join(p, low) : widen(p);
 }
 
-// The other halves of kCount parameters, where they have one.
-template <class P, int kCount>
-FA_DEVICE void load_low(int16_t (&low)[kCount], const Tensor& x, int64_t element) {
+// The other halves of parameters, where they have one.
+template <class P, class Where>
+FA_DEVICE void load_low(int16_t (&low)[Where::kCount], const Tensor& x, const Where& where) {
   if constexpr (std::is_same_v<P, BFloat16>) {
-    if (x.at[kLow] != nullptr) load(low, at<int16_t>(x, kLow, element));
+    if (x.at[kLow] != nullptr) where.load(low, at<int16_t>(x, kLow));
   }
 }
 
+// Of one element. Out of line: ten rounds of the generator are much code.
+__device__ FA_NOINLINE inline uint32_t random_bits_of(const Noise& noise, int64_t element) {
+  uint32_t words[4];
+  random_words(noise, element / kNoiseBlock, words);
+  return bits_of_one(words, static_cast<int>(element % kNoiseBlock));
+}
+
 // Weights become parameters, with their other halves, or rounded one way or the other.
-template <class P, int kCount>
-FA_DEVICE void store_weights(const Compute<P> (&weights)[kCount], const Tensor& x, uint32_t rounding_step,
-                             int64_t element) {
+template <class P, class Where>
+FA_DEVICE void store_weights(const Compute<P> (&weights)[Where::kCount], const Tensor& x, uint32_t rounding_step,
+                             const Where& where) {
+  constexpr int kCount = Where::kCount;
   P p[kCount];
   bool is_done = false;
   if constexpr (std::is_same_v<P, BFloat16>) {
@@ -175,17 +136,17 @@ FA_DEVICE void store_weights(const Compute<P> (&weights)[kCount], const Tensor& 
       int16_t low[kCount];
 #pragma unroll
       for (int i = 0; i < kCount; ++i) split(weights[i], p[i], low[i]);
-      store(low, at<int16_t>(x, kLow, element));
+      where.store(low, at<int16_t>(x, kLow));
       is_done = true;
     } else if (x.numbers.rounding_step != nullptr) {
-      static_assert(kCount == 1 || kCount == kNoiseBlock, "one block of random numbers");
+      static_assert(!Where::kAtOnce || kCount == kNoiseBlock, "one block of random numbers");
       const Noise noise = {static_cast<uint64_t>(x.seed), rounding_step, static_cast<uint32_t>(x.index)};
       uint32_t words[4];
-      random_words(noise, element / kNoiseBlock, words);
-      const int first = static_cast<int>(element % kNoiseBlock);
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
-        const uint32_t random = kCount == 1 ? bits_of_one(words, first) : random_bits(words, i);
+        const int64_t element = where.element(i);
+        if (Where::kAtOnce && i == 0) random_words(noise, element / kNoiseBlock, words);
+        const uint32_t random = Where::kAtOnce ? random_bits(words, i) : random_bits_of(noise, element);
         round_stochastically(weights[i], random, p[i]);
       }
       is_done = true;
@@ -195,21 +156,98 @@ FA_DEVICE void store_weights(const Compute<P> (&weights)[kCount], const Tensor& 
 #pragma unroll
     for (int i = 0; i < kCount; ++i) narrow(weights[i], p[i]);
   }
-  store(p, at<P>(x, kParam, element));
+  where.store(p, at<P>(x, kParam));
 }
 
-// The backbone's scalars, kept while neighbouring tensors have the same: powers in double take a while.
-struct BackboneScalars {
-  Scalars<double> scalars;
-  double t;
-  int group;
+// A tensor's numbers by value. What it has not got is 0, and its gain 1.
+struct Values {
+  Mirror counts;
+  double gain, lr_sum, lr_last;
+
+  // Pointers to what is here.
+  FA_DEVICE Numbers numbers() {
+    Numbers n = {&gain, &lr_sum, &lr_last, &counts.step};
+    n.active_step = &counts.active_step;
+    n.active_applied = &counts.active_applied;
+    n.tlr_step = &counts.tlr_step;
+    n.tlr_applied = &counts.tlr_applied;
+    n.tlr_applied_prev = &counts.tlr_applied_prev;
+    n.direction_valid = &counts.direction_valid;
+    n.rounding_step = &counts.rounding_step;
+    n.step_is_double = true;
+    return n;
+  }
 };
 
+// All are on their way before one is waited for.
+FA_DEVICE Values values_at(const Numbers& n) {
+  const auto or_else = [](const auto* at, auto other) { return at != nullptr ? *at : other; };
+  const auto count = [&](const int64_t* at) { return or_else(at, int64_t{0}); };
+  Values values;
+  values.counts = {n.step_count(),       count(n.active_step),      count(n.active_applied),  count(n.tlr_step),
+                   count(n.tlr_applied), count(n.tlr_applied_prev), count(n.direction_valid), count(n.rounding_step)};
+  values.gain = or_else(n.gain, 1.0);
+  values.lr_sum = or_else(n.lr_sum, 0.0);
+  values.lr_last = or_else(n.lr_last, 0.0);
+  return values;
+}
+
+// What a step counts goes back.
+FA_DEVICE void put_counts(const Values& values, const Numbers n) {
+  const auto put = [](auto* at, auto value) {
+    if (at != nullptr) *at = value;
+  };
+  if (n.step_is_double) {
+    put(static_cast<double*>(n.step), values.counts.step);
+  } else {
+    put(static_cast<float*>(n.step), static_cast<float>(values.counts.step));
+  }
+  put(n.active_step, values.counts.active_step);
+  put(n.active_applied, values.counts.active_applied);
+  put(n.tlr_step, values.counts.tlr_step);
+  put(n.tlr_applied, values.counts.tlr_applied);
+  put(n.direction_valid, values.counts.direction_valid);
+  put(n.rounding_step, values.counts.rounding_step);
+  put(n.lr_sum, values.lr_sum);
+  put(n.lr_last, values.lr_last);
+}
+
+// The backbone's scalars, kept while neighbouring tensors have the same.
+struct BackboneScalars {
+  Scalars<double> scalars;
+  Powers powers;
+  double t;
+  int group;  // -1: nothing yet
+
+  FA_DEVICE bool are_of(int other_group, double other_t) const { return group == other_group && t == other_t; }
+};
+
+// One thread's work: a power for backbone_scalars(), unless it is there. counted: whether t is one more than the count.
+__device__ FA_NOINLINE inline void raise_power(const Step& step, int tensor, bool counted, BackboneScalars& cache,
+                                               double Hyper::* beta, double Powers::* power) {
+  const Tensor& x = step.tensors[tensor];
+  const double t = x.numbers.step_count() + counted;
+  if (cache.are_of(x.group, t)) return;
+  const bool near = step.far_hypers == nullptr;
+  const Hyper& hyper = near ? step.hypers[x.group] : step.far_hypers[x.group];
+  const bool is_given = near && step.powers[x.group].t == t;
+  cache.powers.*power = is_given ? step.powers[x.group].powers.*power : pow(hyper.*beta, t);
+}
+
+// Two warps' work: powers in double take a while.
+template <class Backbone>
+FA_DEVICE void raise_powers(const Step& step, int tensor, bool counted, BackboneScalars& cache) {
+  if (!Backbone::kCorrects) return;
+  if (threadIdx.x == 32) raise_power(step, tensor, counted, cache, &Hyper::beta1, &Powers::beta1);
+  if (threadIdx.x == 64) raise_power(step, tensor, counted, cache, &Hyper::beta2, &Powers::beta2);
+}
+
+// Of what raise_powers() has left, with a barrier in between.
 template <class Backbone>
 FA_DEVICE Scalars<double>& backbone_scalars(BackboneScalars& cache, const Hyper& hyper, int group, double t) {
-  if (cache.group != group || cache.t != t) {
+  if (!cache.are_of(group, t)) {
     cache.scalars = Scalars<double>{};
-    Backbone::prepare(hyper, t, cache.scalars);
+    Backbone::prepare(hyper, t, cache.powers, cache.scalars);
     cache.group = group;
     cache.t = t;
   }

@@ -81,7 +81,7 @@ class CudaExecutor : public Executor {
     for (const Bucket& bucket : adjusted) {
       Launch work = {};
       work.chunks = bucket.chunks;
-      work.count = bucket.count;
+      work.turns = layout_->turns(bucket.count);
       work.ticket = layout_->ticket;
       work.blocks = blocks;
       launch(bucket.kernel, bucket.blocks, stream_, args, work);
@@ -128,7 +128,8 @@ class CudaExecutor : public Executor {
         mirrors_memory_.allocate_zeros(device_, plan.members.size() * sizeof(Mirror), stream_);
       }
       if (was_captured_) captured_.push_back(std::move(layout_));
-      layout_ = std::make_unique<Layout>(plan, couples, mirrors_memory_.at<Mirror>(), on_device_, device_, stream_);
+      layout_ =
+          std::make_unique<Layout>(plan, design_, couples, mirrors_memory_.at<Mirror>(), on_device_, device_, stream_);
       couples_ = std::move(couples);
       streams_.clear();
       was_captured_ = false;
@@ -193,6 +194,7 @@ class CudaExecutor : public Executor {
       grads_.swap(found_grads_);
     }
     upload_hypers(inputs.hypers, args);
+    give_powers(plan, inputs.hypers, args);
     if (!inputs.lrs.empty()) {
       args.lrs = layout_->lrs;
       const auto same = [](const DeviceNumber& a, const DeviceNumber& b) {
@@ -218,13 +220,24 @@ class CudaExecutor : public Executor {
     }
   }
 
+  // Of each group, those of its first tensor in this step: mostly all have taken as many.
+  void give_powers(const Plan& plan, const std::vector<Hyper>& hypers, Step& args) const {
+    if (on_device_ || !design_.powers_are_given || args.far_hypers != nullptr) return;
+    for (const Member& m : plan.members) {
+      GivenPowers& given = args.powers[m.group];
+      if (given.t >= 0 || m.grad == nullptr || m.at[kStep] == nullptr) continue;
+      given.t = host_numbers(m).step_count() + 1;
+      given.powers = powers_of(hypers[m.group], given.t);
+    }
+  }
+
   void update(const Step& args) {
     Launch work = {};
     work.ticket = layout_->ticket;
     for (const Bucket& bucket : layout_->buckets) work.blocks += bucket.blocks;
     for (const Bucket& bucket : layout_->buckets) {
       work.chunks = bucket.chunks;
-      work.count = bucket.count;
+      work.turns = layout_->turns(bucket.count);
       launch(bucket.kernel, bucket.blocks, stream_, args, work);
     }
   }
@@ -245,7 +258,7 @@ class CudaExecutor : public Executor {
     work.products = sharing_.products;
     for (const Measurement& measurement : unit.launches) {
       work.chunks = measurement.chunks;
-      work.count = measurement.count;
+      work.turns = layout_->turns(measurement.count);
       work.partials = layout_->partials + measurement.first_partial;
       launch(measurement.kernel, measurement.blocks, stream_, args, work);
     }
@@ -304,6 +317,7 @@ class CudaExecutor : public Executor {
 
   const int device_;
   const bool on_device_;
+  const Design design_ = chosen_design();
   std::unique_ptr<Layout> layout_;
   std::vector<std::unique_ptr<Layout>> captured_;  // earlier ones, which CUDA graphs point to
   std::unique_ptr<Uploader> uploader_;

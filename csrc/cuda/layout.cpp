@@ -54,13 +54,16 @@ const E* as_offset(size_t offset) {
 
 // Counts become those of a mirror: an address on the device, which is not to be read here.
 void point_to(Mirror& mirror, Numbers& numbers) {
-  numbers.active_step = &mirror.active_step;
-  numbers.active_applied = &mirror.active_applied;
-  numbers.tlr_step = &mirror.tlr_step;
-  numbers.tlr_applied = &mirror.tlr_applied;
-  numbers.tlr_applied_prev = &mirror.tlr_applied_prev;
-  numbers.direction_valid = &mirror.direction_valid;
-  if (numbers.rounding_step != nullptr) numbers.rounding_step = &mirror.rounding_step;
+  const auto point = [](int64_t*& number, int64_t& to) {
+    if (number != nullptr) number = &to;
+  };
+  point(numbers.active_step, mirror.active_step);
+  point(numbers.active_applied, mirror.active_applied);
+  point(numbers.tlr_step, mirror.tlr_step);
+  point(numbers.tlr_applied, mirror.tlr_applied);
+  point(numbers.tlr_applied_prev, mirror.tlr_applied_prev);
+  point(numbers.direction_valid, mirror.direction_valid);
+  point(numbers.rounding_step, mirror.rounding_step);
 }
 
 }  // namespace
@@ -79,9 +82,9 @@ Mirror mirror_of(const Member& m) {
   return mirror;
 }
 
-Layout::Layout(const Plan& plan, const std::vector<bool>& couples, Mirror* mirrors, bool on_device, int device,
-               cudaStream_t stream)
-    : device_(device), stream_(stream) {
+Layout::Layout(const Plan& plan, const Design& design, const std::vector<bool>& couples, Mirror* mirrors,
+               bool on_device, int device, cudaStream_t stream)
+    : design_(design), device_(device), stream_(stream) {
   add_tensors(plan, couples, mirrors, on_device);
   std::vector<DeviceRule> table;
   for (const Policy& policy : plan.policies) table.push_back(device_rule_of(policy));
@@ -145,8 +148,8 @@ void Layout::build_buckets(const Plan& plan, const std::vector<bool>& couples) {
     if (chunks.empty() && (!buckets.empty() || &members != &parts.rbegin()->second)) continue;
     const Kernel kernel = update_kernel(backbone, mode, coupled, dtype);
     const int64_t count = static_cast<int64_t>(chunks.size());
-    buckets.push_back({kernel, as_offset<Chunk>(packer_.add(chunks)), count, grid_size(kernel, count, device_), dtype,
-                       (mode & kScalesElements) != 0});
+    buckets.push_back({kernel, as_offset<Chunk>(packer_.add(chunks)), count,
+                       grid_size(kernel, count, device_, design_.blocks), dtype, (mode & kScalesElements) != 0});
   }
 }
 
@@ -212,6 +215,7 @@ void Layout::build_scratch(const Plan& plan) {
   const size_t at_outcomes = sizes.add(std::vector<Outcome>(most_shares_));
   scratch_.allocate_zeros(device_, sizes.size(), stream_);
   ticket = scratch_.at<uint32_t>(at_ticket);
+  next_chunk_ = ticket + 1;
   grads = scratch_.at<const void*>(at_grads);
   hypers = plan.groups.size() > kNearHypers ? scratch_.at<Hyper>(at_hypers) : nullptr;
   lrs = scratch_.at<DeviceNumber>(at_lrs);

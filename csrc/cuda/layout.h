@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "design.h"
 #include "runtime.h"
 
 namespace fused_adaptive::cuda {
@@ -42,8 +43,10 @@ class Layout {
  public:
   // couples: of each group, whether decay goes into the gradient. Without decay it does not, were the parameter
   // infinite. mirrors: of each member, on the device. The stream is torch's current one.
-  Layout(const Plan& plan, const std::vector<bool>& couples, Mirror* mirrors, bool on_device, int device,
-         cudaStream_t stream);
+  Layout(const Plan& plan, const Design& design, const std::vector<bool>& couples, Mirror* mirrors, bool on_device,
+         int device, cudaStream_t stream);
+
+  Turns turns(int64_t chunks) const { return {chunks, design_.chunks, next_chunk_}; }
 
   const Tensor* tensors = nullptr;
   const DeviceRule* rules = nullptr;
@@ -64,10 +67,12 @@ class Layout {
   void build_units(const Plan& plan);
   void build_scratch(const Plan& plan);
 
+  const Design design_;
   const int device_;
   const cudaStream_t stream_;
   Packer packer_;
   Buffer tables_, scratch_;
+  uint32_t* next_chunk_ = nullptr;
   size_t most_partials_ = 0, most_groups_ = 0, most_shares_ = 0;
 };
 

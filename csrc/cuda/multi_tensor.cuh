@@ -11,6 +11,7 @@ namespace fused_adaptive::cuda {
 template <class T>
 struct Setup {
   Tensor tensor;
+  Values values;
   BackboneScalars backbone;
   Scalars<T> scalars;
   const void* grad;
@@ -21,21 +22,34 @@ struct Setup {
   uint32_t rounding_step;
 };
 
-// One thread's work where a block comes to another tensor. Out of line: its registers must not count for the elements.
-template <class Backbone, int kMode, class T>
-__device__ FA_NOINLINE void set_up(const Step& step, int tensor, Setup<T>& s) {
+// Where a block comes to another tensor, first what comes from the device's memory, then one thread's work with it. Out
+// of line: their registers must not count for the elements.
+template <class T>
+__device__ FA_NOINLINE void fetch(const Step& step, int tensor, Setup<T>& s) {
+  constexpr int kWords = sizeof(Tensor) / 8;
+  static_assert(sizeof(Tensor) % 8 == 0 && kWords < kThreads, "one word a thread");
   const Tensor& x = step.tensors[tensor];
-  s.grad = grad_of(step, tensor);
+  const int thread = threadIdx.x;
+  if (thread == 0) {
+    s.grad = grad_of(step, tensor);
+    s.values = values_at(x.numbers);
+  }
+  if (thread < kWords) reinterpret_cast<uint64_t*>(&s.tensor)[thread] = reinterpret_cast<const uint64_t*>(&x)[thread];
+}
+
+template <class Backbone, int kMode, class T>
+__device__ FA_NOINLINE void set_up(const Step& step, Setup<T>& s) {
+  const Tensor& x = s.tensor;
   s.steps = s.grad != nullptr;
   s.wide = is_wide(x, s.grad);
   s.end = {};
   s.adds = false;
-  const Numbers& n = x.numbers;
-  s.rounding_step = n.rounding_step != nullptr ? static_cast<uint32_t>(*n.rounding_step) : 0;
-  const double t = n.step_count() + 1;
+  const Numbers n = s.values.numbers();
+  s.rounding_step = static_cast<uint32_t>(s.values.counts.rounding_step);
+  const double t = s.values.counts.step + 1;
   const Hyper hyper = hyper_of(step, x.group);
   Scalars<double>& r = backbone_scalars<Backbone>(s.backbone, hyper, x.group, t);
-  prepare_rate(hyper, draw_of(step, x) * (n.gain != nullptr ? *n.gain : 1.0), x.adapts, r);
+  prepare_rate(hyper, draw_of(step, x) * s.values.gain, x.adapts, r);
   r.grad_factor = grad_factor_of(step, x);
   r.first = t == 1;
   if (kMode & kScalesElements) {
@@ -49,9 +63,10 @@ __device__ FA_NOINLINE void set_up(const Step& step, int tensor, Setup<T>& s) {
   s.scalars = r.as<T>();
 }
 
-// kWidth neighbours, from `element` on: all loads, then the arithmetic, then all stores.
-template <int kWidth, class Backbone, int kMode, bool kCoupled, class P>
-FA_DEVICE void update_elements(const Setup<Compute<P>>& s, const Scalars<Compute<P>>& r, int64_t element) {
+// Some elements: all loads, then the arithmetic, then all stores.
+template <class Backbone, int kMode, bool kCoupled, class P, class Where>
+FA_DEVICE void update_elements(const Setup<Compute<P>>& s, const Scalars<Compute<P>>& r, const Where& where) {
+  constexpr int kWidth = Where::kCount;
   using T = Compute<P>;
   constexpr int kStates = Backbone::kStates;
   constexpr bool kScales = (kMode & kScalesElements) != 0, kAdds = (kMode & kAddsMean) != 0;
@@ -63,19 +78,19 @@ FA_DEVICE void update_elements(const Setup<Compute<P>>& s, const Scalars<Compute
   int8_t sign[kWidth];
   int16_t low[kWidth];
 
-  load_low<P>(low, x, element);
-  load(p, at<P>(x, kParam, element));
-  load</*kOnce=*/true>(g, static_cast<const P*>(s.grad) + element);
+  load_low<P>(low, x, where);
+  where.load(p, at<P>(x, kParam));
+  where.template load</*kOnce=*/true>(g, static_cast<const P*>(s.grad));
 #pragma unroll
-  for (int k = 0; k < kStates; ++k) load(state[k], at<T>(x, kState0 + k, element));
+  for (int k = 0; k < kStates; ++k) where.load(state[k], at<T>(x, kState0 + k));
   if constexpr (kScales) {
-    load(gain, at<T>(x, kGain, element));
+    where.load(gain, at<T>(x, kGain));
     fill(grad_sum, T(0));
-    if (!s.end.fresh) load(grad_sum, at<T>(x, kGradSum, element));
+    if (!s.end.fresh) where.load(grad_sum, at<T>(x, kGradSum));
   }
   if constexpr (kAdds) {
     fill(mean_sum, T(0));
-    if (s.adds) load(mean_sum, at<T>(x, kMeanSum, element));
+    if (s.adds) where.load(mean_sum, at<T>(x, kMeanSum));
   }
 
 #pragma unroll
@@ -96,27 +111,27 @@ FA_DEVICE void update_elements(const Setup<Compute<P>>& s, const Scalars<Compute
   }
 
   // The arrays' addresses need not be kept through the arithmetic: they are worked out again from shared memory.
-  if constexpr (kScales) asm volatile("" ::: "memory");
-  store_weights<P>(weight, x, s.rounding_step, element);
+  if constexpr (kScales || !Where::kAtOnce) asm volatile("" ::: "memory");
+  store_weights<P>(weight, x, s.rounding_step, where);
 #pragma unroll
-  for (int k = 0; k < kStates; ++k) store(state[k], at<T>(x, kState0 + k, element));
+  for (int k = 0; k < kStates; ++k) where.store(state[k], at<T>(x, kState0 + k));
   if constexpr (kScales) {
     if (s.end.adjusts) {
-      load(sign, at<int8_t>(x, kSignPrev, element));  // here, since it would take a register all along
+      where.load(sign, at<int8_t>(x, kSignPrev));  // here, since it would take a register all along
       // The scalars of the rare case come from shared memory each time: they are not worth registers.
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) adjust_element(gain[i], grad_sum[i], sign[i], s.scalars);
-      store(gain, at<T>(x, kGain, element));
-      store(sign, at<int8_t>(x, kSignPrev, element));
+      where.store(gain, at<T>(x, kGain));
+      where.store(sign, at<int8_t>(x, kSignPrev));
     }
     if (s.end.ends) fill(grad_sum, T(0));
-    store(grad_sum, at<T>(x, kGradSum, element));
+    where.store(grad_sum, at<T>(x, kGradSum));
   }
   if constexpr (kAdds) {
-    if (s.adds) store(mean_sum, at<T>(x, kMeanSum, element));
+    if (s.adds) where.store(mean_sum, at<T>(x, kMeanSum));
   }
   if constexpr (kMayStore) {
-    if (x.stores_direction) store(direction, at<T>(x, kPrevious, element));
+    if (x.stores_direction) where.store(direction, at<T>(x, kPrevious));
   }
 }
 
@@ -137,11 +152,15 @@ __device__ FA_NOINLINE inline void count_update(const Step& step) {
   for (int i = threadIdx.x; i < step.tensor_count; i += kThreads) {
     const Tensor& x = step.tensors[i];
     const bool applied = grad_of(step, i) != nullptr;
-    if (applied) x.numbers.count_rounding();
-    if (applied) x.numbers.count_step();
+    Values values = values_at(x.numbers);
+    const Numbers n = values.numbers();
+    if (applied) n.count_rounding();
+    if (applied) n.count_step();
     const Hyper hyper = hyper_of(step, x.group);
-    if (x.active >= 0) count_active(step.rules[x.active], x.numbers, applied, hyper.has_rate());
-    if (x.scalar >= 0) count_scalar(step.rules[x.scalar], x.numbers, applied, hyper.lr, draw_of(step, x));
+    if (x.active >= 0) count_active(step.rules[x.active], n, applied, hyper.has_rate());
+    if (x.scalar >= 0) count_scalar(step.rules[x.scalar], n, applied, hyper.lr, draw_of(step, x));
+    asm volatile("" ::: "memory");  // where they are need not be kept so long: it is read again, all at once
+    put_counts(values, x.numbers);
   }
 }
 
@@ -149,13 +168,16 @@ __device__ FA_NOINLINE inline void count_update(const Step& step) {
 template <class P>
 constexpr int kVector = 16 / sizeof(P);
 
-// Blocks that a multiprocessor has room for, which bounds the registers of a thread: 64, 80 or 128. What fills the
-// memory's pipe is the bytes on their way, so threads that load more arrays, or more bytes of each, may be fewer.
+template <class Backbone, int kMode>
+constexpr int kArrays = 2 + Backbone::kStates + ((kMode & kScalesElements) ? 2 : 0) + ((kMode & kAddsMean) ? 1 : 0);
+
+// Elements at a time where addresses, or what is left of a chunk, do not allow for that: as many as take no block away.
+template <class Backbone, int kMode, class P>
+constexpr int kRows = sizeof(P) == 4 && kArrays<Backbone, kMode> <= 4 ? 4 : 2;
+
 template <class Backbone, int kMode, class P>
 constexpr int blocks_at_once() {
-  constexpr int kArrays = 2 + Backbone::kStates + ((kMode & kScalesElements) ? 2 : 0) + ((kMode & kAddsMean) ? 1 : 0);
-  if (sizeof(P) != 4) return 2;
-  return kArrays <= 6 ? 4 : 3;
+  return blocks_at_once(sizeof(P), kArrays<Backbone, kMode>, kMode == kScalesElements);
 }
 
 template <class Backbone, int kMode, bool kCoupled, class P>
@@ -167,12 +189,10 @@ __global__ void __launch_bounds__(kThreads, (blocks_at_once<Backbone, kMode, P>(
   const int thread = threadIdx.x;
   if (thread == 0) s.backbone.group = -1;
   const auto prepare = [&](int tensor) {
-    constexpr int kWords = sizeof(Tensor) / 8;
-    static_assert(sizeof(Tensor) % 8 == 0 && kWords < kThreads, "one word a thread");
-    if (thread < kWords) {
-      reinterpret_cast<uint64_t*>(&s.tensor)[thread] = reinterpret_cast<const uint64_t*>(step.tensors + tensor)[thread];
-    }
-    if (thread == 0) set_up<Backbone, kMode>(step, tensor, s);
+    fetch(step, tensor, s);
+    raise_powers<Backbone>(step, tensor, /*counted=*/true, s.backbone);
+    __syncthreads();
+    if (thread == 0) set_up<Backbone, kMode>(step, s);
   };
   for_chunks(launch, prepare, [&](int64_t, const Chunk& chunk) {
     if (s.steps) {
@@ -181,10 +201,11 @@ __global__ void __launch_bounds__(kThreads, (blocks_at_once<Backbone, kMode, P>(
       std::conditional_t<(kMode & kScalesElements) != 0, Kept&, Kept> r = s.scalars;
       const int wide = s.wide ? chunk.count / kVector<P> * kVector<P> : 0;
       for (int e = thread * kVector<P>; e < wide; e += kThreads * kVector<P>) {
-        update_elements<kVector<P>, Backbone, kMode, kCoupled, P>(s, r, chunk.base + e);
+        update_elements<Backbone, kMode, kCoupled, P>(s, r, Neighbours<kVector<P>>{chunk.base + e});
       }
-      for (int e = wide + thread; e < chunk.count; e += kThreads) {
-        update_elements<1, Backbone, kMode, kCoupled, P>(s, r, chunk.base + e);
+      for (int e = wide + thread; e < chunk.count; e += kThreads * kRows<Backbone, kMode, P>) {
+        const Column<kRows<Backbone, kMode, P>> rows = {chunk.base + e, chunk.count - e};
+        update_elements<Backbone, kMode, kCoupled, P>(s, r, rows);
       }
     } else if constexpr ((kMode & kScalesElements) != 0) {
       if (s.end.ends) end_chunk(s.tensor, s.scalars, chunk.base, chunk.count, s.end.adjusts);

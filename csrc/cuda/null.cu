@@ -1,7 +1,7 @@
 // The null step on a GPU: threads, chunks, vectors and the order of accesses as in multi_tensor.cuh, and no arithmetic.
-#include <algorithm>
 #include <stdexcept>
 
+#include "design.h"
 #include "device.cuh"
 #include "plan/null.h"
 #include "runtime.h"
@@ -38,19 +38,19 @@ FA_DEVICE void pass_elements(const NullStep& s, int64_t element) {
   for (int k = 0; k < kWritten; ++k) store(w[k], static_cast<uint32_t*>(s.written[k]) + element);
 }
 
-// Blocks that a multiprocessor has room for, by the same rule as blocks_at_once() of the update kernels.
+// By the rule of the update kernels; it is ActiveLR's gain that is read alone.
 template <class Word, int kWritten, int kGrads, int kRead>
 constexpr int blocks_at_once() {
-  if (sizeof(Word) != 4) return 2;
-  return 1 + kWritten + kGrads + kRead <= 6 ? 4 : 3;
+  return cuda::blocks_at_once(sizeof(Word), 1 + kWritten + kGrads + kRead, kGrads == 1 && kRead == 1);
 }
+
+__device__ uint32_t next_chunk = 0;  // null steps come one after the other
 
 template <class Word, int kWritten, int kGrads, int kRead>
 __global__ void __launch_bounds__(kThreads, (blocks_at_once<Word, kWritten, kGrads, kRead>()))
-    null_pass(const __grid_constant__ NullStep step, int64_t chunks) {
+    null_pass(const __grid_constant__ NullStep step, int64_t chunks, Order order) {
   constexpr int kWide = 16 / sizeof(Word);
-  const int64_t last = chunks * (blockIdx.x + 1) / gridDim.x;
-  for (int64_t chunk = chunks * blockIdx.x / gridDim.x; chunk < last; ++chunk) {
+  for_turns({chunks, order, &next_chunk}, [&](int64_t chunk) {
     const int64_t base = chunk * kUpdateChunk, left = step.n - base;
     const int count = static_cast<int>(left < kUpdateChunk ? left : kUpdateChunk), wide = count / kWide * kWide;
     for (int e = threadIdx.x * kWide; e < wide; e += kThreads * kWide) {
@@ -59,10 +59,10 @@ __global__ void __launch_bounds__(kThreads, (blocks_at_once<Word, kWritten, kGra
     for (int e = wide + threadIdx.x; e < count; e += kThreads) {
       pass_elements<1, Word, kWritten, kGrads, kRead>(step, base + e);
     }
-  }
+  });
 }
 
-using NullKernel = void (*)(NullStep, int64_t);
+using NullKernel = void (*)(NullStep, int64_t, Order);
 
 template <class Word, int kWritten, int kGrads, int kRead>
 NullKernel kernel_of(Number<kWritten>, Number<kGrads>, Number<kRead>) {
@@ -88,12 +88,9 @@ void null_step_cuda(const NullStep& step, int device) {
   with_streams(step, [&](auto word, auto written, auto grads, auto read) {
     kernel = kernel_of<decltype(word)>(written, grads, read);
   });
-  int processors = 0, blocks = 0;
-  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0), "the occupancy of a kernel");
+  const Design design = chosen_design();
   const int64_t chunks = (step.n + kUpdateChunk - 1) / kUpdateChunk;
-  const auto grid = static_cast<unsigned>(std::min<int64_t>(chunks, int64_t{processors} * blocks));
-  launch(kernel, grid, current_stream(device), step, chunks);
+  launch(kernel, grid_size(kernel, chunks, device, design.blocks), current_stream(device), step, chunks, design.chunks);
 }
 
 }  // namespace fused_adaptive

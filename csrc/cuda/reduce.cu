@@ -15,20 +15,17 @@ __global__ void __launch_bounds__(kThreads, 4)
     ActiveEnd end;
   };
   FA_SHARED(Shared, s);
-  const int64_t end = first_chunk(launch, blockIdx.x + 1);
-  for (int64_t i = first_chunk(launch, blockIdx.x); i < end; ++i) {
-    const Chunk chunk = launch.chunks[i];
-    const Tensor& x = step.tensors[chunk.tensor];
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      Scalars<double> r = {};
-      prepare_active(step.rules[x.active], hyper_of(step, x.group), r);
-      s.scalars = r.as<T>();
-      s.end = end_by_hand(x.numbers);
-    }
-    __syncthreads();
-    if (s.end.ends) end_chunk(x, s.scalars, chunk.base, chunk.count, s.end.adjusts);
-  }
+  const auto prepare = [&](int tensor) {
+    if (threadIdx.x != 0) return;
+    const Tensor& x = step.tensors[tensor];
+    Scalars<double> r = {};
+    prepare_active(step.rules[x.active], hyper_of(step, x.group), r);
+    s.scalars = r.as<T>();
+    s.end = end_by_hand(x.numbers);
+  };
+  for_chunks(launch, prepare, [&](int64_t, const Chunk& chunk) {
+    if (s.end.ends) end_chunk(step.tensors[chunk.tensor], s.scalars, chunk.base, chunk.count, s.end.adjusts);
+  });
   if (!is_last_block(launch)) return;
   for (int i = threadIdx.x; i < step.tensor_count; i += kThreads) {
     const Tensor& x = step.tensors[i];
@@ -50,9 +47,11 @@ Kernel slope_kernel_of(DType param) {
   }
 }
 
+// One word a thread: arguments are read one address at a time, and so blocks share the time for it.
 template <class P>
 __global__ void __launch_bounds__(kThreads) upload(const __grid_constant__ P parcel) {
-  for (int i = threadIdx.x; i < parcel.words; i += kThreads) parcel.to[i] = parcel.data[i];
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < parcel.words) parcel.to[i] = parcel.data[i];
 }
 
 }  // namespace

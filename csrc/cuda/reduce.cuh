@@ -75,7 +75,7 @@ FA_DEVICE void judge_tensor(const Step& step, const Launch& launch, const Rule& 
 // The sums over all tensors of a global policy, in their order.
 FA_DEVICE Outcome sum_unit(const Launch& launch) {
   Outcome unit = {{0, 0}, 0, false, false};
-  for (int i = 0; i < launch.share_count; ++i) add_outcome(unit, launch.outcomes[i]);
+  add_in_order(launch.outcomes, launch.share_count, [&](const Outcome& own) { add_outcome(unit, own); });
   return unit;
 }
 
@@ -176,7 +176,7 @@ FA_DEVICE void measure_elements(const Measure<Compute<P>>& s, Source source, int
   fill(sum, T(0));
   if (source != Source::displacement) load(sum, at<T>(x, kMeanSum, element));
   if (source != Source::gradient) load(p, at<P>(x, kParam, element));
-  if (source != Source::gradient) load_low<P>(low, x, element);
+  if (source != Source::gradient) load_low<P>(low, x, Neighbours<kWidth>{element});
   if (s.measured) {
     load(previous, at<T>(x, kPrevious, element));
     if (source != Source::gradient) load(start, at<T>(x, kStart, element));
@@ -272,7 +272,7 @@ FA_DEVICE void slope_elements(const Slope<Compute<P>>& s, int64_t element, doubl
   int16_t low[kWidth];
   if (x.coupled) {  // otherwise the parameter is not asked for
     load(p, at<P>(x, kParam, element));
-    load_low<P>(low, x, element);
+    load_low<P>(low, x, Neighbours<kWidth>{element});
   }
   load(g, static_cast<const P*>(s.grad) + element);
   if (x.stores_direction) {
@@ -303,6 +303,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(P) == 8 ? 1 : 2)
   if (!is_due(step, launch)) return;
   if (threadIdx.x == 0) s.backbone.group = -1;
   const auto prepare = [&](int tensor) {
+    raise_powers<Backbone>(step, tensor, /*counted=*/false, s.backbone);
+    __syncthreads();
     if (threadIdx.x == 0) set_up_slope<Backbone>(step, tensor, s);
   };
   for_chunks(launch, prepare, [&](int64_t i, const Chunk& chunk) {

@@ -55,7 +55,7 @@ void Uploader::send(void* to, const void* from, size_t bytes, cudaStream_t strea
     parcel.to = static_cast<uint64_t*>(to) + done;
     parcel.words = words;
     std::memcpy(parcel.data, static_cast<const uint64_t*>(from) + done, static_cast<size_t>(words) * 8);
-    launch(kernel, 1, stream, parcel);
+    launch(kernel, static_cast<unsigned>((words + kThreads - 1) / kThreads), stream, parcel);
   };
   const int64_t words = static_cast<int64_t>(bytes / 8);
   for (int64_t done = 0; done < words;) {
@@ -71,11 +71,12 @@ void Uploader::send(void* to, const void* from, size_t bytes, cudaStream_t strea
   }
 }
 
-unsigned grid_size(Kernel kernel, int64_t chunks, int device) {
+unsigned grid_size(const void* kernel, int64_t chunks, int device, int most) {
   int processors = 0, blocks = 0;
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0), "the occupancy of a kernel");
-  return static_cast<unsigned>(std::max<int64_t>(1, std::min<int64_t>(chunks, int64_t{processors} * blocks)));
+  return static_cast<unsigned>(
+      std::max<int64_t>(1, std::min<int64_t>(chunks, int64_t{processors} * std::min(blocks, most))));
 }
 
 }  // namespace fused_adaptive::cuda

@@ -77,8 +77,12 @@ class Uploader {
   bool takes_large_ = false;
 };
 
-// Blocks that fill the device, at most one a chunk.
-unsigned grid_size(Kernel kernel, int64_t chunks, int device);
+// Blocks that fill the device: at most one a chunk, and at most so many on a multiprocessor.
+unsigned grid_size(const void* kernel, int64_t chunks, int device, int most = kMostBlocks);
+template <class... Args>
+unsigned grid_size(void (*kernel)(Args...), int64_t chunks, int device, int most = kMostBlocks) {
+  return grid_size(reinterpret_cast<const void*>(kernel), chunks, device, most);
+}
 
 template <class... Args>
 void launch(void (*kernel)(Args...), unsigned blocks, cudaStream_t stream, const Args&... args) {

@@ -7,6 +7,7 @@
 namespace fused_adaptive::cuda {
 
 constexpr int kThreads = 256;
+constexpr int kMostBlocks = 2048 / kThreads;  // on a multiprocessor
 // Elements that an update takes at a time. A multiple of every vector's length; smaller than the chunks of inner
 // products, so that blocks finish together.
 constexpr int64_t kUpdateChunk = 8192;
@@ -41,6 +42,15 @@ struct Chunk {
   int32_t tensor, count;
 };
 
+// Which chunks a block takes: a range of neighbours, so that it changes tensors as rarely as possible; every
+// gridDim-th; or the next that no block has taken.
+enum class Order : int { ranges, interleaved, ticket };
+struct Turns {
+  int64_t count;  // of chunks
+  Order order;
+  uint32_t* next;  // for tickets; 0 before a launch, and after it
+};
+
 // kGroup partial sums, or what is left of a tensor's: they are added by one thread.
 struct PartialGroup {
   int64_t first;
@@ -56,6 +66,11 @@ struct Share {
 
 // What all kernels of a step have in common.
 constexpr int kNearHypers = 32;
+// What the host has raised to a power for a group's tensors that take this step. -1: nothing.
+struct GivenPowers {
+  double t = -1;
+  Powers powers = {};
+};
 struct Step {
   const Tensor* tensors;
   int32_t tensor_count;
@@ -67,6 +82,7 @@ struct Step {
   const DeviceNumber* lrs;  // of each group: an lr that is a tensor; none: it is in the hyperparameters
   const Hyper* far_hypers;  // of each group, if they are more than fit here
   Hyper hypers[kNearHypers];
+  GivenPowers powers[kNearHypers];  // nothing, if far_hypers are used
 };
 
 // When a measurement takes place: its interval ends if tlr_step, plus what is not counted yet, has reached it.
@@ -75,7 +91,7 @@ enum class When : int { before_update, after_update, now };
 // What one kernel has to do, and what its last block has.
 struct Launch {
   const Chunk* chunks;
-  int64_t count;
+  Turns turns;
   uint32_t* ticket;  // drawn by every block of the launches that finish together
   uint32_t blocks;   // those launches' blocks
   // Inner products, of one policy.

@@ -9,12 +9,12 @@ template <bool kRectify, bool kAmsgrad>
 struct AdaBelief : Moments {
   static constexpr int kStates = kAmsgrad ? 3 : 2;
 
-  static FA_INLINE void prepare(const Hyper& h, double t, Scalars<double>& r) {
+  static FA_INLINE void prepare(const Hyper& h, double t, Powers powers, Scalars<double>& r) {
     prepare_moments(h, r);
     if (kRectify) {
-      prepare_rectified(h, t, /*at_five=*/true, r);
+      prepare_rectified(h, t, powers, /*at_five=*/true, r);
     } else {
-      prepare_corrected(h, t, r);
+      prepare_corrected(powers, r);
     }
   }
   template <class T>

@@ -9,9 +9,9 @@ template <bool kAmsgrad>
 struct AdamW : Moments {
   static constexpr int kStates = kAmsgrad ? 3 : 2;
 
-  static FA_INLINE void prepare(const Hyper& h, double t, Scalars<double>& r) {
+  static FA_INLINE void prepare(const Hyper& h, double, Powers powers, Scalars<double>& r) {
     prepare_moments(h, r);
-    prepare_corrected(h, t, r);
+    prepare_corrected(powers, r);
   }
   template <class T>
   static FA_INLINE T update(T g, T* s, const Scalars<T>& r) {

@@ -5,7 +5,8 @@
 //   kStates                      how many arrays of state it has; the order is that of declarations.py's STATE_NAMES
 //   kIsLazy                      its state is made by the first update
 //   kStoresDirection             Hypergradient cannot tell the last direction from the state
-//   prepare(hyper, t, scalars)   the scalars of step t, in double
+//   kCorrects                    prepare() asks for the powers
+//   prepare(hyper, t, powers, r) the scalars r of step t, in double
 //   update(g, s, scalars)        moves the state s by the gradient g and returns u
 //   direction(s, scalars)        the u that the present state stands for
 // To add one: a header with the struct, its include and a line in FA_FOR_EACH_BACKBONE here, and its torch form.
@@ -52,9 +53,9 @@ constexpr Structure kStructures[kBackbones] = {
 
 FA_INLINE void prepare_backbone(int backbone, const Hyper& h, double t, Scalars<double>& r) {
   switch (backbone) {
-#define FA_CASE(name)       \
-  case k##name:             \
-    name::prepare(h, t, r); \
+#define FA_CASE(name)                                                     \
+  case k##name:                                                           \
+    name::prepare(h, t, name::kCorrects ? powers_of(h, t) : Powers{}, r); \
     break;
     FA_FOR_EACH_BACKBONE(FA_CASE)
 #undef FA_CASE

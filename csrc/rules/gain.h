@@ -20,13 +20,27 @@ struct Products {
   double num, sq;
 };
 
+// Calls add(value) for each of them, in ascending order. Eight are loaded at a time, so that only the additions wait
+// for one another; past the end the last one is loaded again.
+template <class E, class Add>
+FA_INLINE void add_in_order(const E* values, int64_t count, const Add& add) {
+  constexpr int kAhead = 8;
+  for (int64_t begin = 0; begin < count; begin += kAhead) {
+    E ahead[kAhead];
+    for (int k = 0; k < kAhead; ++k) ahead[k] = values[begin + k < count ? begin + k : count - 1];
+    for (int k = 0; k < kAhead; ++k) {
+      if (begin + k < count) add(ahead[k]);
+    }
+  }
+}
+
 // The sum over the chunks of one tensor, or over one group of them at a time.
 FA_INLINE Products sum_group(const Products* partials, int64_t count) {
   Products sum = {0, 0};
-  for (int64_t i = 0; i < count; ++i) {
-    sum.num += partials[i].num;
-    sum.sq += partials[i].sq;
-  }
+  add_in_order(partials, count, [&](const Products& one) {
+    sum.num += one.num;
+    sum.sq += one.sq;
+  });
   return sum;
 }
 

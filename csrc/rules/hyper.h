@@ -19,6 +19,12 @@ struct Hyper {
 };
 constexpr int kHypers = sizeof(Hyper) / sizeof(double);
 
+// beta1 and beta2 to the power of the number of steps.
+struct Powers {
+  double beta1, beta2;
+};
+FA_INLINE Powers powers_of(const Hyper& h, double t) { return {pow(h.beta1, t), pow(h.beta2, t)}; }
+
 // What all elements of a tensor share in one step. Computed in double and rounded once.
 template <class T>
 struct Scalars {

@@ -6,7 +6,7 @@
 namespace fused_adaptive {
 
 struct Moments {
-  static constexpr bool kIsLazy = false, kStoresDirection = false;
+  static constexpr bool kIsLazy = false, kStoresDirection = false, kCorrects = true;
 
   static FA_INLINE void prepare_moments(const Hyper& h, Scalars<double>& r) {
     r.decay1 = h.beta1;
@@ -18,15 +18,15 @@ struct Moments {
     r.uses_max = true;
   }
   // u = (m/bc1) / (sqrt(v)/sqrt(bc2) + eps)
-  static FA_INLINE void prepare_corrected(const Hyper& h, double t, Scalars<double>& r) {
-    r.numerator = 1 / (1 - pow(h.beta1, t));
-    r.scale = 1 / sqrt(1 - pow(h.beta2, t));
+  static FA_INLINE void prepare_corrected(Powers powers, Scalars<double>& r) {
+    r.numerator = 1 / (1 - powers.beta1);
+    r.scale = 1 / sqrt(1 - powers.beta2);
   }
   // u = (m/bc1) * r*sqrt(bc2) / (sqrt(v) + eps) where the variance can be rectified [RAdam, Eq. 3 and 4], else m/bc1
-  static FA_INLINE void prepare_rectified(const Hyper& h, double t, bool at_five, Scalars<double>& r) {
-    const double power = pow(h.beta2, t), correction2 = 1 - power;
-    const double rho_inf = 2 / (1 - h.beta2) - 1, rho = rho_inf - 2 * t * power / correction2;
-    r.numerator = 1 / (1 - pow(h.beta1, t));
+  static FA_INLINE void prepare_rectified(const Hyper& h, double t, Powers powers, bool at_five, Scalars<double>& r) {
+    const double correction2 = 1 - powers.beta2;
+    const double rho_inf = 2 / (1 - h.beta2) - 1, rho = rho_inf - 2 * t * powers.beta2 / correction2;
+    r.numerator = 1 / (1 - powers.beta1);
     r.scale = 1;
     r.divides = at_five ? rho >= 5 : rho > 5;
     r.uses_max = false;

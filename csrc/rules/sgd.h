@@ -11,9 +11,9 @@ template <Momentum kMomentum>
 struct Sgd {
   static constexpr int kStates = kMomentum == Momentum::none ? 0 : 1;
   static constexpr bool kIsLazy = kMomentum != Momentum::none;
-  static constexpr bool kStoresDirection = kMomentum != Momentum::heavy_ball;
+  static constexpr bool kStoresDirection = kMomentum != Momentum::heavy_ball, kCorrects = false;
 
-  static FA_INLINE void prepare(const Hyper& h, double, Scalars<double>& r) {
+  static FA_INLINE void prepare(const Hyper& h, double, Powers, Scalars<double>& r) {
     r.decay1 = h.momentum;
     r.weight1 = 1 - h.dampening;
   }

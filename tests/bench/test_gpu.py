@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,18 +15,22 @@ from typing import Any
 import pytest
 import torch
 
-from bench.gpu import bandwidth
+from bench.gpu import bandwidth, designs
 from bench.gpu import bench as gpu_bench
 from bench.gpu import check as gpu_check
 from bench.step import measure, results, run, sets
 from bench.step.rivals import contenders
+from bench.step.shapes import parse
 
+from ..cuda_emulation.driver import DESIGN, DESIGNS
 from .test_results import made_up
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("script", ["gpu_check.sh 1", "gpu_check.sh 2", "gpu_bench.sh 1", "gpu_bench.sh 2"])
+@pytest.mark.parametrize(
+    "script", ["gpu_check.sh 1", "gpu_check.sh 2", "gpu_bench.sh 1", "gpu_bench.sh 2", "gpu_bench.sh designs"]
+)
 def test_the_scripts_say_that_there_is_no_gpu(script, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is one")
@@ -137,10 +142,10 @@ def test_the_check_leaves_what_it_had_when_it_was_cut_off(stubbed, stopped_after
 
 
 def test_the_benchmark_goes_to_its_end(stubbed, tmp_path):
-    for part in ("1", "2"):
+    for part in ("1", "2", "designs"):
         assert gpu_bench.main([part, "--out", str(tmp_path)]) == 0
         assert results.load(tmp_path / f"run_gpu_{part}.json")["cases"]
-    assert [step.name for step in stubbed] == ["build", "bench_1", "build", "bench_2"]
+    assert [step.name for step in stubbed] == ["build", "bench_1", "build", "bench_2", "build", "bench_designs"]
     assert all(step.seconds <= 8 * 60 + 120 for step in stubbed)
 
 
@@ -168,11 +173,36 @@ def test_a_gpus_set_begins_with_what_matters():
 
 def test_the_calls_of_the_scripts_are_understood(tmp_path):
     for command in (
-        gpu_bench.command(2, 300, tmp_path),
+        gpu_bench.command("2", 300, tmp_path),
         next(s for s in gpu_check.steps(1, tmp_path) if s.name == "timing").command,
     ):
         assert command[:3] == (sys.executable, "-m", "bench.step.run")
         assert run.arguments_of(command[3:]).device == "cuda"
+
+
+def test_designs_take_turns_with_their_null_steps(monkeypatch):
+    monkeypatch.delenv(DESIGN, raising=False)
+    seen: list[str | None] = []
+    step = designs.Designed("chunks=ticket", lambda _: SimpleNamespace(step=lambda: seen.append(os.getenv(DESIGN))), [])
+    step.step()
+    assert seen == ["chunks=ticket"]
+    assert DESIGN not in os.environ
+    case, cpu = sets.Case("AdamW", ("fixed",), "3x1000"), torch.device("cpu")
+    taking_part, plan = (
+        designs.contenders_of(case, (*designs.ORDERS, designs.SET_UP), cpu),
+        measure.Plan(3, seconds=0.1),
+    )
+    lines = designs.table(measure.run_case(taking_part, parse(case.shapes), case.dtype, cpu, plan, caches=False))
+    assert [line.startswith("ours") for line in lines] == [True] * 4 + [False] * 3
+    assert "as it is" in lines[0]
+    assert " 1.000 (" in lines[0]
+    assert "chunks=ticket" in lines[-1]
+
+
+def test_all_words_for_designs_are_tested_and_measured():
+    words = set(re.findall(r'\{"(\w+=\w+)"', (ROOT / "csrc" / "cuda" / "design.cpp").read_text()))
+    assert {word for design in DESIGNS for word in design.split(",")} - {""} == words
+    assert {design for _, own in designs.CASES for design in own} - {""} <= words
 
 
 class Clock:

@@ -68,6 +68,7 @@ inline unsigned atomicAdd(unsigned* at, unsigned by) {
   emulation::draw_ticket();
   return std::exchange(*at, *at + by);
 }
+inline unsigned atomicInc(unsigned* at, unsigned most) { return std::exchange(*at, *at >= most ? 0 : *at + 1); }
 template <class T>
 T __ldcs(const T* from) {
   return *from;

@@ -8,7 +8,7 @@ import torch
 import fused_adaptive as fa
 
 from . import build
-from .driver import Emulated
+from .driver import DESIGN, Emulated
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
@@ -23,7 +23,7 @@ class Captured:
 
     def __init__(self, patches: list[tuple[str, str, str]] | None = None, weight_decay: float = 0.1) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.params = [torch.randn(n, generator=generator).requires_grad_() for n in (100, 4099)]
+        self.params = [torch.randn(n, generator=generator).requires_grad_() for n in (100, 40990)]
         self.optimizer = fa.ActiveAdamW(
             self.params, lr=0.01, interval=3, weight_decay=weight_decay, backend="reference", capturable=True
         )
@@ -62,8 +62,10 @@ class Captured:
 BELIEVED = ("cuda/executor.cpp", "if (was_captured_ || found_grads_ != grads_)", "if (found_grads_ != grads_)")
 
 
+@pytest.mark.parametrize("design", ["", "chunks=ticket"])
 @pytest.mark.parametrize("patches", [[], [BELIEVED]], ids=["as it is", "what was sent is believed"])
-def test_eager_steps_between_replays_have_their_own_gradients(patches):
+def test_eager_steps_between_replays_have_their_own_gradients(patches, design, monkeypatch):
+    monkeypatch.setenv(DESIGN, design)
     runs = [Captured(patches).run("ererereer", captured) for captured in (False, True)]
     assert all(map(torch.equal, *runs)) == (not patches)
 

@@ -15,7 +15,7 @@ from fused_adaptive.core.random_rates import RandomRates
 from ..common.tolerances import step_bound
 from ..parity.test_parity import excess, state_excesses
 from . import build
-from .driver import BACKBONES, DTYPES, Emulated, Twin
+from .driver import BACKBONES, DESIGN, DESIGNS, DTYPES, Emulated, Twin
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
@@ -258,10 +258,37 @@ def run(policy: Any, dtype: torch.dtype = torch.float32, **options: Any) -> list
 @pytest.mark.parametrize(
     "policy", [MODES["elements-mean"], POLICIES["preconditioned-global"], POLICIES["hypergradient-global"]]
 )
-def test_the_same_bits_whatever_the_grid_and_the_order(policy):
+def test_the_same_bits_whatever_the_grid_the_order_and_the_design(policy, monkeypatch):
     expected = run(policy)
     for options in ({"order": 1}, {"order": 2, "processors": 7}, {"processors": 1}, {"on_device": True}):
         assert all(map(torch.equal, run(policy, **options), expected)), options
+    for design in DESIGNS[1:3]:
+        monkeypatch.setenv(DESIGN, design)
+        for options in ({}, {"order": 4}, {"order": 2}, {"on_device": True}):
+            assert all(map(torch.equal, run(policy, **options), expected)), (design, options)
+
+
+def test_a_design_that_there_is_not_is_refused_with_the_choices(monkeypatch):
+    monkeypatch.setenv(DESIGN, "blocks=2,chunks=random")
+    pair = Pair("AdamWPlain", None, True, torch.float32)
+    set_gradients(pair.params, 0)
+    with pytest.raises(RuntimeError, match='"chunks=random"; choose among chunks=ranges, chunks=interleaved, '):
+        pair.step()
+
+
+def test_powers_of_tensors_with_counts_of_their_own(monkeypatch):
+    """The host gives those of a group's first tensor; kernels raise the others, whichever comes first."""
+    results = []
+    for design in ("set_up=host", "set_up=device"):
+        monkeypatch.setenv(DESIGN, design)
+        pair = Pair("RAdamPlain", None, True, torch.float64)
+        for step in range(9):
+            set_gradients(pair.params, step, missing=0.5)
+            pair.step()
+        assert pair.worst <= 1.0
+        results.append([v for p in pair.params for v in (p.detach(), *pair.optimizer.state[p].values())])
+    assert len({state["step"].item() for state in pair.optimizer.state.values()}) > 2
+    assert all(map(torch.equal, *results))
 
 
 def test_float64_trajectories_are_those_of_the_reference():
@@ -356,19 +383,53 @@ def test_elements_beyond_2_to_the_31():
     assert all(map(torch.equal, *results))
 
 
+TAIL = "e < chunk.count; e += kThreads"
 MUTANTS = {
-    "none": [],
-    "wrong tail": [("cuda/multi_tensor.cuh", "e < chunk.count; e += kThreads", "e < chunk.count - 1; e += kThreads")],
-    "wrong last block": [("cuda/device.cuh", "== launch.blocks - 1;", "== 0;")],
-    "stale phase": [("rules/intervals.h", "if (ends_at(rule, *n.active_step + 1)) return restart_active(n);", "")],
+    "none": ("", []),
+    "wrong tail": ("", [("cuda/multi_tensor.cuh", TAIL, TAIL.replace("count;", "count - 1;"))]),
+    "wrong last block": ("", [("cuda/device.cuh", "== launch.blocks - 1;", "== 0;")]),
+    "stale phase": (
+        "",
+        [("rules/intervals.h", "if (ends_at(rule, *n.active_step + 1)) return restart_active(n);", "")],
+    ),
 }
+#: Chunks that nobody takes, or two blocks; powers of another count.
+MUTANTS_OF_DESIGNS = {
+    "a ticket that is not brought back": (
+        "chunks=ticket",
+        [
+            (
+                "cuda/device.cuh",
+                "atomicInc(turns.next, static_cast<unsigned>(turns.count - 1))",
+                "atomicAdd(turns.next, 1u)",
+            )
+        ],
+    ),
+    "a first ticket for a chunk that is taken": (
+        "chunks=ticket",
+        [("cuda/device.cuh", "int64_t{gridDim.x} + drawn", "int64_t{gridDim.x} - 1 + drawn")],
+    ),
+    "interleaved by one too many": (
+        "chunks=interleaved",
+        [("cuda/device.cuh", "return i + gridDim.x;", "return i + gridDim.x + 1;")],
+    ),
+    "powers of any count": (
+        "set_up=host",
+        [("cuda/device.cuh", "near && step.powers[x.group].t == t;", "near && step.powers[x.group].t >= 0;")],
+    ),
+}
+MUTANTS |= MUTANTS_OF_DESIGNS
 
 
-@pytest.mark.parametrize("name", MUTANTS)
-def test_mutants_are_found(name):
-    pair = Pair("AdamWPlain", ACTIVE, True, torch.float32, library=build.library(MUTANTS[name], small=True))
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.heavy] * (n in MUTANTS_OF_DESIGNS)) for n in MUTANTS]
+)
+def test_mutants_are_found(name, monkeypatch):
+    design, patches = MUTANTS[name]
+    monkeypatch.setenv(DESIGN, design)
+    pair = Pair("AdamWPlain", ACTIVE, True, torch.float32, library=build.library(patches, small=True))
     for step in range(5):
-        set_gradients(pair.params, step)
+        set_gradients(pair.params, step, missing=0.3 * (step > 0))
         pair.step()
     assert (pair.worst <= 1.0) == (name == "none")
 

@@ -10,6 +10,7 @@ import torch
 import fused_adaptive as fa
 
 from ..common.cases import CASES, POLICIES, Case, Gradients, all_equal, every_case, parameters, state_of, train
+from ..cuda_emulation.driver import DESIGN, DESIGNS
 from ..parity.test_parity import DTYPES, for_large, large_and_odd, many_layouts, worst_excess
 
 pytestmark = pytest.mark.gpu
@@ -71,6 +72,21 @@ def test_a_skipped_step_changes_nothing(optimizer, policy):
 def test_two_runs_have_the_same_bits(case):
     runs = []
     for _ in range(2):
+        params = on_gpu(large_and_odd(torch.float32))
+        optimizer = case.build(params, backend="native")
+        train(optimizer, 5)
+        runs.append((params, state_of(optimizer)))
+    (params, state), (other_params, other_state) = runs
+    assert all_equal(params, other_params)
+    assert all(torch.equal(state[name], other_state[name]) for name in state)
+
+
+@pytest.mark.parametrize("design", DESIGNS[1:])
+@pytest.mark.parametrize("case", CASES[::9], ids=str)
+def test_designs_of_the_kernels_have_the_same_bits(case, design, monkeypatch):
+    runs = []
+    for chosen in ("set_up=device", f"{design},set_up=device"):  # a host's powers may be rounded otherwise
+        monkeypatch.setenv(DESIGN, chosen)
         params = on_gpu(large_and_odd(torch.float32))
         optimizer = case.build(params, backend="native")
         train(optimizer, 5)

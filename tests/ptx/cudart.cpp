@@ -39,6 +39,7 @@ void __cudaRegisterFunction(void**, const char* function, char*, const char* nam
                             int*) {
   ptx::names()[function] = name;
 }
+void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}  // they are in the kernels' code
 // A stub, which nobody calls: launches go by its address.
 unsigned __cudaPushCallConfiguration(dim3, dim3, size_t, void*) { std::abort(); }
 unsigned __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { std::abort(); }
@@ -59,7 +60,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   *value = attribute == cudaDevAttrMultiProcessorCount ? emulation::processors : 9;
   return cudaSuccess;
 }
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*, int, size_t, unsigned) {
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int, size_t) {
   return *blocks = emulation::blocks_a_processor, cudaSuccess;
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {

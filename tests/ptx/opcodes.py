@@ -103,6 +103,9 @@ CONVERSIONS = {
     ("cvt.rzi", "u32", "f64"): "to_integer<uint32_t>({0})",
 }
 
+#: What an atomic operation leaves, by what was there ``before`` and its operand.
+ATOMICS = {"add": "before + {0}", "inc": "before >= {0} ? 0 : before + 1"}
+
 SPECIAL_REGISTERS = {
     "%tid.x": "ptx::thread()",
     "%ntid.x": "ptx::threads()",

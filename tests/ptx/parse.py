@@ -77,10 +77,14 @@ class Function:
 
 @dataclass
 class Module:
-    """``shared``: the bytes of each variable in shared memory; None: as many as the launch says."""
+    """``shared``: the bytes of each variable in shared memory; None: as many as the launch says.
+
+    ``zeros``: the bytes of each variable of the device that begins as zeros.
+    """
 
     functions: dict[str, Function] = field(default_factory=dict)
     shared: dict[str, int | None] = field(default_factory=dict)
+    zeros: dict[str, int] = field(default_factory=dict)
 
 
 class Unknown(Exception):
@@ -94,6 +98,7 @@ HEADER = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 SHARED = re.compile(r"\.shared \.align \d+ \.[bus](?P<bits>\d+) (?P<name>\w+)(?P<length>\[\d*\])?;")
+ZEROS = re.compile(r"^\.global \.align \d+ \.[bus](?P<bits>\d+) (?P<name>\w+);", re.MULTILINE)
 STATEMENT = re.compile(r"\s*(?:(?P<label>[$\w]+):(?!:)|(?P<brace>[{}])|(?P<text>[^;{}]*(?:\{[^{};]*\}[^;{}]*)*);)")
 DECLARATION = re.compile(r"\.(?P<space>reg|param) \.(?P<type>\w+)\s+(?P<name>%?\w+)(?:<(?P<count>\d+)>)?")
 OPCODE = re.compile(r"(?:@(?P<guard>!?%\w+)\s+)?(?P<opcode>[a-z][\w.:]*)\s*(?P<operands>.*)", re.DOTALL)
@@ -106,6 +111,7 @@ def parse(text: str) -> Module:
     for m in SHARED.finditer(text):
         elements = (m["length"] or "[1]").strip("[]")
         module.shared[m["name"]] = int(elements) * int(m["bits"]) // 8 if elements else None
+    module.zeros = {m["name"]: int(m["bits"]) // 8 for m in ZEROS.finditer(text)}
     for m in HEADER.finditer(text):
         names = re.findall(r"(\w+)(?:\[\d+\])?\s*(?:,|$)", m["parameters"].strip())
         body = tuple(statements(SHARED.sub("", m["body"])))

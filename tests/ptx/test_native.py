@@ -24,7 +24,7 @@ from fused_adaptive.core.random_rates import RandomRates
 from ..backends.test_null_step import is_right_emulated
 from ..common.cases import POLICIES, is_allowed
 from ..cuda_emulation import build
-from ..cuda_emulation.driver import BACKBONES, DTYPES, Emulated, load
+from ..cuda_emulation.driver import BACKBONES, DESIGN, DESIGNS, DTYPES, Emulated, load
 from ..cuda_emulation.test_kernels import FAR, STRUCTURES, parameters, set_gradients
 from ..parity.test_parity import SLOWER
 from . import nvcc
@@ -125,16 +125,19 @@ SOME = {
 
 
 @pytest.mark.parametrize("policy", SOME)
-def test_some_kernels_have_the_bits_of_the_cpu(policy):
+def test_some_kernels_have_the_bits_of_the_cpu(policy, monkeypatch):
     library = nvcc.library(small=True)
     launched(library)
-    for order in range(2 * ORDERS):
-        assert differing("AdamWPlain", POLICIES[policy], True, torch.float32, library, order=order) == [], order
+    for design, order in [("", order) for order in range(2 * ORDERS)] + [*zip(DESIGNS[1:], (1, 5, 3), strict=True)]:
+        monkeypatch.setenv(DESIGN, design)
+        found = differing("AdamWPlain", POLICIES[policy], True, torch.float32, library, order=order)
+        assert found == [], (design, order)
     assert set(map(kind_of, launched(library))) == {"update", "upload", *SOME[policy]}
 
 
 @pytest.mark.parametrize("order", range(2 * ORDERS))
-def test_the_null_step_goes_through_every_array(order):
+def test_the_null_step_goes_through_every_array(order, monkeypatch):
+    monkeypatch.setenv(DESIGN, DESIGNS[order % 3])
     library = nvcc.library(small=True)
     load(library).emulation_configure(order, 2, 2)
     launched(library)
@@ -222,6 +225,18 @@ def test_what_was_not_finite_is_forgotten(policy):
         assert differing("SgdMomentum", SLOWER.get(policy, POLICIES[policy]), True, torch.float64, **options) == []
 
 
+@pytest.mark.heavy
+@pytest.mark.parametrize("policy", SOME)
+@pytest.mark.parametrize("design", DESIGNS[1:])
+def test_every_design_has_the_bits_of_the_cpu(design, policy, monkeypatch):
+    """Threads and blocks in all orders."""
+    monkeypatch.setenv(DESIGN, design)
+    for order in range(2 * ORDERS):
+        for dtype in (torch.float32, torch.bfloat16):
+            found = differing("AdamWPlain", POLICIES[policy], True, dtype, nvcc.library(), order=order)
+            assert found == [], (dtype, order)
+
+
 @cache
 def entries_of(source: str) -> list[str]:
     """The kernels of a .cu, from the PTX that the library was made of."""
@@ -279,7 +294,7 @@ MISTAKES = {
         r"misaligned address in `ld\.global\S*\.v4",
     ),
     "an offset of 32 bits": (
-        [("cuda/device.cuh", "static_cast<E*>(x.at[role]) + element;", "static_cast<E*>(x.at[role]) + (int)element;")],
+        [("cuda/access.cuh", "cuda::load<kOnce>(to, array + first);", "cuda::load<kOnce>(to, array + (int)first);")],
         "illegal memory access",
     ),
 }

@@ -8,7 +8,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from .opcodes import CACHES, CONVERSIONS, CPP, FENCES, KINDS, OPERATIONS, ORDERS, SPACES, SPECIAL_REGISTERS, VECTORS
+from .opcodes import (
+    ATOMICS,
+    CACHES,
+    CONVERSIONS,
+    CPP,
+    FENCES,
+    KINDS,
+    OPERATIONS,
+    ORDERS,
+    SPACES,
+    SPECIAL_REGISTERS,
+    VECTORS,
+)
 from .parse import Brace, Function, Instruction, Label, Module, Parameter, Register, Statement, Unknown
 
 #: Shared memory that the launch sizes begins here, in the shared memory of a block.
@@ -26,8 +38,12 @@ def translate(module: Module, entries: Iterable[str], names: Mapping[str, str] |
         layout[name] = size
         size += (-(-(own or 0) // ALIGNMENT)) * ALIGNMENT
     wanted = reachable(module, entries)
-    functions = [Translator(module.functions[name], layout) for name in wanted]
-    lines = ['#include "ptx.h"', "namespace {", f"const unsigned kShared = {size};"]
+    functions = [Translator(module.functions[name], layout, module.zeros) for name in wanted]
+    lines = ['#include "ptx.h"']
+    # Several files with kernels of one module have its variables together.
+    weak = 'extern "C" __attribute__((weak)) alignas(8) char'
+    lines += [f"{weak} {name}[{own}] = {{}};" for name, own in module.zeros.items()]
+    lines += ["namespace {", f"const unsigned kShared = {size};"]
     lines += [f"{f.signature()};" for f in functions]
     for f in functions:
         lines += [f"{f.signature()} {{", *f.lines(), "}"]
@@ -52,10 +68,11 @@ class Translator:
 
     Args:
         shared: where each variable is in the block's shared memory.
+        variables: names of the device's.
     """
 
-    def __init__(self, function: Function, shared: dict[str, int]) -> None:
-        self.function, self.shared = function, shared
+    def __init__(self, function: Function, shared: dict[str, int], variables: Iterable[str]) -> None:
+        self.function, self.shared, self.variables = function, shared, {*variables}
         self.registers: dict[str, str] = {}  # their types, by name or by what stands before the number
         self.parameters = {*function.parameters, *([function.result] if function.result else [])}
 
@@ -162,7 +179,7 @@ class Translator:
             return f"(({cpp}){name})"
         if operand in self.shared:
             return f"(({cpp}){self.shared[operand]})"
-        if operand in self.parameters:
+        if operand in {*self.parameters, *self.variables}:
             return f"(({cpp}){operand})"
         if m := re.fullmatch(r"0([fd])([0-9A-Fa-f]+)", operand):
             whole, real = ("uint32_t", "float") if m[1] == "f" else ("uint64_t", "double")
@@ -258,16 +275,17 @@ class Translator:
         own = [f"*({CPP[kind]}*)(at + {i * size}) = {self.read(n, kind)};" for i, n in enumerate(names)]
         return f"{{ {self.address(s, s.operands[0], space, size * count)} {' '.join(own)} }}"
 
-    def add_atomically(self, s: Instruction) -> str:
+    def atomic(self, s: Instruction) -> str:
         """Threads take turns at barriers alone, so that nobody comes between."""
-        space, count = self.access(s, ("add", *ORDERS))
-        kind = s.types[0]
-        if "add" not in s.parts or count != 1 or KINDS[kind[0]] != "i":
+        space, count = self.access(s, (*ATOMICS, *ORDERS))
+        kind, operations = s.types[0], [p for p in s.parts if p in ATOMICS]
+        if len(operations) != 1 or count != 1 or KINDS[kind[0]] != "i":
             raise Unknown(s.text)
         address = self.address(s, s.operands[1], space, bits(kind) // 8)
         cpp, value = CPP[kind], self.read(s.operands[2], kind)
         own = self.write(s.operands[0], kind, "before")
-        return f"{{ {address} const {cpp} before = *({cpp}*)at; *({cpp}*)at = before + {value}; {own} }}"
+        after = ATOMICS[operations[0]].format(value)
+        return f"{{ {address} const {cpp} before = *({cpp}*)at; *({cpp}*)at = {after}; {own} }}"
 
     # ---- the order of things ----
 
@@ -296,7 +314,7 @@ HANDLERS: dict[str, Callable[[Translator, Instruction], str]] = {
     "cvta": Translator.convert_address,
     "ld": Translator.load,
     "st": Translator.store,
-    "atom": Translator.add_atomically,
+    "atom": Translator.atomic,
     "bra": Translator.branch,
     "ret": Translator.leave,
     "call": Translator.call,
