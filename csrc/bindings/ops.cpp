@@ -103,9 +103,9 @@ int64_t plan_check(int64_t number, Tensors held, Tensors grads, Ints absent) {
 
 int64_t number_of(Traces traces) { return (traces.is_captured ? 1 : 0) | (traces.is_elsewhere ? 2 : 0); }
 
-int64_t plan_step(int64_t number, Doubles hypers, std::optional<Tensor> draw, std::optional<Tensor> grad_scale,
+int64_t plan_step(int64_t number, Doubles hypers, std::optional<Tensor> random_rates, std::optional<Tensor> grad_scale,
                   std::optional<Tensor> found_inf, Tensors lrs, Ints lr_groups) {
-  return number_of(plan_of(number)->step(hypers, draw, grad_scale, found_inf, lrs, lr_groups));
+  return number_of(plan_of(number)->step(hypers, random_rates, grad_scale, found_inf, lrs, lr_groups));
 }
 
 int64_t plan_end_interval(int64_t number, Doubles hypers) { return number_of(plan_of(number)->end_interval(hypers)); }
@@ -124,7 +124,7 @@ int64_t plan_count() {
 
 // A whole step of one param group without a cached plan: what it changes stands in its schema.
 void step(Tensors params, Tensors grads, Tensors state, Ints roles, int64_t backbone, bool coupled, bool maximize,
-          Doubles hypers, Ints policies, Doubles policy_arguments, std::optional<Tensor> draw,
+          Doubles hypers, Ints policies, Doubles policy_arguments, std::optional<Tensor> random_rates,
           std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, bool on_device) {
   const size_t n = params.size();
   if (n == 0) return;
@@ -148,7 +148,7 @@ void step(Tensors params, Tensors grads, Tensors state, Ints roles, int64_t back
   const Readiness outcome = made.end_check();
   FA_CHECK(outcome == kReady, outcome == kStale ? "state of the backbone is missing"
                                                 : "gradients must be dense and laid out as their parameters");
-  made.step(hypers, draw, grad_scale, found_inf);
+  made.step(hypers, random_rates, grad_scale, found_inf);
 }
 
 std::string build_version() { return FUSED_ADAPTIVE_VERSION; }
@@ -173,7 +173,7 @@ std::shared_ptr<TensorPlan> plan_of(int64_t number) {
 STABLE_TORCH_LIBRARY(fused_adaptive, m) {
   m.def(
       "step(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] state, int[] roles, int backbone, bool coupled, "
-      "bool maximize, float[] hypers, int[] policies, float[] policy_arguments, Tensor? draw=None, "
+      "bool maximize, float[] hypers, int[] policies, float[] policy_arguments, Tensor? random_rates=None, "
       "Tensor? grad_scale=None, Tensor? found_inf=None, bool on_device=False) -> ()");
   m.def(
       "plan_new(Tensor[] params, int[] groups, int[] indices, int[] backbones, int[] coupled, int[] maximize, "
@@ -188,7 +188,7 @@ STABLE_TORCH_LIBRARY(fused_adaptive, m) {
   m.def("plan_check(int plan, Tensor[] held, Tensor[] grads, int[] absent) -> int");
   m.def("python_calls() -> int[]");
   m.def(
-      "plan_step(int plan, float[] hypers, Tensor? draw, Tensor? grad_scale, Tensor? found_inf, Tensor[] lrs, "
+      "plan_step(int plan, float[] hypers, Tensor? random_rates, Tensor? grad_scale, Tensor? found_inf, Tensor[] lrs, "
       "int[] lr_groups) -> int");
   m.def("plan_end_interval(int plan, float[] hypers) -> int");
   m.def("plan_memory(int plan) -> Tensor[]");

@@ -1,6 +1,7 @@
 // What every step does with each of its Python objects, and the only place here that knows Python: called with the
-// interpreter's lock held (fused_adaptive/core/python_calls.py). Tensors are asked through the function table of the DLPack
-// standard, which torch.Tensor carries. That takes some tens of nanoseconds, an operator's argument several times that.
+// interpreter's lock held (fused_adaptive/core/python_calls.py). Tensors are asked through the function table of the
+// DLPack standard, which torch.Tensor carries. That takes some tens of nanoseconds, an operator's argument several
+// times that.
 #include <Python.h>
 #include <torch/csrc/stable/ops.h>
 

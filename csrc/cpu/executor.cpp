@@ -97,7 +97,7 @@ class CpuExecutor : public Executor {
       if (policy.kind == PolicyKind::active) {
         count_active(policy, numbers_of(m), m.grad != nullptr, hyper.has_rate());
       } else {
-        count_scalar(policy, numbers_of(m), m.grad != nullptr, hyper.lr, draw(m, inputs));
+        count_scalar(policy, numbers_of(m), m.grad != nullptr, hyper.lr, rate_factor_of(m, inputs));
       }
     }
   }
@@ -129,7 +129,7 @@ class CpuExecutor : public Executor {
     r = cache.get(group.backbone, m.group, hyper, numbers.step_count());
     r.grad_factor = group.maximize ? -grad_factor_ : grad_factor_;
     r.first = m.first;
-    prepare_rate(hyper, draw(m, inputs) * tensor_gain(m), m.adapts, r);
+    prepare_rate(hyper, rate_factor_of(m, inputs) * tensor_gain(m), m.adapts, r);
     m.first = false;
   }
 
@@ -260,7 +260,7 @@ class CpuExecutor : public Executor {
     for (int i : policy.members) {
       const Member& m = plan.members[i];
       uncounted_[i] = {before != nullptr && m.grad != nullptr,
-                       before != nullptr ? hypers[m.group].lr * draw(m, *before) : 0};
+                       before != nullptr ? hypers[m.group].lr * rate_factor_of(m, *before) : 0};
       measured[i] = is_measurable(policy, numbers_of(m), uncounted_[i]);
     }
     for_chunks([&](const Chunk& chunk) {

@@ -79,11 +79,11 @@ FA_DEVICE Hyper hyper_of(const Step& step, int group) {
 }
 
 // Out of line as well, and only ASLR draws.
-__device__ FA_NOINLINE inline double drawn_factor_of(const DrawTable* draw, int64_t index) {
-  return drawn_factor(*draw, index);
+__device__ FA_NOINLINE inline double rate_factor_at(const RandomRates* random_rates, int64_t index) {
+  return rate_factor(*random_rates, index);
 }
-FA_DEVICE double draw_of(const Step& step, const Tensor& x) {
-  return step.draw != nullptr ? drawn_factor_of(step.draw, x.index) : 1.0;
+FA_DEVICE double rate_factor_of(const Step& step, const Tensor& x) {
+  return step.random_rates != nullptr ? rate_factor_at(step.random_rates, x.index) : 1.0;
 }
 
 FA_DEVICE const void* grad_of(const Step& step, int tensor) {

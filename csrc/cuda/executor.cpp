@@ -184,7 +184,7 @@ class CudaExecutor : public Executor {
   Step upload(const Plan& plan, const StepInputs& inputs) {
     Step args = step_args(plan);
     args.grads = layout_->grads;
-    args.draw = inputs.draw;
+    args.random_rates = inputs.random_rates;
     args.grad_scale = inputs.grad_scale;
     args.found_inf = inputs.found_inf;
     found_grads_.clear();

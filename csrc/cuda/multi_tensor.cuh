@@ -49,7 +49,7 @@ __device__ FA_NOINLINE void set_up(const Step& step, Setup<T>& s) {
   const double t = s.values.counts.step + 1;
   const Hyper hyper = hyper_of(step, x.group);
   Scalars<double>& r = backbone_scalars<Backbone>(s.backbone, hyper, x.group, t);
-  prepare_rate(hyper, draw_of(step, x) * s.values.gain, x.adapts, r);
+  prepare_rate(hyper, rate_factor_of(step, x) * s.values.gain, x.adapts, r);
   r.grad_factor = grad_factor_of(step, x);
   r.first = t == 1;
   if (kMode & kScalesElements) {
@@ -158,7 +158,7 @@ __device__ FA_NOINLINE inline void count_update(const Step& step) {
     if (applied) n.count_step();
     const Hyper hyper = hyper_of(step, x.group);
     if (x.active >= 0) count_active(step.rules[x.active], n, applied, hyper.has_rate());
-    if (x.scalar >= 0) count_scalar(step.rules[x.scalar], n, applied, hyper.lr, draw_of(step, x));
+    if (x.scalar >= 0) count_scalar(step.rules[x.scalar], n, applied, hyper.lr, rate_factor_of(step, x));
     asm volatile("" ::: "memory");  // where they are need not be kept so long: it is read again, all at once
     put_counts(values, x.numbers);
   }

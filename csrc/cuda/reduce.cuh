@@ -12,7 +12,7 @@ static_assert(kThreads * kLanesOfThread == kLanes, "each thread owns its lanes")
 FA_DEVICE Uncounted uncounted_of(const Step& step, const Launch& launch, int tensor) {
   if (launch.when != When::before_update || grad_of(step, tensor) == nullptr) return {false, 0};
   const Tensor& x = step.tensors[tensor];
-  return {true, hyper_of(step, x.group).lr * draw_of(step, x)};
+  return {true, hyper_of(step, x.group).lr * rate_factor_of(step, x)};
 }
 
 FA_DEVICE bool is_sloped(const Step& step, int tensor) {

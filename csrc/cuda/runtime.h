@@ -29,8 +29,9 @@ class DeviceGuard {
 cudaStream_t current_stream(int device);
 bool is_capturing(cudaStream_t stream);
 
-// Memory of torch's allocator on the device, for work in the order of torch's current stream (csrc/bindings/torch_cuda.cpp). It
-// can be given back at any time, in anybody's capture of a CUDA graph too. What is in it is undefined.
+// Memory of torch's allocator on the device, for work in the order of torch's current stream
+// (csrc/bindings/torch_cuda.cpp). It can be given back at any time, in anybody's capture of a CUDA graph too. What is
+// in it is undefined.
 std::shared_ptr<void> allocate(int device, size_t bytes);
 
 // Device memory.

@@ -75,8 +75,8 @@ struct Step {
   const Tensor* tensors;
   int32_t tensor_count;
   const DeviceRule* rules;
-  const void* const* grads;  // of each tensor; null outside of a step, and for one that does not take part
-  const DrawTable* draw;     // null: none
+  const void* const* grads;         // of each tensor; null outside of a step, and for one that does not take part
+  const RandomRates* random_rates;  // null: none
   DeviceNumber grad_scale;
   const float* found_inf;
   const DeviceNumber* lrs;  // of each group: an lr that is a tensor; none: it is in the hyperparameters

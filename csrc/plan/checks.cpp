@@ -110,18 +110,18 @@ std::vector<Hyper> TensorPlan::hypers_of(const std::vector<double>& numbers) con
   return hypers;
 }
 
-Traces TensorPlan::step(const std::vector<double>& hypers, const std::optional<Tensor>& draw,
+Traces TensorPlan::step(const std::vector<double>& hypers, const std::optional<Tensor>& random_rates,
                         const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
                         const std::vector<Tensor>& lrs, const std::vector<int64_t>& lr_groups) {
   FA_CHECK(is_ready_, "take the gradients first");
   StepInputs inputs;
   inputs.hypers = hypers_of(hypers);
-  if (draw.has_value()) {
-    FA_CHECK(draw->scalar_type() == torch::headeronly::ScalarType::Long && draw->is_contiguous() &&
-                 draw->numel() == sizeof(DrawTable) / sizeof(int64_t) &&
-                 same_device(*draw, device_type_, device_index_),
-             "draw must be int64, of seed, step and width, on the parameters' device");
-    inputs.draw = static_cast<const DrawTable*>(draw->data_ptr());
+  if (random_rates.has_value()) {
+    FA_CHECK(random_rates->scalar_type() == torch::headeronly::ScalarType::Long && random_rates->is_contiguous() &&
+                 random_rates->numel() == sizeof(RandomRates) / sizeof(int64_t) &&
+                 same_device(*random_rates, device_type_, device_index_),
+             "random_rates must be int64, of seed, step and width, on the parameters' device");
+    inputs.random_rates = static_cast<const RandomRates*>(random_rates->data_ptr());
   }
   if (grad_scale.has_value()) inputs.grad_scale = device_number(*grad_scale, "grad_scale");
   if (found_inf.has_value()) {

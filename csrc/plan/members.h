@@ -40,8 +40,8 @@ bool decay_is_coupled(const Group& group, const Scalars<T>& r) {
   return group.coupled && r.weight_decay != 0;
 }
 
-inline double draw(const Member& m, const StepInputs& inputs) {
-  return inputs.draw == nullptr ? 1.0 : drawn_factor(*inputs.draw, m.index);
+inline double rate_factor_of(const Member& m, const StepInputs& inputs) {
+  return inputs.random_rates == nullptr ? 1.0 : rate_factor(*inputs.random_rates, m.index);
 }
 
 // Of every policy, whether the step under way is the last of its interval. The count is the same in all its tensors.

@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "rules/backbones.h"
-#include "rules/draws.h"
 #include "rules/element.h"
 #include "rules/masters.h"
 #include "rules/policy.h"
+#include "rules/random_rates.h"
 
 namespace fused_adaptive {
 
@@ -94,10 +94,10 @@ struct DeviceNumber {
 
 // What changes from step to step.
 struct StepInputs {
-  std::vector<Hyper> hypers;        // of each group
-  std::vector<DeviceNumber> lrs;    // of each group whose lr is a tensor on the device; empty: none is
-  const DrawTable* draw = nullptr;  // ASLR's; on the device; null: none
-  DeviceNumber grad_scale;          // AMP and clipping, on the device
+  std::vector<Hyper> hypers;                  // of each group
+  std::vector<DeviceNumber> lrs;              // of each group whose lr is a tensor on the device; empty: none is
+  const RandomRates* random_rates = nullptr;  // ASLR's; on the device; null: none
+  DeviceNumber grad_scale;                    // AMP and clipping, on the device
   const float* found_inf = nullptr;
 };
 

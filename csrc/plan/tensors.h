@@ -29,8 +29,8 @@ template <class... Parts>
   throw std::runtime_error(message.str());
 }
 
-// All that fused_adaptive/core/declarations.py declares, as text. Operators take places in these tables for names: torch's
-// stable interface does not free strings among their arguments.
+// All that fused_adaptive/core/declarations.py declares, as text. Operators take places in these tables for names:
+// torch's stable interface does not free strings among their arguments.
 std::string declarations();
 
 bool dtype_of(AtenTensorHandle tensor, DType& dtype);
@@ -94,8 +94,8 @@ class TensorPlan {
   void keep(std::vector<Tensor> grads) { grads_ = std::move(grads); }
   size_t size() const { return plan_.members.size(); }
 
-  // draw: ASLR's, as DrawTable has it, or none.
-  Traces step(const std::vector<double>& hypers, const std::optional<Tensor>& draw,
+  // draw: ASLR's, as RandomRates has it, or none.
+  Traces step(const std::vector<double>& hypers, const std::optional<Tensor>& random_rates,
               const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
               const std::vector<Tensor>& lrs = {}, const std::vector<int64_t>& lr_groups = {});
   Traces end_interval(const std::vector<double>& hypers);

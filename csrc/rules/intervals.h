@@ -153,7 +153,7 @@ FA_INLINE void restart_trainable(const Numbers& n) {
 }
 
 // After the update. An interval that is measured before it is over; others are ended by who measures them.
-FA_INLINE void count_scalar(const Rule& rule, const Numbers& n, bool applied, double lr, double draw) {
+FA_INLINE void count_scalar(const Rule& rule, const Numbers& n, bool applied, double lr, double rate_factor) {
   if (rule.kind == PolicyKind::hypergradient) {
     if (applied) *n.direction_valid = 1;
     return;
@@ -163,7 +163,7 @@ FA_INLINE void count_scalar(const Rule& rule, const Numbers& n, bool applied, do
   *n.tlr_step += 1;
   if (!applied) return;
   *n.tlr_applied += 1;
-  if (n.lr_sum != nullptr) *n.lr_sum += lr * draw;
+  if (n.lr_sum != nullptr) *n.lr_sum += lr * rate_factor;
 }
 
 }  // namespace fused_adaptive

@@ -21,9 +21,9 @@ class RandomRates:
         step: number of optimizer steps applied so far.
 
     Attributes:
-        table: seed, step and the bits of the width as kernels read them (csrc/rules/draws.h), int64. It is on the CPU
-            until the first step on a GPU. On the GPU, steps are counted and captured graphs draw new numbers without
-            the host.
+        table: seed, step and the bits of the width as kernels read them (csrc/rules/random_rates.h), int64. It is on
+            the CPU until the first step on a GPU. On the GPU, steps are counted and captured graphs draw new numbers
+            without the host.
     """
 
     def __init__(self, seed: int, relative_width: float, step: int = 0) -> None:

@@ -74,7 +74,7 @@ class Emulated:
         self,
         found_inf: Tensor | None = None,
         grad_scale: Tensor | None = None,
-        draw: Tensor | None = None,
+        random_rates: Tensor | None = None,
         skips: bool = False,
     ) -> None:
         """One step with the gradients of the parameters. ``skips``: nothing is expected to happen."""
@@ -86,7 +86,7 @@ class Emulated:
                 self._plan,
                 (ctypes.c_void_p * len(grads))(*grads),
                 self._hypers(),
-                *(ctypes.c_void_p(None if t is None else t.data_ptr()) for t in (draw, grad_scale, found_inf)),
+                *(ctypes.c_void_p(None if t is None else t.data_ptr()) for t in (random_rates, grad_scale, found_inf)),
             )
         )
         for p in list(self._buffers):  # a buffer is state once it holds something

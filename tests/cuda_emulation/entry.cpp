@@ -77,7 +77,7 @@ void emulation_share(Emulated* e, double* products) {
   e->plan.sharing = {reinterpret_cast<Products*>(products), [] {}};
 }
 
-int emulation_step(Emulated* e, const void* const* grads, const double* hypers, const DrawTable* draw,
+int emulation_step(Emulated* e, const void* const* grads, const double* hypers, const RandomRates* random_rates,
                    const float* grad_scale, const float* found_inf) {
   return guarded([&] {
     Plan& plan = e->plan;
@@ -85,7 +85,7 @@ int emulation_step(Emulated* e, const void* const* grads, const double* hypers, 
     for (size_t i = 0; i < plan.members.size(); ++i) plan.members[i].grad = grads[i];
     StepInputs inputs;
     inputs.hypers = hypers_of(plan, hypers);
-    inputs.draw = draw;
+    inputs.random_rates = random_rates;
     inputs.grad_scale = {grad_scale, false};
     inputs.found_inf = found_inf;
     plan.executor->step(plan, inputs);

@@ -80,14 +80,14 @@ class Pair:
         self.ulps = 2.0 if dtype == torch.float64 else 1.5 if policy is None and decoupled else 1.0
         self.worst = 0.0
 
-    def step(self, found_inf: Tensor | None = None, grad_scale: Tensor | None = None, draw: Any = None) -> None:
+    def step(self, found_inf: Tensor | None = None, grad_scale: Tensor | None = None, random_rates: Any = None) -> None:
         self.twin.follow()
         reference, before = self.twin.optimizer, [q.detach().clone() for q in self.twin.params]
         state_before = [{name: v.clone() for name, v in self.optimizer.state.get(p, {}).items()} for p in self.params]
-        reference._random_rates = draw
+        reference._random_rates = random_rates
         reference.found_inf, reference.grad_scale = found_inf, grad_scale  # as GradScaler does
         skips = found_inf is not None and bool(found_inf)
-        self.emulated.step(found_inf, grad_scale, None if draw is None else draw.table, skips)
+        self.emulated.step(found_inf, grad_scale, None if random_rates is None else random_rates.table, skips)
         reference.step()
         self.compare(before, state_before)
 
@@ -167,13 +167,13 @@ def test_every_inner_product_and_gain(structure, policy, dtype):
 @pytest.mark.parametrize("mode", MODES)
 def test_amp_maximize_and_draws(mode):
     pair = Pair("AdamWPlain", MODES[mode], True, torch.float32, on_device=True, maximize=True)
-    draw = RandomRates(seed=3, relative_width=0.5)
+    random_rates = RandomRates(seed=3, relative_width=0.5)
     for step in range(9):
         set_gradients(pair.params, step, missing=0.15, scale=1024.0)
         found_inf = torch.tensor(float(step % 3 == 1))
         if found_inf and pair.params[0].grad is not None:
             pair.params[0].grad.fill_(math.inf)
-        pair.step(found_inf, torch.tensor(1024.0), draw)
+        pair.step(found_inf, torch.tensor(1024.0), random_rates)
     assert pair.worst <= 1.0
 
 

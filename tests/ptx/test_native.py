@@ -86,9 +86,10 @@ def differing(
         if inputs is None:
             emulated.step()
         else:
-            found_inf, scale, draw = torch.tensor(float(step == 2)), inputs["grad_scale"], inputs["draw"]
-            emulated.step(found_inf, scale, draw.table, skips=step == 2)
-            native.found_inf, native.grad_scale, native._random_rates = found_inf, scale, draw
+            found_inf, scale = torch.tensor(float(step == 2)), inputs["grad_scale"]
+            random_rates = inputs["random_rates"]
+            emulated.step(found_inf, scale, random_rates.table, skips=step == 2)
+            native.found_inf, native.grad_scale, native._random_rates = found_inf, scale, random_rates
         native.step()
     emulated.end_interval()
     native.end_interval()
@@ -208,7 +209,7 @@ def test_what_not_every_step_does(policy):
         for master in ("split", "stochastic"):
             given = {"master": master}
             assert differing("AdamWPlain", policy, True, torch.bfloat16, given=given, **options) == [], (master, order)
-        inputs = {"grad_scale": torch.tensor(1024.0), "draw": RandomRates(seed=3, relative_width=0.5)}
+        inputs = {"grad_scale": torch.tensor(1024.0), "random_rates": RandomRates(seed=3, relative_width=0.5)}
         given, amp = {"maximize": True, "fused": True}, {**options, "inputs": inputs, "on_device": True}
         assert differing("AdamWPlain", policy, False, torch.float32, given=given, **amp) == [], order
         for spoilt in (torch.nan, torch.inf):

@@ -151,7 +151,7 @@ def prepare(
     Args:
         tensors, hypers, rules: the tables of ``fields``.
         grads: addresses, int64, a tensor; 0 where it has none.
-        random_rates: what ASLR draws from, see controllers.draws.RandomRates.table.
+        random_rates: what ASLR draws from, see core.random_rates.RandomRates.table.
         grad_scale, found_inf: AMP's, float32; a single 1 and a single 0 without it.
         scalars, flags: what is written.
         RANDOM_RATES: each tensor's rate is drawn.

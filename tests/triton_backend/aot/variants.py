@@ -84,13 +84,13 @@ def variants(warp_size: int, is_cuda: bool) -> Iterator[Variant]:
             "grads": "*i64",
             "hypers": "*fp64",
             "rules": "*fp64",
-            "draw": "*i64",
+            "random_rates": "*i64",
             "grad_scale": "*fp32",
             "found_inf": "*fp32",
             "scalars": "*fp64",
             "flags": "*i32",
         }
-        constants = {"DRAWS": draws, "NOW": now, "BLOCK": THREADS}
+        constants = {"RANDOM_RATES": draws, "NOW": now, "BLOCK": THREADS}
         yield Variant(f"prepare{' now' * now}{' draws' * draws}", prepare.prepare, signature, constants, lanes)
     signature = {
         "tensors": "*i64",
