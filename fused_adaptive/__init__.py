@@ -1,4 +1,4 @@
-"""Drop-in ``torch.optim`` optimizers whose learning rates can adapt: backbones times learning-rate policies."""
+"""Drop-in ``torch.optim`` optimizers whose learning rates can adapt: any backbone with any learning-rate policy."""
 
 from . import backends
 from .core.version import __version__

@@ -1,5 +1,5 @@
 """Trains a small MLP on MNIST digits with plain and adaptive optimizers, over six decades of the initial learning
-rate and over batch sizes, and shows which of them mind a bad one."""
+rate and over batch sizes, and shows which of them still train at a bad rate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .runs import BASELINES, METHODS, SWAP, Job
 LRS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 SWAP_LRS = (1e-3, 1e-2)
 EPOCHS, BATCH = 20, 128
-#: A wrong rate and a good one, by family.
+#: A bad and a good rate of each family.
 BATCH_LRS = {"SGD": (1e-5, 1e-1), "AdamW": (1e-5, 1e-3)}
 BATCHES, BATCH_EPOCHS = (32, 128, 512, 1024), 10
 BATCH_METHODS = ("sgd", "active-sgd", "adamw", "active-adamw")
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _default_backend(name: str) -> Iterator[None]:
-    """By the environment, which the processes that train inherit."""
+    """Sets the default backend in the environment, which the training processes inherit."""
     before = os.environ.get(backends.ENVIRONMENT_VARIABLE)
     os.environ[backends.ENVIRONMENT_VARIABLE] = name
     try:
@@ -116,7 +116,7 @@ def _positive(kind: type[int] | type[float]) -> Any:
             raise ValueError
         return value
 
-    parse.__name__ = f"positive {kind.__name__}"  # argparse puts it into its message
+    parse.__name__ = f"positive {kind.__name__}"  # argparse prints it in its error message
     return parse
 
 
@@ -181,7 +181,7 @@ def _line(run: Results) -> str:
 
 
 def _grids(args: argparse.Namespace) -> Results:
-    """What is run: each initial rate, the swap, each batch size."""
+    """Returns the configuration of the runs: the initial rates, the swap and the batch sizes."""
     methods = list(dict.fromkeys(args.methods or METHODS))
     epochs = args.epochs or (QUICK_EPOCHS if args.quick else EPOCHS)
     batches = (QUICK_BATCHES if args.quick else BATCHES) if args.batches is None else args.batches
@@ -199,7 +199,7 @@ def _grids(args: argparse.Namespace) -> Results:
 
 
 def _keys(config: Results) -> list[tuple[str, float, int, int]]:
-    """Method, rate, batch size and epochs of each run, none twice."""
+    """Returns method, rate, batch size and epochs of each run, without duplicates."""
     rates, swap, batches = config["rates"], config["swap"], config["batches"]
     keys = [(key, lr, rates["batch"], rates["epochs"]) for key in rates["methods"] for lr in rates["lrs"]]
     keys += [(key, lr, swap["batch"], swap["epochs"]) for key in SWAP for lr in swap["lrs"]]
@@ -211,12 +211,12 @@ def _keys(config: Results) -> list[tuple[str, float, int, int]]:
 def _check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # an assertion is what a torch without CUDA answers
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA raises AssertionError
         raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def _circumstances(args: argparse.Namespace, grids: Results) -> Results:
-    """Everything besides the runs that one needs to make them again, or to understand them."""
+    """Returns the information besides the runs that is needed to reproduce them."""
     train, test = runs.load_digits(args.seed, args.samples)
     steps = -(-len(train[1]) // BATCH)
     methods = {

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from .report import Results, accuracies, accuracies_by_batch, label, rate_name
 
-# Okabe and Ito's colours, which people with colour-blindness tell apart; marker and dashes say the same once more.
+# Okabe and Ito's colours, which remain distinct under colour-blindness. Markers and dashes also differ.
 STYLES: dict[str, dict[str, Any]] = {
     "sgd": {"color": "#777777", "linestyle": "--", "marker": "o"},
     "active-sgd": {"color": "#E69F00", "linestyle": "-", "marker": "s", "linewidth": 2.4},
@@ -27,7 +27,11 @@ Line = tuple[str, dict[str, Any], Sequence[float | None]]
 
 
 def draw(results: Results, rates: Path, batches: Path) -> list[Path]:
-    """Writes a PNG of what there is of each, with a panel for each family of methods; returns those written."""
+    """Writes a PNG of the rates and one of the batch sizes, where measured, with a panel per family of methods.
+
+    Returns:
+        The paths of the files that were written.
+    """
     config, written = results["config"], []
     if values := accuracies(results):
         panels: dict[str, list[Line]] = {}
@@ -47,7 +51,7 @@ def draw(results: Results, rates: Path, batches: Path) -> list[Path]:
     if by_batch := accuracies_by_batch(results):
         panels = {}
         for (key, lr), line in by_batch.items():
-            # The rate that is wrong is the paler line.
+            # The line of the bad rate is paler.
             style = {**_style(key), "alpha": 1.0 if lr == max(config["batches"]["lrs"][key]) else 0.45}
             panels.setdefault(_family(results, key), []).append(
                 (f"{label(results, key)}, lr {rate_name(lr)}", style, line)
@@ -92,7 +96,7 @@ def _save(
 
 def _panel(ax: Axes, lines: Sequence[Line], xs: Sequence[float]) -> None:
     ax.set_xscale("log")
-    # On a linear axis everything worth telling apart would lie within a line's width.
+    # On a linear axis the differences between methods would be thinner than a line.
     ax.set_yscale("function", functions=(_stretch, _unstretch))
     for text, style, values in lines:
         finite = [float("nan") if value is None else value for value in values]

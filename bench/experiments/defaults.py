@@ -1,8 +1,8 @@
-"""What ActiveLR's defaults do where they might do harm: over 200 intervals, and in fine-tuning.
+"""Tests ActiveLR's defaults where they might do harm: over 200 intervals, and in fine-tuning.
 
-Long: the digits' MLP from three initial rates; do the learning rates run away? Fine-tuning: the same MLP, trained with
-AdamW before, learns 300 digits turned by 30 degrees, at lr 1e-5: the default, what the constructor's warning advises,
-and AdamW.
+Long runs: the MLP on digits from three initial rates, to see whether the learning rates grow without bound.
+Fine-tuning: the same MLP, trained with AdamW before, learns 300 digits rotated by 30 degrees at lr 1e-5, with the
+default increment, with the settings that the constructor's warning advises, and with plain AdamW.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ JOURNAL = ROOT / "build" / "experiments" / "defaults.jsonl"
 
 INTERVALS, BATCH = 200, 64
 LONG_RATES = {"ActiveAdamW": (1e-5, 1e-3, 1e-1), "ActiveSGD": (1e-5, 1e-3, 1e-1)}
-#: How many turned digits are learnt, at which rate, for how long.
+#: Fine-tuning: the number of rotated digits, their angle in degrees, the rate and the epochs.
 NEW, TURN, FINE_LR, FINE_EPOCHS = 300, 30.0, 1e-5, 20
 
 
@@ -64,7 +64,7 @@ FINE_METHODS: dict[str, dict[str, Any]] = {
 
 def train(job: Long | FineTuning) -> Run:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "ActiveLR: lr=", UserWarning)  # the advice that is tried here
+        warnings.filterwarnings("ignore", "ActiveLR: lr=", UserWarning)  # these runs test what the warning advises
         return _long(job) if isinstance(job, Long) else _fine_tuning(job)
 
 
@@ -72,8 +72,8 @@ def _long(job: Long) -> Run:
     rates: list[list[float]] = []
 
     def optimizer(parameters: list[Tensor], steps: int) -> torch.optim.Optimizer:
-        own = {"momentum": 0.9} if job.optimizer == "ActiveSGD" else {}
-        return getattr(fa, job.optimizer)(parameters, lr=job.lr, interval=steps, **own)
+        arguments = {"momentum": 0.9} if job.optimizer == "ActiveSGD" else {}
+        return getattr(fa, job.optimizer)(parameters, lr=job.lr, interval=steps, **arguments)
 
     def after_epoch(epoch: int, made: torch.optim.Optimizer) -> None:
         if epoch % 10 == 0:
@@ -96,17 +96,17 @@ def _trained(seed: int) -> dict[str, Tensor]:
 
 @cache
 def turned() -> tuple[Data, Data]:
-    """The test digits, turned: the new ones, and the held-out ones."""
+    """Returns the rotated test digits: the ones to learn and the held-out ones."""
     images, labels = TASKS["digits"].load()[1]
     angle = torch.tensor(TURN / 180 * math.pi)
     row = [[angle.cos(), -angle.sin(), 0.0], [angle.sin(), angle.cos(), 0.0]]
     grid = functional.affine_grid(torch.tensor(row).expand(len(labels), 2, 3), [len(labels), 1, 28, 28], False)
     background = images.min()
     square = images.view(-1, 1, 28, 28) - background
-    moved = (functional.grid_sample(square, grid, align_corners=False) + background).flatten(1)
+    rotated = (functional.grid_sample(square, grid, align_corners=False) + background).flatten(1)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    moved, labels = moved[order], labels[order]
-    return (moved[:NEW], labels[:NEW]), (moved[NEW:], labels[NEW:])
+    rotated, labels = rotated[order], labels[order]
+    return (rotated[:NEW], labels[:NEW]), (rotated[NEW:], labels[NEW:])
 
 
 def _fine_tuning(job: FineTuning) -> Run:
@@ -127,7 +127,7 @@ def _fine_tuning(job: FineTuning) -> Run:
 
 
 def summary(results: dict[str, Any]) -> str:
-    """In Markdown."""
+    """Returns the tables in Markdown."""
     lines = [
         f"| optimizer, initial lr | accuracy %, {INTERVALS} intervals | mean rate at 10, 100, 200 | largest rate |",
         "|---|---:|---:|---:|",
@@ -140,8 +140,8 @@ def summary(results: dict[str, Any]) -> str:
             lines.append(f"| {run['optimizer']}, {run['lr']:g} | {accuracy} | {means} | {largest:g} |")
     lines += ["", f"| fine-tuning at lr {FINE_LR:g} | new digits % | old digits % |", "|---|---:|---:|"]
     for method in FINE_METHODS:
-        own = [run for run in results["runs"] if run.get("method") == method]
-        new, old = (fmean(run["after"][key] for run in own) for key in ("new", "old"))
+        runs = [run for run in results["runs"] if run.get("method") == method]
+        new, old = (fmean(run["after"][key] for run in runs) for key in ("new", "old"))
         lines.append(f"| {method} | {new:.1f} | {old:.1f} |")
     return "\n".join(lines)
 

@@ -1,9 +1,9 @@
-"""Which increment and which low ActiveLR should have by default: four tasks, from initial rates of 1e-6 to 1e-1.
+"""Chooses the default increment and low of ActiveLR on four tasks, from initial rates of 1e-6 to 1e-1.
 
-A sieve of increments with one seed comes first; the best two of each backbone are tried with two values of low, three
-seeds, six rates and two batch sizes. The choice goes by deficits, in units of half a point of accuracy or 2 % of loss,
-against the plain backbone at its own best rate: among those that lose at most one unit where they are best, on every
-task, the one that loses least where it is worst.
+A sieve with one seed selects the best two increments of each backbone. The grid runs these with two values of low,
+three seeds, six rates and two batch sizes. The choice is made by deficits against the plain backbone at its best rate,
+in units of half a point of accuracy or 2 % of loss: among the settings whose deficit at their best rate is at most one
+unit on every task, it is the one with the smallest deficit at its worst rate.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ JOURNAL = ROOT / "build" / "experiments" / "increments.jsonl"
 RATES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 SIEVE_RATES = (1e-5, 1e-3, 1e-1)
 LOWS, SEEDS, BATCHES = (0.9, 0.5), (0, 1, 2), (64, 256)
-#: One unit of a deficit: points of accuracy, and share of a loss.
+#: One unit of a deficit: in points of accuracy, and as a share of a loss.
 POINTS, SHARE = 0.5, 0.02
-#: What a deficit counts as where a run diverges, and at most in the sieve's means.
+#: The deficit of a run that diverges, and the largest deficit in the sieve's means.
 DIVERGED, CLIPPED = math.inf, 50.0
 
 
 @dataclass(frozen=True)
 class Family:
-    """A backbone: the increments of its sieve, the rates of the plain one, its tasks, the arguments of all its runs."""
+    """A backbone: the increments of its sieve, the rates of the plain backbone, its tasks, and its arguments."""
 
     increments: tuple[float, ...]
     rates: tuple[float, ...]
@@ -55,7 +55,7 @@ class Family:
 
 FAMILIES = {
     "AdamW": Family((3e-5, 1e-4, 3e-4, 1e-3, 3e-3), RATES, tuple(TASKS), {"weight_decay": 1e-2}),
-    # Plain SGD's best rates are larger. Nobody trains a transformer with it.
+    # Plain SGD's best rates are larger. It is not used to train transformers.
     "SGD": Family(
         (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
         (*RATES[1:], 1.0),
@@ -67,7 +67,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Job:
-    """One run. ``increment`` None: the backbone without a policy."""
+    """The arguments of a run. ``increment=None``: the backbone without a policy."""
 
     task: str
     family: str
@@ -135,7 +135,7 @@ Deficits = dict[Setting, dict[tuple[str, int], dict[float, float]]]
 
 
 def deficits(runs: Sequence[Run], family: str) -> Deficits:
-    """By setting, by task and batch, by rate: units lost against the backbone's best rate, means over the seeds."""
+    """Returns the deficits in units, as means over the seeds: by setting, by task and batch size, by rate."""
     means: dict[tuple[Any, ...], list[float | None]] = {}
     for run in runs:
         if run["family"] == family:
@@ -162,7 +162,7 @@ def _units(task: str, results: list[float | None], best: float) -> float:
 
 
 def best_of_the_sieve(lost: Deficits) -> list[float]:
-    """The two increments whose worst rates lose least, in the mean over the tasks."""
+    """Returns the two increments with the smallest deficits at their worst rates, in the mean over the tasks."""
 
     def mean(setting: Setting) -> float:
         return fmean(min(CLIPPED, max(rates.values())) for rates in lost[setting].values())
@@ -171,7 +171,7 @@ def best_of_the_sieve(lost: Deficits) -> list[float]:
 
 
 def summary(lost: Deficits) -> list[dict[str, Any]]:
-    """Each setting's deficits where it is best and where it is worst, the largest of all tasks and batch sizes."""
+    """Returns each setting's deficits at its best and worst rates: by task and batch size, and the largest of all."""
     rows = []
     for (increment, low), cells in sorted(lost.items()):
         at_best = {key: min(rates.values()) for key, rates in cells.items()}
@@ -192,7 +192,7 @@ def summary(lost: Deficits) -> list[dict[str, Any]]:
 
 
 def chosen(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The least bad worst case among those that lose at most one unit at their best; None where there is none."""
+    """Returns the row with the smallest worst deficit among those with a best deficit of at most one unit, or None."""
     return min((row for row in rows if row["best"] <= 1), key=lambda row: row["worst"], default=None)
 
 
@@ -232,7 +232,7 @@ def _describe(run: Run) -> str:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Of the grid, in Markdown."""
+    """Returns the table of the grid in Markdown."""
     lines: list[str] = []
     for family in FAMILIES:
         grid = [run for run in results["runs"] if run["stage"] == "grid" and run["family"] == family]

@@ -1,4 +1,4 @@
-"""Many small trainings, in several processes. Finished runs are kept at once: the same call goes on with the rest."""
+"""Runs many small trainings in several processes. Saves each finished run, so that an interrupted call can resume."""
 
 from __future__ import annotations
 
@@ -31,43 +31,44 @@ def run_all(
     workers: int | None = None,
     describe: Callable[[Run], str] | None = None,
 ) -> list[Run]:
-    """Trains what the journal does not have yet, and returns the runs in the order of the jobs.
+    """Trains the jobs that are not in the journal yet, and returns the runs in the order of the jobs.
 
     Args:
-        jobs: dataclasses whose fields decide a run's result, hardware apart.
-        train: of a module, so that processes find it. Its result holds nothing but JSON.
-        journal: a file with a line a run: the code that it was made with, the job's fields, the results. Runs of other
-            code and lines that were cut off are made again. None: nothing is kept.
-        workers: processes of one thread each; default as many as cores. Their number changes no result.
-        describe: what to print of a finished run, from its job's fields and its results; default the fields.
+        jobs: dataclasses whose fields determine a run's result, apart from hardware.
+        train: a function at the top level of a module, so that processes can import it. Its result must be JSON.
+        journal: a file with a line per run: a digest of the code, the job's fields and the results. Runs of other code
+            and incomplete lines are run again. None: runs are not saved.
+        workers: the number of processes, of one thread each; default the number of cores. It does not change results.
+        describe: returns the text to print for a finished run from its job's fields and its results; default the
+            fields and results themselves.
     """
-    wanted = {_key(job): job for job in jobs}
-    done = {key: run for key, run in _read(journal).items() if key in wanted}
-    missing = [job for key, job in wanted.items() if key not in done]
+    jobs_by_key = {_key(job): job for job in jobs}
+    done = {key: run for key, run in _read(journal).items() if key in jobs_by_key}
+    missing = [job for key, job in jobs_by_key.items() if key not in done]
     code = _code()
     if journal is not None:
         journal.parent.mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=Console()) as progress:
-        bar = progress.add_task("runs", total=len(wanted), completed=len(done))
+        bar = progress.add_task("runs", total=len(jobs_by_key), completed=len(done))
         with closing(_finished(missing, train, workers or _cores())) as finished:
             for job, run in finished:
                 if journal is not None:
-                    # A newline before, too: what an interrupted call may have left stays a line of its own.
+                    # The newline in front separates it from an incomplete line of an interrupted call.
                     line = json.dumps({"code": code, "job": _fields(job), "run": run}, allow_nan=False)
                     with journal.open("a", encoding="utf-8") as file:
                         file.write(f"\n{line}\n")
                 done[_key(job)] = run
                 progress.console.print((describe or _label)({**_fields(job), **run}), highlight=False, soft_wrap=True)
                 progress.advance(bar)
-    return [{**_fields(job), **done[key]} for key, job in wanted.items()]
+    return [{**_fields(job), **done[key]} for key, job in jobs_by_key.items()]
 
 
 def _finished(jobs: Sequence[Job], train: Callable[[Job], Run], workers: int) -> Generator[tuple[Job, Run], None, None]:
-    """Each job with its run, as they finish. Whatever ends the loop ends the processes."""
+    """Yields each job with its run as they finish. Terminates the processes if the loop ends early."""
     if not jobs:
         return
-    context = get_context("spawn")  # a forked torch can hang in its thread pools
+    context = get_context("spawn")  # torch's thread pools can hang after a fork
     with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start) as pool:
         try:
             with _interrupts_ignored():
@@ -84,7 +85,7 @@ def _finished(jobs: Sequence[Job], train: Callable[[Job], Run], workers: int) ->
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Processes started in here ignore Ctrl-C from their first instruction on; the parent ends them."""
+    """Makes processes that are started within it ignore Ctrl-C from the start; the parent terminates them."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -94,7 +95,7 @@ def _interrupts_ignored() -> Iterator[None]:
 
 @cache
 def _code() -> str:
-    """A digest of what decides a run's result: the package, the trainings, torch."""
+    """Returns a digest of the code that determines a run's result: the package, the trainings and torch's version."""
     root = Path(__file__).resolve().parents[2]
     digest = hashlib.sha256(torch.__version__.encode())
     folders = (root / "fused_adaptive", root / "csrc", root / "bench")

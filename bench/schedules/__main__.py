@@ -1,6 +1,6 @@
-"""Trains ResNet-20 on Fashion-MNIST with AALR, ASLR and the usual ways to set a learning rate, none of them tuned.
+"""Trains ResNet-20 on Fashion-MNIST with AALR, ASLR and common schedules, without tuning any of them.
 
-Every finished run is kept in build/controllers at once, so an interrupted call goes on where it stopped.
+Finished runs are saved in build/controllers at once, so that the same command resumes an interrupted one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from . import data, fetch, report
 from .runs import METHODS, Job, Run, train
 
 ROOT = Path(__file__).resolve().parents[2]
-#: A first rate at which training with SGD cannot survive.
+#: A first rate at which training with SGD diverges.
 DIVERGENT_LR = 10.0
 
 
@@ -38,13 +38,17 @@ class Scale:
     """How much is trained.
 
     Args:
-        images: training images; None: all.
-        test: test images; None: all.
-        side: of the images, in pixels; those of the data sets have 28.
-        patience: of AALR, in epochs; its default, 10, is meant for the 200 epochs of the paper.
-        other_batch_sizes: of the methods other than AALR.
-        divergent: epochs and AALR's patience of the run that starts at a rate that diverges; finding a better one costs
-            epochs, so it gets more of them.
+        images: the number of training images; None: all.
+        test: the number of test images; None: all.
+        epochs: the number of epochs of a run.
+        seeds: the number of seeds.
+        side: the side of the images in pixels; 28 in the data sets.
+        channels: the channels of ResNet-20's first stage.
+        patience: AALR's patience in epochs. AALR's default, 10, is meant for the 200 epochs of the paper.
+        batch_sizes: the batch sizes of AALR.
+        other_batch_sizes: the batch sizes of the other methods.
+        divergent: epochs and AALR's patience of the run that starts at a divergent rate. It has more epochs, since AALR
+            needs some to find a better rate.
     """
 
     images: int | None
@@ -107,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def jobs_of(scale: Scale, data: str, images: int, methods: Sequence[str]) -> list[Job]:
-    """All runs, those of the first seed first."""
+    """Returns the jobs of all runs, in the order of the seeds."""
 
     def job(method: str, size: int, seed: int, lr: float) -> Job:
         return Job(method, size, seed, lr, scale.epochs, images, data, scale.side, scale.channels, scale.patience)
@@ -150,7 +154,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _departures(scale: Scale) -> str:
-    """In words, what keeps these results from being the paper's."""
+    """Returns a sentence on how these runs differ from the paper's."""
     images = scale.images or "all"
     return (
         f"{images} training images of {scale.side}×{scale.side} pixels and {scale.epochs} epochs with AALR's patience "
@@ -177,7 +181,7 @@ def _describe(run: Run) -> str:
     return f"{label:<44}{accuracy:>10}{run['seconds']:>9.1f} s"
 
 
-# ---- in the workers ----
+# ---- functions that run in the workers ----
 
 
 def _train(job: Job, test: int | None, device: str, directory: Path | None) -> Run:

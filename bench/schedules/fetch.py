@@ -1,7 +1,7 @@
 """Fetches Fashion-MNIST (MIT licence) from Debian's package: ``python -m bench.schedules.fetch [directory]``.
 
-Needs ``apt-get`` and ``dpkg-deb`` (Debian, Ubuntu), not root. Where they are missing, put the four files of
-https://github.com/zalandoresearch/fashion-mnist into the directory by hand: they are verified in the same way.
+Needs ``apt-get`` and ``dpkg-deb`` (Debian, Ubuntu), but not root. If they are missing, copy the four files of
+https://github.com/zalandoresearch/fashion-mnist into the directory; they are verified in the same way.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 PACKAGE = "dataset-fashion-mnist"
 DIRECTORY = Path(__file__).resolve().parents[2] / "build" / "data" / "fashion-mnist"
-#: SHA-256 of the files' content; Debian compresses them anew, so that of the .gz differs from upstream's.
+#: SHA-256 of the uncompressed files. Debian compresses them again, so its .gz files differ from upstream's.
 CHECKSUMS = {
     "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte.gz": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -26,10 +26,11 @@ CHECKSUMS = {
 
 
 def read(directory: Path, name: str) -> bytes:
-    """The content of one file, verified.
+    """Reads, decompresses and verifies one file.
 
     Raises:
-        FileNotFoundError: if it is not there. ValueError: if it is another file, or a broken one.
+        FileNotFoundError: if the file is missing.
+        ValueError: if the file is damaged or has other content.
     """
     path = directory / name
     if not path.exists():
@@ -48,10 +49,11 @@ def is_complete(directory: Path) -> bool:
 
 
 def fetch(directory: Path = DIRECTORY) -> None:
-    """Downloads and unpacks what is missing, and verifies all of it.
+    """Downloads and unpacks the files if one is missing, and verifies all of them.
 
     Raises:
-        RuntimeError: where apt-get or dpkg-deb is missing or fails. ValueError: for wrong content.
+        RuntimeError: if apt-get or dpkg-deb is missing or fails.
+        ValueError: if a file has the wrong content.
     """
     if not is_complete(directory):
         with tempfile.TemporaryDirectory() as scratch:
@@ -70,7 +72,7 @@ def _download(scratch: Path) -> None:
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise RuntimeError(f"{tool} is not here: put the files into {DIRECTORY} by hand, or use --data mnist5k")
-    scratch.chmod(0o777)  # apt fetches as a user of its own where it runs as root
+    scratch.chmod(0o777)  # when run as root, apt downloads as another user
     for command in (["apt-get", "download", PACKAGE], ["dpkg-deb", "-x", "@deb@", "."]):
         command = [str(next(scratch.glob("*.deb"))) if part == "@deb@" else part for part in command]
         done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)

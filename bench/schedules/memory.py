@@ -1,4 +1,4 @@
-"""Measures what AALR's snapshot costs, each kind in a process of its own: ``python -m bench.schedules.memory``."""
+"""Measures memory and time of AALR's snapshots, each kind in its own process: ``python -m bench.schedules.memory``."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ HEADER = ("snapshot", "model MiB", "more resident memory MiB", "file MiB", "save
 
 
 def measure(kind: str, width: int) -> dict[str, Any]:
-    """One kind of snapshot of a model of ``8·width²`` float32 parameters, 100 buffers beside them.
+    """Measures one kind of snapshot of a model with ``8·width²`` float32 weights, plus biases and one BatchNorm.
 
     Returns:
-        Bytes of the model, of the growth of resident memory from AALR's construction through a save and a restore
-        (page cache not counted), and of the file; seconds of a save and of a restore.
+        The bytes of the model, of the growth of resident memory from AALR's construction through a save and a restore
+        (without page cache), and of the file; the seconds of a save and of a restore.
     """
     torch.set_num_threads(1)
     model = torch.nn.Sequential(*(torch.nn.Linear(width, width) for _ in range(8)), torch.nn.BatchNorm1d(100))
@@ -59,7 +59,7 @@ def measure(kind: str, width: int) -> dict[str, Any]:
 
 
 def resident() -> int:
-    """Anonymous resident bytes of this process: mapped files and shared libraries are not counted (Linux)."""
+    """Returns the anonymous resident bytes of this process (Linux), without mapped files and shared libraries."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     found = re.search(r"RssAnon:\s+(\d+) kB", status)
     if found is None:

@@ -1,4 +1,4 @@
-"""ResNet-20 for small grey images (He et al., 2016, §4.2; option A shortcuts), as [AALR, §5.5] trains it."""
+"""ResNet-20 for small grayscale images (He et al., 2016, §4.2; option A shortcuts), as used in [AALR, §5.5]."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 
 class Block(nn.Module):
-    """Two 3×3 convolutions around an identity that is subsampled and zero-padded where the width changes."""
+    """Two 3×3 convolutions with an identity shortcut, which is subsampled and zero-padded if the width changes."""
 
     def __init__(self, inner: int, outer: int) -> None:
         super().__init__()
@@ -29,10 +29,10 @@ class Block(nn.Module):
 
 
 class ResNet20(nn.Module):
-    """Logits of 10 classes from images ``[N, 1, H, W]``: 0.27 million parameters at the standard 16 channels.
+    """ResNet-20 that maps images ``[N, 1, H, W]`` to logits ``[N, 10]``. It has 0.27 million parameters by default.
 
     Args:
-        channels: of the first stage; the others have two and four times as many.
+        channels: the channels of the first stage; the others have two and four times as many. Default 16.
     """
 
     def __init__(self, channels: int = 16) -> None:

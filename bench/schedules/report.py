@@ -1,4 +1,4 @@
-"""What the controllers' runs show: a table, plots of rates and accuracy, the JSON."""
+"""The output of the runs with AALR and ASLR: a table, and plots of rates and accuracy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Results = dict[str, Any]
 
 
 def settings(results: Results) -> dict[str, list[dict[str, Any]]]:
-    """The runs by method, batch size and first rate, all seeds of one together, by a name for people."""
+    """Groups the runs by setting: method, batch size and first rate. The keys are readable names."""
     found: dict[str, list[dict[str, Any]]] = {}
     for run in results["runs"]:
         method = METHODS[run["method"]]
@@ -39,7 +39,7 @@ HEADER = (
 
 
 def rows(results: Results) -> list[tuple[str, ...]]:
-    """Of each setting: accuracy as mean (min to max over the seeds), loss and rate of the last epoch."""
+    """Returns a row per setting: accuracy as mean (min to max over the seeds), loss and rate of the last epoch."""
     return [(name, *_row(runs)) for name, runs in settings(results).items()]
 
 
@@ -50,8 +50,8 @@ def _row(runs: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     seconds = statistics.mean(run["seconds"] / len(run["train_loss"]) for run in runs)
     lost = sum(run["diverged"] for run in runs)
     return (
-        _mean_and_std([run["test_accuracy"] for run in runs]) + (f", {lost} diverged" if lost else ""),
-        _mean_and_std(kept) if kept else "",
+        _mean_and_range([run["test_accuracy"] for run in runs]) + (f", {lost} diverged" if lost else ""),
+        _mean_and_range(kept) if kept else "",
         str(len(runs)),
         "not finite" if None in losses else f"{statistics.mean(losses):.3f}",
         " / ".join(f"{rate:g}" for rate in rates),
@@ -59,7 +59,7 @@ def _row(runs: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     )
 
 
-def _mean_and_std(values: Sequence[float]) -> str:
+def _mean_and_range(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
@@ -75,7 +75,7 @@ def show(results: Results, console: Console) -> None:
 
 
 def markdown(results: Results) -> str:
-    """The table for the documentation, with what it was measured on and how it differs from the paper."""
+    """Returns the table for the documentation, with the hardware and the differences from the paper."""
     config, machine = results["config"], results["machine"]
     where = (
         machine["gpu"] or f"{machine['processor']}, {config['workers']} processes of one thread, shared with other work"
@@ -92,7 +92,7 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def plot(results: Results, path: Path) -> None:
-    """Rates and validation accuracy over epochs; a line a seed."""
+    """Plots rates and validation accuracy over epochs, with a line per seed."""
     import matplotlib
 
     matplotlib.use("Agg")

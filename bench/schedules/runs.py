@@ -1,4 +1,4 @@
-"""One training run: a method, a batch size, a seed."""
+"""One training run with a method, a batch size and a seed."""
 
 from __future__ import annotations
 
@@ -21,21 +21,27 @@ from .model import ResNet20
 Run = dict[str, Any]
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
-#: Points of the lr trajectory an epoch.
+#: Points of the lr trajectory per epoch.
 SAMPLES = 8
-#: Training images whose loss is AALR's initial loss.
+#: The number of training images whose loss is AALR's initial loss.
 PROBE = 1000
 
 
 @dataclass(frozen=True)
 class Job:
-    """What decides a run's result, hardware apart.
+    """The arguments that determine a run's result, apart from hardware.
 
     Args:
         method: a key of :data:`METHODS`.
-        lr: of the first group at the start.
-        side: of the images, in pixels.
-        patience: AALR's, in epochs.
+        batch_size: the batch size.
+        seed: the seed of weights, batches and draws.
+        lr: the first rate.
+        epochs: the number of epochs.
+        images: the number of training images.
+        data: the name of the data set.
+        side: the side of the images in pixels.
+        channels: the channels of ResNet-20's first stage.
+        patience: AALR's patience in epochs.
     """
 
     method: str
@@ -52,14 +58,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to set the learning rate.
+    """A method to set the learning rate.
 
     Args:
-        label: for tables and plots.
-        lr: the usual first rate; the literature's, untuned.
-        build: makes the optimizer.
-        attach: makes what drives its rate: called with the index of the step after each, and with the training loss
-            and the validation loss after each epoch.
+        label: the name in tables and plots.
+        lr: the usual first rate in the literature, not tuned.
+        build: returns the optimizer.
+        attach: returns the :class:`Driver` of the optimizer's rate, from the optimizer, the model, the job, the steps
+            per epoch and a function that returns the initial loss.
     """
 
     label: str
@@ -69,18 +75,18 @@ class Method:
 
 
 class Driver:
-    """Drives nothing."""
+    """Changes the learning rate after steps and epochs. The base class does nothing."""
 
     def after_step(self) -> None: ...
 
     def after_epoch(self, train_loss: float, validation_loss: float) -> None: ...
 
     def note(self) -> str:
-        """What it did to the model at the last epoch's end."""
+        """Returns what was done to the model at the end of the last epoch, "" for nothing."""
         return ""
 
     def restore_best(self) -> bool:
-        """Puts the model that it has kept back; False where it keeps none."""
+        """Restores the best model. Returns False if there is no copy of it."""
         return False
 
 
@@ -135,7 +141,7 @@ def _decay(optimizer: Optimizer, job: Job, steps: int) -> Driver:
 
 
 def _restarts(optimizer: Optimizer, job: Job, steps: int) -> Driver:
-    # Cycles of 1, 2 and 4 parts: the last one ends with the training.
+    # Three cycles, of 1, 2 and 4 sevenths of the training.
     first = max(1, math.ceil(steps * job.epochs / 7))
     return PerStep(lr_scheduler.CosineAnnealingWarmRestarts(optimizer, first, T_mult=2))
 
@@ -158,12 +164,14 @@ METHODS: dict[str, Method] = {
 
 
 def train(job: Job, splits: Splits, report: Callable[[int, float, float], None] = lambda *_: None) -> Run:
-    """Trains, evaluates on the validation part after each epoch and on the test part at the end.
+    """Trains a model. Evaluates it on the validation part after each epoch and on the test part at the end.
 
-    An epoch ends at a batch loss that is not finite; what does not go back from there is given up after it.
+    An epoch ends at a batch loss that is not finite. The run ends then too, unless the driver has restored a model.
 
     Args:
-        report: called with epoch, training loss and validation accuracy after each.
+        job: the arguments of the run.
+        splits: the data.
+        report: called with epoch, training loss and validation accuracy after each epoch.
     """
     torch.manual_seed(job.seed)
     device = splits.train.labels.device
@@ -198,12 +206,12 @@ def train(job: Job, splits: Splits, report: Callable[[int, float, float], None] 
 
 
 def _epoch(model: Module, optimizer: Optimizer, driver: Driver, batches: Batches, done: int, rates: list) -> float:
-    """The mean loss of the epoch's batches, each taken before its step. ``done``: epochs before this one."""
+    """Trains one epoch and returns the mean of the losses before each step. ``done``: the number of epochs before."""
     model.train()
     total = torch.zeros((), device=batches.data.labels.device)
-    marks = {i * len(batches) // SAMPLES for i in range(SAMPLES)}
+    sampled_steps = {i * len(batches) // SAMPLES for i in range(SAMPLES)}
     for step, (images, labels) in enumerate(batches):
-        if step in marks:
+        if step in sampled_steps:
             rates.append([round(done + step / len(batches), 4), _rate(optimizer)])
         optimizer.zero_grad()
         loss = functional.cross_entropy(model(images), labels)
@@ -218,7 +226,7 @@ def _epoch(model: Module, optimizer: Optimizer, driver: Driver, batches: Batches
 
 @dataclass
 class Batches:
-    """The data in an order that is new in each pass, and the same for every method of a seed."""
+    """Batches of the data in a new random order in each pass. The orders depend on the generator's seed only."""
 
     data: Shard
     size: int
@@ -241,7 +249,7 @@ def _rate(optimizer: Optimizer) -> float:
 
 @torch.no_grad()
 def evaluate(model: Module, data: Shard, size: int = 500) -> tuple[float, float]:
-    """Mean loss, and accuracy in percent."""
+    """Returns the mean loss and the accuracy in percent."""
     model.eval()
     loss = correct = 0.0
     for images, labels in zip(data.images.split(size), data.labels.split(size), strict=True):

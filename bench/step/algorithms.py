@@ -1,4 +1,4 @@
-"""What is measured: backbones and policies, how ours is built, and what a step of each has to read and write."""
+"""The algorithms that are measured: our optimizer for each, and the memory that a step reads and writes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 import fused_adaptive as fa
 
-#: Steps in an interval. With fewer, medians would be of an interval's end; with more, none would be in the samples.
+#: Steps per interval: enough that medians are of ordinary steps, and few enough that samples contain interval ends.
 INTERVAL = 10
 LR = 1e-3
 
-#: backbone → (our class, its arguments, floats of state an element)
+#: backbone → (our class, its arguments, float32 state values per element)
 BACKBONES: dict[str, tuple[type[fa.AdaptiveOptimizer], dict[str, Any], int]] = {
     "SGD": (fa.SGD, {"momentum": 0.9}, 1),
     "AdamW": (fa.AdamW, {}, 2),
@@ -53,7 +53,7 @@ class Algorithm:
         return self.backbone if self.policy == "fixed" else f"{self.backbone} + {self.policy}"
 
     def why_not(self) -> str:
-        """Why there is no such algorithm; "" if there is."""
+        """Returns why the combination is not measured; "" if it is."""
         if self.policy == "displacement" and self.backbone != "SGD":
             return "TrainableLR from displacements is for SGD: with an adaptive backbone its gain runs away"
         return ""
@@ -65,31 +65,31 @@ class Algorithm:
 
     @property
     def state_bytes(self) -> int:
-        """Of state, a parameter: for parameters of every dtype it is in float32. Scalars are not counted."""
+        """Bytes of state per parameter, without scalars. State is float32 whatever the parameters' dtype."""
         of_policy = {"active": 9, "trainable": 8, "displacement": 8}
         return 4 * BACKBONES[self.backbone][2] + of_policy.get(self.policy, 0)
 
     @property
     def streams(self) -> Streams:
-        """What an ordinary step reads and writes, not one that ends an interval."""
+        """The arrays that a step reads and writes if it does not end an interval."""
         states = BACKBONES[self.backbone][2]
         if self.policy == "active":  # the sum of gradients; the gain is only read
             return Streams(states + 1, 1, 1)
         if self.policy == "trainable":  # the sum of gradients
             return Streams(states + 1, 1, 0)
-        if self.policy == "hypergradient":  # a pass over gradient and state comes first
+        if self.policy == "hypergradient":  # a first pass reads gradient and state for the inner product
             return Streams(states, 2, states)
         return Streams(states, 1, 0)
 
 
 @dataclass(frozen=True)
 class Streams:
-    """The arrays that a step goes through besides the parameter, which it reads and writes.
+    """The arrays that a step reads and writes besides the parameter, which it reads and writes once.
 
     Args:
-        written: arrays of state, in float32, that it reads and writes.
-        grads: times that it reads the gradient, which has the parameter's dtype.
-        read: arrays of state that it only reads.
+        written: the number of float32 arrays of state that it reads and writes.
+        grads: the number of times that it reads the gradient, which has the parameter's dtype.
+        read: the number of float32 arrays of state that it only reads.
     """
 
     written: int
@@ -97,5 +97,5 @@ class Streams:
     read: int
 
     def bytes(self, dtype: torch.dtype) -> int:
-        """Bytes a parameter and step: the floor that no implementation gets below."""
+        """Returns the bytes per parameter that a step of any implementation has to read and write."""
         return dtype.itemsize * (2 + self.grads) + 4 * (2 * self.written + self.read)

@@ -1,6 +1,6 @@
-"""What a step cannot be faster than: copy, triad, and a null kernel that reads and writes the same arrays.
+"""Upper bounds of the speed of a step: copy, triad, and a null kernel that reads and writes the same arrays.
 
-They take turns with the contenders, in the same process, so that whatever slows the machine slows them alike.
+They take turns with the other contenders in the same process, so that load on the machine slows all of them equally.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from fused_adaptive.backends import native
 from .algorithms import Algorithm
 from .rivals import Contender, Steps, Unavailable
 
-#: Elements of a null step, at most: far beyond every cache, where its rate no longer changes. On a CPU no power of two:
-#: arrays of 2**25 floats lie in memory such that some processors confuse their lines, and lose a third of the rate.
+#: The most elements of a null step: far more than every cache holds, where its rate is constant. Not a power of two on
+#: a CPU: the addresses of arrays of 2**25 floats alias on some processors, which costs a third of the rate.
 MOST_ELEMENTS = {"cpu": 33_000_000, "cuda": 2**27}
-#: Bytes of each array of copy and triad. What they move is far beyond every cache; on a GPU, 2 GB and more.
+#: Bytes of each array of copy and triad, far more than every cache holds.
 ARRAY_BYTES = {"cpu": 2**27, "cuda": 2**30}
 
 
 @dataclass(frozen=True)
 class Call:
-    """A function as something to step."""
+    """A contender whose step is a function call."""
 
     step: Callable[[], Any]
 
 
 def bandwidth_contenders(device: torch.device) -> list[Contender]:
-    """Copy and triad. They have no algorithm of their own and take no parameters."""
+    """Returns copy and triad. They use no parameters; their algorithm is a placeholder."""
     numel = ARRAY_BYTES[device.type] // 4
 
     def arrays(count: int) -> list[Tensor]:
@@ -46,17 +46,17 @@ def bandwidth_contenders(device: torch.device) -> list[Contender]:
         a, b, c = arrays(3)
         return Call(lambda: torch.add(b, c, alpha=0.5, out=a))
 
-    nothing = Algorithm("AdamW")
-    return [Contender("copy", "ceiling", nothing, copy), Contender("triad", "ceiling", nothing, triad)]
+    placeholder = Algorithm("AdamW")
+    return [Contender("copy", "ceiling", placeholder, copy), Contender("triad", "ceiling", placeholder, triad)]
 
 
 def bandwidth_bytes(name: str, device: torch.device) -> int:
-    """What one of them moves."""
+    """Returns the bytes that copy or triad reads and writes."""
     return {"copy": 2, "triad": 3}[name] * ARRAY_BYTES[device.type]
 
 
 def null_contenders(algorithms: Sequence[Algorithm], device: torch.device) -> list[Contender]:
-    """A null step of each algorithm, native, and on a GPU Triton's."""
+    """Returns the native null step of each algorithm, and on a GPU also Triton's."""
     makers = {"null, native": _native()}
     if device.type == "cuda":
         makers["null, triton"] = _triton()
@@ -75,7 +75,7 @@ def _null(algorithm: Algorithm, maker: Callable[[torch.device], NullStep]) -> Ca
         device, dtype, streams = params[0].device, params[0].dtype, algorithm.streams
         null_step = maker(device)
         numel = min(sum(p.numel() for p in params), MOST_ELEMENTS[device.type])
-        numel = -(-numel // 16) * 16  # whole vectors
+        numel = -(-numel // 16) * 16  # a multiple of the vector length
 
         def arrays(count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
             return [torch.ones(numel, device=device, dtype=dtype) for _ in range(count)]

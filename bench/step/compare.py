@@ -1,8 +1,8 @@
-"""Has a step become slower? ``python -m bench.step.compare old.json new.json`` compares two results by their ratios.
+"""Compares two results of bench.step.run: ``python -m bench.step.compare old.json new.json``.
 
-Times of two runs are not comparable, their ratios to what ran beside them are: to torch's fused optimizer, and by the
-byte to the null step of the same streams. A ratio has moved where the bootstrap intervals of both runs do not meet and
-the medians are further apart than ``--tolerance``. The exit status is 1 if one has become worse.
+Times of two runs are not comparable, so this compares ratios within each run: to torch's fused optimizer, and per byte
+to the null step of the same streams. A ratio has changed if the bootstrap intervals of both runs do not overlap and
+the values differ by more than ``--tolerance``. The exit status is 1 if a ratio has become worse.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .stats import ratio_interval
 
 @dataclass(frozen=True)
 class Ratio:
-    """Ours by something else, with its interval."""
+    """The ratio of our time to another, with its bootstrap interval."""
 
     low: float
     value: float
@@ -29,7 +29,7 @@ Key = tuple[str, ...]
 
 
 def ratios(record: Record) -> dict[Key, Ratio]:
-    """Every ratio of ours in these results, by backbone, shapes, dtype, cache, backend, policy and what it is to."""
+    """Returns all ratios of a result, by backbone, shapes, dtype, cache, backend, policy and denominator."""
     found = {}
     for case in record["cases"]:
         for cache in caches_of(case):
@@ -46,20 +46,20 @@ def ratios(record: Record) -> dict[Key, Ratio]:
 
 
 def compare(old: Record, new: Record, tolerance: float) -> tuple[list[str], list[str], list[str]]:
-    """Sentences on what has become worse, what better, and what only one of them has."""
+    """Returns lines on the ratios that have become worse, on those that have become better, and on unmatched ones."""
     before, after = ratios(old), ratios(new)
     worse, better = [], []
     for key in before.keys() & after.keys():
         a, b = before[key], after[key]
         change = b.value / a.value - 1
-        apart = b.low > a.high or b.high < a.low
-        if apart and abs(change) > tolerance:
-            said = f"{', '.join(key[:-1])} / {key[-1]}: {a.value:.3f} -> {b.value:.3f} ({change:+.1%})"
-            (worse if change > 0 else better).append(said)
-    lacking = [
+        disjoint = b.low > a.high or b.high < a.low
+        if disjoint and abs(change) > tolerance:
+            line = f"{', '.join(key[:-1])} / {key[-1]}: {a.value:.3f} -> {b.value:.3f} ({change:+.1%})"
+            (worse if change > 0 else better).append(line)
+    unmatched = [
         f"{', '.join(key)}: only in the {'old' if key in before else 'new'}" for key in before.keys() ^ after.keys()
     ]
-    return sorted(worse), sorted(better), sorted(lacking)
+    return sorted(worse), sorted(better), sorted(unmatched)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,9 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         or old["machine"]["processor"] != new["machine"]["processor"]
     ):
         print("These are of different machines: what has moved may be theirs.")
-    worse, better, lacking = compare(old, new, options.tolerance)
-    for title, sentences in (("worse", worse), ("better", better), ("not compared", lacking)):
-        print(f"{title}: {len(sentences)}", *(f"  {sentence}" for sentence in sentences), sep="\n")
+    worse, better, unmatched = compare(old, new, options.tolerance)
+    for title, lines in (("worse", worse), ("better", better), ("not compared", unmatched)):
+        print(f"{title}: {len(lines)}", *(f"  {line}" for line in lines), sep="\n")
     return 1 if worse else 0
 
 

@@ -1,7 +1,7 @@
-"""The same algorithms from torch's own operations: as a careful user composes them, and as ActiveLR's authors did.
+"""The same algorithms composed of torch operations: of multi-tensor operations, and as ActiveLR's authors wrote it.
 
-The first is one multi-tensor operation after the other, each a pass over memory; ``torch.compile`` gets the same.
-``tests/bench/test_step.py`` holds both to the reference backend.
+Each multi-tensor operation is a pass over memory. ``torch.compile`` compiles the same composition.
+``tests/bench/test_step.py`` compares both with the reference backend.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .algorithms import INTERVAL, LR, Algorithm
 
-#: Hyperparameters as in our classes: of torch's namesakes, and of AdaBelief's authors.
+#: The default hyperparameters of our classes: those of torch's namesakes, and of AdaBelief's authors.
 SETTINGS: dict[str, dict[str, Any]] = {
     "SGD": {"weight_decay": 0.0, "decoupled": False, "momentum": 0.9},
     "AdamW": {"weight_decay": 0.01, "decoupled": True, "betas": (0.9, 0.999), "eps": 1e-8},
@@ -27,15 +27,16 @@ Lists = dict[str, list[Tensor]]
 
 
 class Composition:
-    """An algorithm as a foreach composition: same signature of ``step()`` as an optimizer's.
+    """An algorithm as a composition of foreach operations, with the ``step()`` of an optimizer.
 
     Args:
-        params: as of any optimizer.
-        algorithm: what to compute.
-        interval, lr: of the policy and the backbone.
-        compiled: pass the element-wise part through ``torch.compile``. Scalars are tensors then, so that it is compiled
-            once.
-        overrides: hyperparameters other than those of :data:`SETTINGS`.
+        params: the parameters to update.
+        algorithm: the algorithm to compute.
+        interval: the policy's interval.
+        lr: the learning rate.
+        compiled: whether the element-wise part is compiled by ``torch.compile``. Scalars are then passed as tensors,
+            so that it is compiled only once.
+        overrides: hyperparameters that replace those of :data:`SETTINGS`.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Composition:
             gain.fill_(1)
         for start, p in zip(self.lists.get("start", ()), self.params, strict=False):
             start.copy_(p.detach())
-        #: What it keeps, as an optimizer would: of each parameter by name.
+        #: The state of each parameter by name, as in an optimizer.
         self.state = {p: {n: ts[i] for n, ts in self.lists.items()} for i, p in enumerate(self.params)}
         self.compiled = compiled
         self._run: Callable[..., None] = torch.compile(_update, dynamic=False) if compiled else _update
@@ -104,7 +105,7 @@ class Composition:
             torch._foreach_copy_(self.lists["start"], self.params)
 
     def _scalars(self) -> dict[str, Any]:
-        """The numbers that change from step to step."""
+        """Returns the scalars that change from step to step."""
         s, t = self.settings, self.count
         rate = self.lr * self.gain
         scalars = {"rate": rate, "keep": 1 - min(1.0, rate * s["weight_decay"])}
@@ -131,7 +132,7 @@ def _update(
     lists: Lists,
     scalars: dict[str, Any],
 ) -> None:
-    """One step of every element. Scalars are floats, or tensors where it is compiled."""
+    """Updates all parameters. Scalars are floats, or tensors if this function is compiled."""
     if policy == "active":
         torch._foreach_add_(lists["grad_sum"], grads)
     numerator, denominator = _direction(backbone, settings, grads, lists, scalars)
@@ -160,7 +161,10 @@ def _update(
 def _direction(
     backbone: str, s: dict[str, Any], grads: list[Tensor], lists: Lists, scalars: dict[str, Any]
 ) -> tuple[list[Tensor], list[Tensor] | None]:
-    """The direction as numerator, which is state, and denominator, which is not; without the factor of all elements."""
+    """Returns the direction as a numerator, which is state, and a denominator, which is not, or None.
+
+    The direction is their quotient times the scalar ``factor``.
+    """
     exp_avg = lists["exp_avg"]
     if backbone == "SGD":
         torch._foreach_mul_(exp_avg, s["momentum"])  # 0 before the first step
@@ -170,8 +174,8 @@ def _direction(
     torch._foreach_lerp_(exp_avg, grads, 1 - beta1)
     exp_avg_sq = lists["exp_avg_sq"]
     torch._foreach_mul_(exp_avg_sq, beta2)
-    surprise = torch._foreach_sub(grads, exp_avg) if backbone == "AdaBelief" else grads
-    torch._foreach_addcmul_(exp_avg_sq, surprise, surprise, 1 - beta2)
+    residual = torch._foreach_sub(grads, exp_avg) if backbone == "AdaBelief" else grads
+    torch._foreach_addcmul_(exp_avg_sq, residual, residual, 1 - beta2)
     if backbone == "AdaBelief":
         torch._foreach_add_(exp_avg_sq, s["eps"])
     if backbone != "AdamW" and not scalars["rectified"]:
@@ -184,7 +188,7 @@ def _direction(
 
 
 def _subtract(targets: list[Tensor], numerator: Any, denominator: Any, factor: Any) -> None:
-    if isinstance(factor, Tensor):  # a pass more, which compilation fuses
+    if isinstance(factor, Tensor):  # one more pass over memory, which compilation fuses
         direction = torch._foreach_div(numerator, denominator) if denominator else numerator
         torch._foreach_sub_(targets, torch._foreach_mul(direction, factor))
     elif denominator:
@@ -194,7 +198,7 @@ def _subtract(targets: list[Tensor], numerator: Any, denominator: Any, factor: A
 
 
 def _adjust(gains: list[Tensor], sums: list[Tensor], previous: list[Tensor]) -> None:
-    """ActiveLR's interval end."""
+    """Adjusts ActiveLR's gains at the end of an interval."""
     for gain, total, before in zip(gains, sums, previous, strict=True):
         agree = total.sign() * before.sign() > 0
         gain.copy_(torch.where(agree, gain + HIGH, gain * LOW))
@@ -206,7 +210,7 @@ def _inner(a: list[Tensor], b: list[Tensor]) -> Tensor:
 
 
 def _newton(mean: list[Tensor], previous: list[Tensor]) -> float:
-    """TrainableLR's factor, global."""
+    """Returns the factor of TrainableLR's global gain."""
     num, sq = torch.stack([_inner(mean, previous), _inner(mean, mean)]).tolist()
     return 1 + num / max(4 * (sq - num), 4 * num) if num else 1.0
 
@@ -216,7 +220,7 @@ def _state_dtype(p: Tensor) -> torch.dtype:
 
 
 class AuthorsActiveAdamW:
-    """ActiveAdamW in the authors' manner: tensor by tensor, twenty operations each, and 12 bytes of state more.
+    """ActiveAdamW in the style of its authors: twenty operations per tensor, and 12 bytes more state per parameter.
 
     Arguments are those of :class:`Composition`.
     """

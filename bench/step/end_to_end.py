@@ -1,4 +1,4 @@
-"""What share of a training step the optimizer takes, before and after: real gradients, from a real backward pass."""
+"""The optimizer's share of a training step, measured with the gradients of real backward passes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from .rivals import Steps
 
 
 class SmallGPT(nn.Module):
-    """A GPT of 4 layers: logits ``[N, T, vocabulary]`` of tokens ``[N, T]``.
+    """A small GPT that maps tokens ``[N, T]`` to logits ``[N, T, vocabulary]``.
 
     Args:
-        width: of the embeddings; 64 a head.
-        vocabulary, context: how many tokens there are, and how many one sees.
+        layers: the number of transformer layers.
+        width: the width of the embeddings, 64 per attention head.
+        vocabulary: the number of distinct tokens.
+        context: the largest sequence length ``T``.
     """
 
     def __init__(self, layers: int = 4, width: int = 256, vocabulary: int = 4096, context: int = 128) -> None:
@@ -58,7 +60,7 @@ def _gpt(device: torch.device) -> tuple[nn.Module, Callable[[nn.Module], Tensor]
 
 
 MODELS = {"ResNet-20, batch 32": _resnet, "GPT of 4 layers, 2 x 128 tokens": _gpt}
-#: before, after, before, after
+#: torch's optimizers and compositions, each before the optimizer of ours that replaces it.
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Steps]] = {
     "torch AdamW": lambda p: torch.optim.AdamW(p, lr=LR),
     "torch AdamW fused": lambda p: torch.optim.AdamW(p, lr=LR, fused=True),
@@ -71,11 +73,12 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Steps]] = {
 def measure_end_to_end(
     device: torch.device, samples: int, say: Callable[[str], None] = lambda _: None
 ) -> list[dict[str, Any]]:
-    """Training steps of each model with each optimizer in turn.
+    """Measures training steps of each model; the optimizers take turns.
 
     Returns:
-        ``{"model", "optimizer", "parameters", "tensors", "gradients", "step"}`` each: seconds of forward and backward,
-        and of ``opt.step()``, waiting for a GPU after both.
+        A dict ``{"model", "optimizer", "parameters", "tensors", "gradients", "step"}`` for each model and optimizer.
+        ``gradients`` has the seconds of forward and backward, ``step`` those of ``optimizer.step()``; on a GPU both
+        include waiting for the device.
     """
     found = []
     for name, make in MODELS.items():

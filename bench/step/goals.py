@@ -1,4 +1,4 @@
-"""The goals, and what results say to them."""
+"""The performance goals, and whether results reach them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ LARGE = "10 x 5M"
 
 @dataclass(frozen=True)
 class Goal:
-    """A number with a limit.
+    """A measured number and its limit.
 
     Args:
-        what: in words.
-        limit: the value itself, at most; at least where ``least``.
-        value: from results and the backend of ours: a number, or a ratio with its interval; None: not measured.
+        what: a description.
+        limit: the largest value that reaches the goal; the smallest if ``least``.
+        value: computes the number from results and the name of our backend: a number, a ratio with its interval, or
+            None if it was not measured.
+        least: whether ``limit`` is a lower limit. Default False.
+        gpu_only: whether the goal applies to GPUs only. Default False.
     """
 
     what: str
@@ -32,8 +35,8 @@ class Goal:
 
 
 def case_of(record: Record, shapes: str, backbone: str = "AdamW", dtype: str = "float32") -> dict[str, Any] | None:
-    wanted = (backbone, shapes, dtype)
-    found = [c for c in record["cases"] if (c["backbone"], c["shapes"], c["dtype"]) == wanted and c["rows"]]
+    key = (backbone, shapes, dtype)
+    found = [c for c in record["cases"] if (c["backbone"], c["shapes"], c["dtype"]) == key and c["rows"]]
     return next((c for c in found if "fixed" in {row["policy"] for row in c["rows"]}), None)
 
 
@@ -43,7 +46,10 @@ def _samples(record: Record, shapes: str, name: str, policy: str = "") -> list[f
 
 
 def _ratio(shapes: str, policy: str, name: str, of_policy: str) -> Callable[[Record, str], Any]:
-    """Ours with one policy, by another row: of ours with ``name`` "ours"."""
+    """Returns a function that computes the ratio of our time under ``policy`` to another row's.
+
+    The other row is ``name`` under ``of_policy``; ``name="ours"`` stands for our own backend.
+    """
 
     def value(record: Record, backend: str) -> tuple[float, float, float] | None:
         ours = _samples(record, shapes, f"ours, {backend}", policy)
@@ -80,7 +86,7 @@ def _share_of_null(shapes: str, policy: str) -> Callable[[Record, str], Any]:
 
 
 def _host(n: int) -> Callable[[Record, str], float | None]:
-    """The host's time for this many tensors of 64, by torch fused's."""
+    """Returns a function that computes the ratio of our host time to torch fused's for ``n`` tensors of 64 elements."""
 
     def value(record: Record, backend: str) -> float | None:
         points = {
@@ -96,8 +102,8 @@ def _host(n: int) -> Callable[[Record, str], float | None]:
 
 def _fit(over: str, key: str, scale: float) -> Callable[[Record, str], Any]:
     def value(record: Record, backend: str) -> float | None:
-        own = [f for f in fits(record["growth"]) if (f["over"], f["name"]) == (over, f"ours, {backend}")]
-        return max((f[key] * scale for f in own if f[key] is not None), default=None)
+        our_fits = [f for f in fits(record["growth"]) if (f["over"], f["name"]) == (over, f"ours, {backend}")]
+        return max((f[key] * scale for f in our_fits if f[key] is not None), default=None)
 
     return value
 
@@ -119,7 +125,7 @@ GOALS = [
         "ActiveAdamW / the authors' form, 10 x 5M", 0.25, _ratio(LARGE, "active", "as the authors wrote it", "active")
     ),
     Goal("ActiveAdamW / torch.compile of it, 10 x 5M", 1.0, _ratio(LARGE, "active", "torch.compile of it", "active")),
-    # What decides where a ratio to another optimizer cannot be had: nothing is faster than the same streams alone.
+    # These need no other optimizer to compare with: no step is faster than the null step of the same streams.
     Goal("AdamW, share of the null step, 10 x 5M", 0.95, _share_of_null(LARGE, "fixed"), True),
     Goal("ActiveAdamW, share of the null step, 10 x 5M", 0.95, _share_of_null(LARGE, "active"), True),
     Goal("share of copy, 100M and more, float32", 0.95, _share_of_copy(BIG, "fixed", "float32"), True, True),
@@ -133,21 +139,21 @@ GOALS = [
 
 
 def verdict(goal: Goal, record: Record | None, backend: str, device: str) -> str:
-    """The value, and whether it holds: a ratio whose interval contains the limit is undecided."""
+    """Returns the value and whether it reaches the goal. It is undecided if its interval contains the limit."""
     if goal.gpu_only and device == "cpu":
         return ""
     found = None if record is None else goal.value(record, backend)
     if found is None:
         return "not measured"
     low, value, high = found if isinstance(found, tuple) else (found, found, found)
-    meets = [x >= goal.limit if goal.least else x <= goal.limit for x in (low, value, high)]
-    said = "holds" if all(meets) else "misses" if not any(meets) else "undecided"
+    reached = [x >= goal.limit if goal.least else x <= goal.limit for x in (low, value, high)]
+    outcome = "holds" if all(reached) else "misses" if not any(reached) else "undecided"
     interval = f" ({low:.2f} to {high:.2f})" if isinstance(found, tuple) else ""
-    return f"{value:.2f}{interval}, {said}"
+    return f"{value:.2f}{interval}, {outcome}"
 
 
 def goals_table(cpu: Record | None, gpu: Record | None) -> list[list[str]]:
-    """Goals by the machines and backends that they are measured on."""
+    """Returns the table of goals, with a column for each machine and backend."""
     body = [["goal", "limit", "CPU, native", "GPU, C++", "GPU, Triton"]]
     for goal in GOALS:
         limit = f"{'≥' if goal.least else '≤'} {goal.limit:g}"

@@ -1,4 +1,4 @@
-"""Cost against the number of tensors, which is the host's, and of elements, which is the memory's."""
+"""The time of a step against the number of tensors, which is host time, and of elements, which is memory time."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .stats import fit_line
 ELEMENTS_OF_EACH = 64
 TENSORS = (10, 30, 100, 300, 1000, 3000, 10_000)
 ELEMENTS = ("1e4", "1e5", "1e6", "1e7", "1e8", "3e8", "1e9")
-#: Above, contenders come one after the other: only the slope is of interest, and memory is short.
+#: With more elements than this, contenders are measured one after the other, since memory is short.
 TOGETHER = 1e8
-#: The slope over elements is taken from here on, where memory is what counts.
+#: The slope over elements is fitted from this number on, where memory limits the speed.
 MEMORY_BOUND = 1e6
 
 
@@ -33,12 +33,13 @@ def measure_growth(
     in_time: Callable[[], bool] = lambda: True,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """Points of both curves for ours and ``torch.optim``: fused, and foreach where the host counts.
+    """Measures the points of both curves, for our optimizers and torch's: fused, and over tensors also foreach.
 
     Returns:
-        ``{"over": "tensors" | "elements", "n", "name", "algorithm", "why_not", "seconds", "host"}`` each. Over tensors
-        the seconds are those until the step returns, and ``host`` what is the host's of them: on a GPU all, on a CPU
-        those of our native steps outside of updates. Over elements the seconds are a step's.
+        A dict ``{"over": "tensors" | "elements", "n", "name", "algorithm", "why_not", "seconds", "host"}`` for each
+        point. Over tensors, ``seconds`` are the times until the step returns, and ``host`` the host's part of them: all
+        of it on a GPU, and on a CPU the time of our native steps outside of updates. Over elements, ``seconds`` are the
+        times of a step.
     """
     found = []
     lists = [("tensors", count, ShapeList(str(count), [(ELEMENTS_OF_EACH,)] * count)) for count in tensors]
@@ -62,31 +63,36 @@ def measure_growth(
 
 
 def _contenders(over: str, backends: Sequence[str], device: torch.device, tensors: int) -> list[Contender]:
-    wanted = ("fixed", "active")
-    every = contenders("AdamW", wanted, backends, ("ours", "torch"), torch.float32, device, tensors)
+    policies = ("fixed", "active")
+    every = contenders("AdamW", policies, backends, ("ours", "torch"), torch.float32, device, tensors)
     names = ["torch fused"] + ["torch foreach"] * (over == "tensors")
     return [c for c in every if c.family == "ours" or c.name in names]
 
 
 def fits(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each curve: the slope, and over elements the exponent, 1 where time grows as the elements do.
+    """Fits the slope of each curve, and over elements the exponent, which is 1 if time is proportional to elements.
 
     Returns:
-        ``{"over", "name", "algorithm", "slope", "host_slope", "intercept", "exponent"}``; seconds a tensor or an
-        element. ``host_slope``: what is the host's of a slope over tensors, None where that was not measured.
+        A dict ``{"over", "name", "algorithm", "slope", "host_slope", "intercept", "exponent"}`` for each curve.
+        ``slope`` is in seconds per tensor or element. ``host_slope`` is the host's part of a slope over tensors, None
+        if it was not measured.
     """
-    curves, of_host = _curves(points, "seconds"), _curves(points, "host")
+    curves, host_curves = _curves(points, "seconds"), _curves(points, "host")
     found = []
     for (over, name, algorithm), curve in curves.items():
         used = [(n, t) for n, t in curve if over == "tensors" or n >= MEMORY_BOUND]
         if len(used) < 2:
             continue
         intercept, slope = fit_line([n for n, _ in used], [t for _, t in used])
-        own = of_host.get((over, name, algorithm), [])
-        host_slope = fit_line([n for n, _ in own], [t for _, t in own])[1] if len(own) == len(curve) else None
+        host_curve = host_curves.get((over, name, algorithm), [])
+        host_slope = (
+            fit_line([n for n, _ in host_curve], [t for _, t in host_curve])[1]
+            if len(host_curve) == len(curve)
+            else None
+        )
         exponent = None
         if over == "elements":
-            # Weights of fit_line are relative; of logarithms the plain fit is.
+            # An unweighted fit of logarithms minimizes relative errors, as the weights of fit_line do.
             logs = [(math.log(n), math.log(t)) for n, t in used]
             exponent = statistics.linear_regression([x for x, _ in logs], [y for _, y in logs]).slope
         found.append(
@@ -97,7 +103,7 @@ def fits(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _curves(points: Sequence[dict[str, Any]], key: str) -> dict[tuple[str, str, str], list[tuple[float, float]]]:
-    """The medians of one of their lists of samples, by what they are of."""
+    """Returns the points ``(n, median of point[key])`` of each curve, by (over, name, algorithm)."""
     curves: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
     for point in points:
         if point["why_not"] == "" and point.get(key):

@@ -1,4 +1,4 @@
-"""Timing contenders side by side: they take turns, step by step, in one process, over tensors of their own."""
+"""Times contenders side by side: they take turns, step by step, in one process, each with its own tensors."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .profiling import count_launches, state_bytes, update_clock
 from .rivals import Contender, Steps, Unavailable
 from .shapes import ShapeList
 
-#: With more tensors the host is what takes time, and whether data is in a cache makes no difference.
+#: With more tensors than this, the host's time dominates, and whether data is in a cache makes no difference.
 MOST_TENSORS_COLD = 1000
-#: Sets of tensors that take turns so that none is in a cache; where more were needed, the host is what takes time.
+#: The most sets of tensors that take turns so that none is in a cache. If more are needed, the host's time dominates.
 MOST_COPIES = 100
 WARM_UP = 20
 
@@ -32,11 +32,11 @@ class Plan:
     """How much is measured of one case.
 
     Args:
-        samples: of each contender, at most.
-        least: samples of a slow contender, at least; seconds come second.
-        least_of_main: the same for ours, torch's fused optimizer and the ceilings, which ratios are taken of.
-        seconds: to spend on samples, shared by the contenders.
-        profile: count the launches of a step.
+        samples: the most samples of each contender.
+        least: the fewest samples of a slow contender, even if they exceed its share of ``seconds``.
+        least_of_main: the same for our optimizers, torch's fused optimizer and the ceilings, which ratios are made of.
+        seconds: the time for samples, shared by the contenders.
+        profile: whether the launches of a step are counted.
     """
 
     samples: int = 100
@@ -48,10 +48,10 @@ class Plan:
 
 @dataclass
 class Entry:
-    """A contender at work.
+    """A contender with its tensors and samples.
 
-    ``replicas`` are what takes turns step by step, each over tensors of its own: one, or enough of them to push each
-    other out of the caches.
+    ``replicas`` take turns step by step, each with its own tensors: one replica, or enough of them that each evicts
+    the others' tensors from the caches.
     """
 
     contender: Contender
@@ -74,7 +74,7 @@ class Entry:
         return self.contender.family != "ceiling"
 
     def set_up(self, originals: Sequence[Tensor], copies: int, grads: Sequence[Sequence[Tensor]]) -> None:
-        """Makes the contender over copies of these parameters. An error becomes the reason why it does not run."""
+        """Builds the contender on copies of these parameters. An error becomes the reason why it does not run."""
         try:
             for _ in range(copies):
                 params = [like(t).requires_grad_() for t in originals] if self.needs_grads else list(originals)
@@ -85,7 +85,7 @@ class Entry:
             self.drop(error)
 
     def drop(self, error: Exception | str) -> None:
-        """Takes no further part."""
+        """Excludes the contender and records why."""
         if isinstance(error, (str, Unavailable)):
             self.why_not = str(error)
         elif isinstance(error, torch.OutOfMemoryError):
@@ -96,7 +96,7 @@ class Entry:
         self.params, self.replicas = [], []
 
     def give(self, grads: Sequence[Sequence[Tensor]]) -> None:
-        """Fresh gradients to every replica: other tensors, at other addresses, than in its last step."""
+        """Sets the gradients of every replica to tensors other than those of its last step."""
         if not self.needs_grads:
             return
         for i, params in enumerate(self.params):
@@ -105,19 +105,19 @@ class Entry:
                 p.grad = g
 
     def step(self, grads: Sequence[Sequence[Tensor]]) -> None:
-        """A step that is not timed."""
+        """Performs a step that is not timed."""
         i = self.steps % len(self.replicas)
-        self._give_one(i, grads)
+        self._set_grads(i, grads)
         self.replicas[i].step()
         self.steps += 1
 
-    def _give_one(self, i: int, grads: Sequence[Sequence[Tensor]]) -> None:
+    def _set_grads(self, i: int, grads: Sequence[Sequence[Tensor]]) -> None:
         if self.needs_grads:
             for p, g in zip(self.params[i], grads[self.steps % len(grads)], strict=True):
                 p.grad = g
 
     def warm(self, grads: Sequence[Sequence[Tensor]], limit: float) -> None:
-        """At least one interval's end and two steps of each replica; 20 steps where they are not slow."""
+        """Warms up with at least one interval end and two steps per replica, and up to 20 steps within ``limit``."""
         begin = time.perf_counter()
         least = max(INTERVAL + 1 if self.contender.algorithm.policy != "fixed" else 3, 2 * len(self.replicas))
         if not self.needs_grads:
@@ -131,15 +131,15 @@ class Entry:
         self.warm_up = time.perf_counter() - begin
 
     def turn(self, grads: Sequence[Sequence[Tensor]], keep_warm: bool) -> None:
-        """One sample."""
-        for _ in range(2 * keep_warm):  # both sets of gradients
+        """Takes one sample."""
+        for _ in range(2 * keep_warm):  # brings both sets of gradients into the caches
             self.step(grads)
         if self.device.type == "cuda":
             self._time_device(grads)
             for _ in range(2 * keep_warm):
                 self.step(grads)
         i = self.steps % len(self.replicas)
-        self._give_one(i, grads)
+        self._set_grads(i, grads)
         replica = self.replicas[i]
         synchronize(self.device)
         in_updates = update_clock.seconds
@@ -160,7 +160,7 @@ class Entry:
 
     def _time_device(self, grads: Sequence[Sequence[Tensor]]) -> None:
         i = self.steps % len(self.replicas)
-        self._give_one(i, grads)
+        self._set_grads(i, grads)
         self.seconds.append(device_seconds(self.replicas[i].step, 1.5 * self.host[-1] if self.host else 0.002))
         self.steps += 1
 
@@ -187,14 +187,16 @@ class Entry:
 
 
 def device_seconds(launch: Callable[[], Any], ahead: float = 0.002) -> float:
-    """Device time alone: the stream is kept busy until the host has launched everything.
+    """Returns the device time of ``launch`` in seconds, without waiting for the host.
+
+    The stream is kept busy until the host has launched all kernels.
 
     Args:
-        launch: is called once.
-        ahead: the host's time for it, in seconds; at most 0.05 are waited for.
+        launch: the function to time; called once.
+        ahead: the host's time for it, in seconds, for which the stream is kept busy; at most 0.05.
     """
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(int((min(0.05, ahead) + 1e-4) * 2e9))  # cycles of a clock of at most 2 GHz
+    torch.cuda._sleep(int((min(0.05, ahead) + 1e-4) * 2e9))  # in cycles; the clock has at most 2 GHz
     begin.record()
     launch()
     end.record()
@@ -211,10 +213,10 @@ def run_case(
     say: Callable[[str], None] = lambda _: None,
     caches: bool = True,
 ) -> list[dict[str, Any]]:
-    """Measures all of them on one list of shapes.
+    """Measures all contenders on one list of shapes.
 
     Args:
-        caches: measure what fits into a cache both cold and warm.
+        caches: whether shapes that fit into a cache are measured both cold and warm.
 
     Returns:
         A dict for each of ``contenders`` and each state of the caches, see ``docs/benchmarks.md``.
@@ -251,18 +253,18 @@ def _run(
     left -= sets * element
     grads = [shapes.tensors(device, dtype) for _ in range(sets)] if left > 0 else []
     for entry in entries:
-        own = 1 if entry.contender.name in ("copy", "triad") else copies
-        needed = entry.contender.bytes(dtype) * entry.contender.elements(shapes.numel) * own
+        replicas = 1 if entry.contender.name in ("copy", "triad") else copies
+        needed = entry.contender.bytes(dtype) * entry.contender.elements(shapes.numel) * replicas
         if entry.contender.name in ("copy", "triad"):
             needed = bandwidth_bytes(entry.contender.name, device)
         if needed > left:
             entry.drop(f"not enough memory: needs {needed / 1e9:.1f} GB, {max(left, 0) / 1e9:.1f} GB are left")
-        elif own > 1 and "compile" in entry.contender.name:
-            entry.drop(f"not measured cold: each of {own} sets of tensors would be compiled anew")
+        elif replicas > 1 and "compile" in entry.contender.name:
+            entry.drop(f"not measured cold: each of {replicas} sets of tensors would be compiled anew")
         if entry.why_not:
             say(f"{entry.contender.name}: {entry.why_not}")
             continue
-        entry.set_up(grads[0], own, grads)
+        entry.set_up(grads[0], replicas, grads)
         left -= needed if not entry.why_not else 0
         if not entry.why_not:
             entry.warm(grads, plan.seconds / 10)
@@ -270,7 +272,7 @@ def _run(
     running = [e for e in entries if not e.why_not]
     _take_turns(running, grads, plan, keep_warm)
     for entry in running:
-        _look_at(entry, grads, plan)
+        _profile(entry, grads, plan)
     rows = [entry.row() for entry in entries]
     del entries, running, grads
     gc.collect()
@@ -281,10 +283,11 @@ def _run(
 
 
 def _take_turns(running: list[Entry], grads: Sequence[Sequence[Tensor]], plan: Plan, keep_warm: bool) -> None:
-    """Each in every round, in another order each time: who follows a slow one finds cold caches and threads asleep. Who
-    is slow has fewer turns, spread over the whole time.
+    """Samples the contenders in rounds. A slow contender takes part in fewer rounds, spread over all of them.
+
+    Each round has another order, since a slow contender leaves cold caches and idle threads to the next one.
     """
-    wanted = {}
+    sample_counts = {}
     for entry in running:
         begin = time.perf_counter()
         entry.step(grads)
@@ -293,24 +296,24 @@ def _take_turns(running: list[Entry], grads: Sequence[Sequence[Tensor]], plan: P
         share = plan.seconds / len(running)
         is_main = entry.contender.family in ("ours", "ceiling") or entry.contender.name == "torch fused"
         least = plan.least_of_main if is_main else plan.least
-        wanted[id(entry)] = min(plan.samples, max(least, int(share / max(cost, 1e-9))))
-    rounds = max(wanted.values(), default=0)
-    turns = {id(e): {i * rounds // wanted[id(e)] for i in range(wanted[id(e)])} for e in running}
-    order = random.Random(0)
+        sample_counts[id(entry)] = min(plan.samples, max(least, int(share / max(cost, 1e-9))))
+    rounds = max(sample_counts.values(), default=0)
+    turns = {id(e): {i * rounds // sample_counts[id(e)] for i in range(sample_counts[id(e)])} for e in running}
+    generator = random.Random(0)
     gc.collect()
     gc.disable()
     try:
         for r in range(rounds):
             taking_part = [entry for entry in running if r in turns[id(entry)]]
-            order.shuffle(taking_part)
+            generator.shuffle(taking_part)
             for entry in taking_part:
                 entry.turn(grads, keep_warm)
     finally:
         gc.enable()
 
 
-def _look_at(entry: Entry, grads: Sequence[Sequence[Tensor]], plan: Plan) -> None:
-    """State and launches, after the samples."""
+def _profile(entry: Entry, grads: Sequence[Sequence[Tensor]], plan: Plan) -> None:
+    """Records state bytes and launches, after the samples."""
     if not entry.needs_grads:
         return
     entry.state = state_bytes(entry.replicas[0], entry.numel)
@@ -320,7 +323,7 @@ def _look_at(entry: Entry, grads: Sequence[Sequence[Tensor]], plan: Plan) -> Non
 
 
 def like(tensor: Tensor) -> Tensor:
-    """A copy that is as misaligned as the original, and no view where that is possible, as parameters are."""
+    """Returns a copy with the alignment of the original. It is a view only if the original is misaligned."""
     offset = tensor.data_ptr() % 64 // tensor.element_size()
     if offset == 0:
         return tensor.clone(memory_format=torch.contiguous_format)
@@ -334,5 +337,5 @@ def synchronize(device: torch.device) -> None:
 
 
 def rounded(seconds: float) -> float:
-    """To four digits, or 10 ns: what a timer means."""
+    """Rounds to four digits, and to at least 10 ns: timers have no more precision."""
     return float(f"{max(seconds, 1e-8):.4g}")

@@ -1,4 +1,4 @@
-"""The null step in Triton: the streams of a step, and no arithmetic. Importing this needs Triton, running it a GPU."""
+"""The null step in Triton: the streams of a step without its arithmetic. The import needs Triton, the step a GPU."""
 
 # pyright: reportMissingImports=false, reportPossiblyUnboundVariable=false, reportIndexIssue=false, reportCallIssue=false
 from __future__ import annotations
@@ -8,13 +8,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-#: Elements of a program, as many as make 16-byte accesses of 8 warps' threads.
+#: Elements per program: 8 for each thread of 8 warps, so that accesses are 16 bytes wide.
 BLOCK = 2048
 
 
 @triton.jit
 def _null_kernel(param, written, grads, read, numel, mask, BLOCK: tl.constexpr):
-    """Every array once, all loads before the first store: what is read passes through ``mask``, which is 0."""
+    """Reads and writes every array once, with all loads before the first store.
+
+    ``mask`` is 0 and unknown to the compiler, so that loads whose result is masked out are not removed.
+    """
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < numel
     p = tl.load(param + offsets, inside)
@@ -24,7 +27,7 @@ def _null_kernel(param, written, grads, read, numel, mask, BLOCK: tl.constexpr):
     from_read = tl.full((BLOCK,), 1, tl.int32)
     for k in tl.static_range(len(read)):
         from_read = from_read ^ tl.load(read[k] + offsets, inside)
-    # A loop would bring each load after the store before it, past which it cannot be moved.
+    # Unrolled by hand: in a loop each load would come after the previous store, and the compiler cannot move it up.
     if len(written) > 0:
         w0 = tl.load(written[0] + offsets, inside)
     if len(written) > 1:
@@ -46,13 +49,16 @@ def _null_kernel(param, written, grads, read, numel, mask, BLOCK: tl.constexpr):
 
 
 def null_step(param: Tensor, written: list[Tensor], grads: list[Tensor], read: list[Tensor], mask: int = 0) -> None:
-    """Reads and writes ``param`` and ``written``, reads ``grads`` and ``read``; all flat, all of one length.
+    """Reads and writes ``param`` and ``written``, and reads ``grads`` and ``read``.
 
     Args:
         param: float32, bfloat16 or float16 ``[n]``.
-        written, read: float32 ``[n]`` each.
-        grads: of param's dtype, ``[n]`` each.
-        mask: 0, and nothing changes. With -1, what is written is changed by what is read, bit by bit.
+        written, read: float32 ``[n]`` each, at most 4 in ``written``.
+        grads: in param's dtype, ``[n]`` each.
+        mask: with 0 (default) no value changes; with -1 the bits that are read are XORed into those that are written.
+
+    Raises:
+        ValueError: for more than 4 arrays in ``written``.
     """
     if len(written) > 4:
         raise ValueError(f"null_step writes up to 4 arrays besides the parameter, got {len(written)}")

@@ -1,4 +1,4 @@
-"""The plots of the benchmarks: roofline, bandwidth against size, time against the number of tensors."""
+"""The plots of the benchmarks: roofline, bandwidth against size, and time against the number of tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from .growth import fits
 from .results import Record, caches_of, find
 
-# Okabe and Ito's colours, which people with colour-blindness tell apart; the marker says the same once more.
+# Okabe and Ito's colours, which remain distinct under colour-blindness. Each line also has its own marker.
 STYLES: dict[str, dict[str, Any]] = {
     "AdamW, ours, native": {"color": "#0072B2", "marker": "o"},
     "AdamW, ours, triton": {"color": "#56B4E9", "marker": "h"},
@@ -32,7 +32,7 @@ def draw(key: str, record: Record, device: str, path: Path) -> None:
     """Writes one of the plots as a PNG.
 
     Args:
-        key: roofline, sizes or tensors.
+        key: ``"roofline"``, ``"sizes"`` or ``"tensors"``.
     """
     figure = Figure(figsize=(7, 5), layout="constrained")
     ax = figure.subplots()
@@ -49,7 +49,7 @@ def draw(key: str, record: Record, device: str, path: Path) -> None:
 
 
 def _points(record: Record, caches: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], float]]:
-    """(label, case, row, median) of the AdamW cases in float32."""
+    """Yields (label, case, row, median seconds) of the AdamW cases in float32."""
     for case in record["cases"]:
         if (case["backbone"], case["dtype"]) != ("AdamW", "float32"):
             continue

@@ -1,4 +1,4 @@
-"""What a step consists of: launches, as the profiler counts them, the state that it keeps, and what is the host's."""
+"""Measurements of a step besides its time: launches, as the profiler counts them, state bytes and host time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports its own beginning and end
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences the profiler's messages about its own start and stop
 
 import torch
 from torch._C._autograd import DeviceType
@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def count_launches(step: Callable[[], object], device: torch.device) -> int:
-    """Kernels, copies and fills of a step on a GPU; on a CPU the operators that it calls, not what those call."""
+    """Counts the kernels, copies and fills of a step on a GPU; on a CPU the operators at the top level."""
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
@@ -33,9 +33,9 @@ def count_launches(step: Callable[[], object], device: torch.device) -> int:
 
 
 class UpdateClock:
-    """Time spent in native updates on a CPU, where the host waits for them. What is left of a step is the host's own.
+    """Sums the time of native updates on a CPU. The rest of a step's time is host time.
 
-    ``seconds`` is the sum so far; it stands still outside of :meth:`running`.
+    ``seconds`` is the sum so far; it changes only within :meth:`running`.
     """
 
     def __init__(self) -> None:
@@ -43,10 +43,10 @@ class UpdateClock:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Within it, our native steps are timed from the call of the operator that updates until it returns."""
+        """Returns a context in which the calls of the native operator that updates parameters are timed."""
         ops = torch.ops.fused_adaptive
         operator = getattr(ops, "plan_step", None)
-        if operator is None:  # no native library
+        if operator is None:  # the native library is missing
             yield
             return
 
@@ -76,7 +76,7 @@ def _has_operator_above(event: Any) -> bool:
 
 
 def state_bytes(optimizer: Any, numel: int) -> float | None:
-    """Bytes of state a parameter; None for what does not show its state as optimizers do."""
+    """Returns the bytes of state per parameter; None if ``optimizer`` has no ``state`` attribute."""
     state = getattr(optimizer, "state", None)
     if state is None:
         return None

@@ -1,6 +1,6 @@
-"""Tables and plots from results: ``python -m bench.step.report build/bench/run.json``; nothing in them is typed.
+"""Makes tables and plots from results: ``python -m bench.step.report build/bench/run.json``.
 
-Writes ``NAME.md`` with all tables and ``NAME_*.png`` beside ``NAME.json``.
+Writes ``NAME.md`` with all tables and the plots ``NAME_*.png`` beside ``NAME.json``.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from .goals import LARGE, case_of, goals_table
 from .results import EXPLANATION, Record, fill
 
 GPU_RESULTS = Path(__file__).parents[1] / "results" / "run_gpu.json"
-#: What the README shows of a case.
+#: The columns of a case in the README.
 SHORT = ("ms", "GB/s", "÷ copy", "÷ null", "× torch fused", "× foreach composition", "× torch.compile", "state B")
 
 
 def markdown_table(body: Sequence[Sequence[str]], text_columns: int = 2) -> str:
-    """A table; rows that are short have a reason in their last cell, which the rest is left empty after."""
+    """Returns a Markdown table. Short rows, which end with a reason, are filled with empty cells."""
     width = len(body[0])
     lines = [list(row) + [""] * (width - len(row)) for row in body]
     rule = ["---"] * text_columns + ["---:"] * (width - text_columns)
@@ -27,7 +27,7 @@ def markdown_table(body: Sequence[Sequence[str]], text_columns: int = 2) -> str:
 
 
 def where(record: Record) -> str:
-    """The machine, in a line."""
+    """Returns a line that describes the machine."""
     m = record["machine"]
     name = m["device"] if m["device"] != "cpu" else f"{m['processor']}, {m['threads']} threads, {m['kernels']} kernels"
     parts = [name, f"torch {m['torch']}", *(f"{n} {v}" for n, v in m["packages"].items())]
@@ -36,7 +36,7 @@ def where(record: Record) -> str:
 
 
 def noise(record: Record) -> str:
-    """What has to be said of a run whose samples vary too much."""
+    """Returns a warning if the samples of too many rows vary too much; else ""."""
     rows = [
         r for c in record["cases"] for r in c["rows"] if r["seconds"] and r["family"] in ("ours", "ceiling", "torch")
     ]
@@ -51,7 +51,7 @@ def device_of(record: Record) -> str:
 
 
 def full(record: Record) -> str:
-    """Every table."""
+    """Returns a Markdown document with all tables."""
     device = device_of(record)
     parts = [
         "# Results of `python -m bench.step.run`",
@@ -79,7 +79,7 @@ def _goals(record: Record) -> list[list[str]]:
 
 
 def readme(record: Record, name: str) -> str:
-    """The README's block: the goals, the largest case, the plots."""
+    """Returns the README's block: the goals, the largest case and the plots."""
     parts = [markdown_table(_goals(record))]
     case = case_of(record, LARGE)
     if case is not None:

@@ -1,4 +1,4 @@
-"""Results of ``bench.step.run``: the file, and the numbers that tables and plots are made of."""
+"""Results of ``bench.step.run``: the file format, and the numbers of tables and plots."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXPLANATION = (
 
 
 def save(record: Record, path: Path) -> None:
-    """Writes a line a row, so that what changes in a file can be read."""
+    """Writes each row on its own line, so that diffs are readable."""
     lines = json.dumps(record, allow_nan=False, separators=(",", ":"))
     for mark in ('{"cache":', '{"over":', '{"model":', '{"backbone":', '"cases":', '"growth":', '"end_to_end":'):
         lines = lines.replace(mark, f"\n{mark}")
@@ -36,7 +36,7 @@ def save(record: Record, path: Path) -> None:
 
 
 def save_runs(results: dict[str, Any], path: Path) -> None:
-    """Writes training runs, a line each, so that a change of one number is a change of one line."""
+    """Writes training runs, each on its own line, so that diffs are readable."""
     head = json.dumps({key: value for key, value in results.items() if key != "runs"}, indent=1, allow_nan=False)
     runs = ",\n  ".join(json.dumps(run, allow_nan=False) for run in results["runs"])
     path.write_text(f'{head[:-2]},\n "runs": [\n  {runs}\n ]\n}}\n', encoding="utf-8")
@@ -46,7 +46,7 @@ def load(path: Path) -> Record:
     """Reads results.
 
     Raises:
-        ValueError: for those of another schema.
+        ValueError: if they have another schema.
     """
     record = json.loads(path.read_text(encoding="utf-8"))
     if record.get("schema") != SCHEMA:
@@ -58,9 +58,9 @@ def load(path: Path) -> Record:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a case with what it is compared with.
+    """A row of a table.
 
-    ``numbers`` has a value for each of :data:`COLUMNS`, None where there is none.
+    ``numbers`` has a value for each of :data:`COLUMNS`, which is None if the number does not exist.
     """
 
     algorithm: str
@@ -75,7 +75,7 @@ def caches_of(case: dict[str, Any]) -> list[str]:
 
 
 def find(case: dict[str, Any], cache: str, name: str, policy: str = "") -> list[float]:
-    """The samples of a row; [] where it did not run. The first of that name where no policy is given."""
+    """Returns the samples of a row, [] if it did not run. Without a policy, takes the first row of that name."""
     for row in case["rows"]:
         if row["cache"] == cache and row["name"] == name and (not policy or row["policy"] == policy):
             return row["seconds"]
@@ -83,7 +83,7 @@ def find(case: dict[str, Any], cache: str, name: str, policy: str = "") -> list[
 
 
 def lines_of(case: dict[str, Any], cache: str, device: str) -> list[Line]:
-    """All rows of a case in one state of the caches."""
+    """Returns all rows of a case in one state of the caches."""
     copy = next((r for r in case["rows"] if r["cache"] == cache and r["name"] == "copy" and r["seconds"]), None)
     rate_of_copy = copy["bytes"] / statistics.median(copy["seconds"]) if copy else None
     found = []
@@ -125,15 +125,16 @@ def _comparisons(case: dict[str, Any], cache: str, row: dict[str, Any], summary:
 
 
 def of_null(case: dict[str, Any], row: dict[str, Any]) -> tuple[list[float], list[float]]:
-    """Samples of a row and of the null step of its streams, in seconds a byte; [] of what did not run.
+    """Returns the samples of a row and of the null step of its streams, in seconds per byte; [] if it did not run.
 
-    Not seconds: a null step of very many elements goes through fewer. Triton's null step is Triton's ceiling.
+    The unit is seconds per byte because the null step of a very large case has fewer elements. Rows of Triton are
+    compared with Triton's null step.
     """
-    own = ("null, triton", "null, native") if row["name"] == "ours, triton" else ("null, native", "null, triton")
+    names = ("null, triton", "null, native") if row["name"] == "ours, triton" else ("null, native", "null, triton")
     nulls = {r["name"]: r for r in case["rows"] if (r["cache"], r["policy"]) == (row["cache"], row["policy"])}
-    null = next((nulls[name] for name in own if name in nulls and nulls[name]["seconds"]), None)
-    ours, nothing = ([s / r["bytes"] for s in r["seconds"]] if r and r["bytes"] else [] for r in (row, null))
-    return ours, nothing
+    null = next((nulls[name] for name in names if name in nulls and nulls[name]["seconds"]), None)
+    ours, ceiling = ([s / r["bytes"] for s in r["seconds"]] if r and r["bytes"] else [] for r in (row, null))
+    return ours, ceiling
 
 
 def _share_of_null(case: dict[str, Any], row: dict[str, Any]) -> float | None:
@@ -142,7 +143,7 @@ def _share_of_null(case: dict[str, Any], row: dict[str, Any]) -> float | None:
 
 
 def text(column: str, value: Any) -> str:
-    """A number as tables show it."""
+    """Formats a number for a table."""
     if value is None:
         return ""
     if isinstance(value, Summary):
@@ -154,7 +155,7 @@ def text(column: str, value: Any) -> str:
     return f"{value:.2f}" if column[0] in "÷×" else f"{value:.4g}"
 
 
-# ---- for the terminal ----
+# ---- output for the terminal ----
 
 
 def describe_case(case: dict[str, Any], device: str) -> Iterator[str]:
@@ -167,7 +168,7 @@ def describe_case(case: dict[str, Any], device: str) -> Iterator[str]:
 
 
 def table(case: dict[str, Any], cache: str, device: str, columns: Sequence[str] = COLUMNS) -> list[list[str]]:
-    """Header and rows; a row that did not run has its reason instead of numbers."""
+    """Returns header and rows. A row that did not run has the reason instead of numbers."""
     body = [["algorithm", "by", *columns]]
     for line in lines_of(case, cache, device):
         values = [text(c, line.numbers[c]) for c in columns]
@@ -190,7 +191,7 @@ def describe_growth(record: Record) -> Iterator[str]:
 
 
 def growth_table(record: Record) -> list[list[str]]:
-    """The fitted lines, in words."""
+    """Returns the table of the fitted lines."""
     body = [["over", "by", "slope", "the host's of it", "grows as"]]
     for fit in fits(record["growth"]):
         per = (
@@ -207,7 +208,7 @@ def describe_end_to_end(record: Record) -> Iterator[str]:
 
 
 def end_to_end_table(record: Record) -> list[list[str]]:
-    """Medians of a training step's two halves, and the optimizer's share."""
+    """Returns the table of a training step's medians: gradients, optimizer, and the optimizer's share."""
     body = [["model", "optimizer", "forward and backward ms", "step ms", "share of the step %"]]
     for row in record["end_to_end"]:
         gradients, step = statistics.median(row["gradients"]), statistics.median(row["step"])
@@ -218,10 +219,10 @@ def end_to_end_table(record: Record) -> list[list[str]]:
 
 
 def fill(document: Path, name: str, text: str) -> None:
-    """Replaces what stands between ``<!-- name:begin -->`` and ``<!-- name:end -->``.
+    """Replaces the text between ``<!-- name:begin -->`` and ``<!-- name:end -->``.
 
     Raises:
-        ValueError: if the document has no such marks.
+        ValueError: if the document does not have these marks.
     """
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     content = document.read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Who takes part in a measurement: our backends, ``torch.optim``, compositions of torch operations, packages of PyPI.
+"""The contenders of a measurement: our backends, ``torch.optim``, compositions of torch operations, PyPI packages.
 
-Every contender is tried, and one that cannot run says why: that is a row of the results too.
+Every contender is tried. One that cannot run has a row with the reason in the results.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ import fused_adaptive as fa
 from .algorithms import BACKBONES, LR, Algorithm
 from .compositions import AuthorsActiveAdamW, Composition
 
-#: Inductor takes about this long for a kernel on a CPU, and its C++ compiler as long for each tensor.
+#: The most tensors for which contenders are compiled: compile time grows with the number of tensors.
 MOST_COMPILED = {"cpu": 200, "cuda": 400}
 
 
 class Steps(Protocol):
-    """What is timed."""
+    """The interface that is timed."""
 
     def step(self) -> Any: ...
 
 
 class Unavailable(Exception):
-    """Why a contender cannot take part."""
+    """Raised if a contender cannot run; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to take a step of an algorithm.
+    """An implementation of an algorithm's step.
 
     Args:
-        name: of the implementation: with the algorithm, the name of a row.
-        family: what ``--rivals`` chooses.
-        algorithm: what it computes.
-        build: makes it over parameters that have gradients; raises :class:`Unavailable`, or whatever the package does.
-        extra_bytes: a parameter, of temporaries for all parameters at once, and of state that ours does without.
-        most: elements that it works on at most; None for what steps all parameters.
+        name: the name of the implementation, which identifies a row together with the algorithm.
+        family: the group that ``--rivals`` selects.
+        algorithm: the algorithm that it computes.
+        build: builds it on parameters that have gradients. Raises :class:`Unavailable` or an error of the package.
+        extra_bytes: bytes per parameter of temporaries for all parameters, and of state that ours does not need.
+        most: the most elements that a step processes; None if it processes all parameters.
     """
 
     name: str
@@ -53,11 +53,11 @@ class Contender:
     most: int | None = None
 
     def elements(self, numel: int) -> int:
-        """How many it works on where there are ``numel`` parameters."""
+        """Returns the number of elements that a step processes for ``numel`` parameters."""
         return numel if self.most is None else min(numel, self.most)
 
     def bytes(self, dtype: torch.dtype) -> int:
-        """Memory that it needs besides gradients, a parameter: what fits is decided by that."""
+        """Returns the bytes per parameter that it needs besides gradients, which decides whether it fits in memory."""
         return dtype.itemsize + self.algorithm.state_bytes + self.extra_bytes
 
 
@@ -73,7 +73,7 @@ def contenders(
     device: torch.device,
     tensors: int,
 ) -> list[Contender]:
-    """All of one backbone, the most important first: where memory is short the last do without."""
+    """Returns all contenders of one backbone, the most important first, since the last may find no memory left."""
     found: list[Contender] = []
     algorithms = [a for a in (Algorithm(backbone, p) for p in policies) if not a.why_not()]
     fixed = Algorithm(backbone)
@@ -84,8 +84,8 @@ def contenders(
         if algorithm.policy != "fixed" or not hasattr(torch.optim, backbone):
             found += _compositions(algorithm, device, tensors)
     if Algorithm("AdamW", "active") in algorithms:
-        made = Contender("as the authors wrote it", "authors", Algorithm("AdamW", "active"), AuthorsActiveAdamW, 4)
-        found.append(made)
+        authors = Contender("as the authors wrote it", "authors", Algorithm("AdamW", "active"), AuthorsActiveAdamW, 4)
+        found.append(authors)
     found += _of_packages(fixed, device)
     return [c for c in found if c.family in families]
 
@@ -107,7 +107,7 @@ def _ours(algorithm: Algorithm, backend: str) -> Callable[[Sequence[Tensor]], St
 def _of_torch(algorithm: Algorithm, dtype: torch.dtype, device: torch.device, tensors: int) -> list[Contender]:
     backbone = algorithm.backbone
     cls = getattr(torch.optim, backbone, None)
-    if cls is None:  # nobody has AdaBelief: AdamW moves the same bytes
+    if cls is None:  # torch has no AdaBelief; AdamW reads and writes the same bytes
         cls, algorithm = torch.optim.AdamW, Algorithm("AdamW")
     arguments = {"lr": LR, **(BACKBONES[backbone][1] if backbone == "SGD" else {})}
 
@@ -133,7 +133,7 @@ def _of_torch(algorithm: Algorithm, dtype: torch.dtype, device: torch.device, te
 
 
 class Compiled:
-    """``torch.compile`` of an optimizer's step, as torch's documentation advises."""
+    """An optimizer whose step is compiled with ``torch.compile``, as torch's documentation recommends."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
@@ -194,9 +194,9 @@ def _of_packages(algorithm: Algorithm, device: torch.device) -> list[Contender]:
 
     optimi_builders = {"SGD": optimi("SGD", momentum=0.9), "AdamW": optimi("AdamW"), "RAdam": optimi("RAdam")}
     add("torch-optimi", "optimi", "torch-optimi", optimi_builders)
-    # Its AdamW is torch's own class. StableAdamW is AdamW with a clipped update, and its own code.
-    own = {"SGD": ("SGDW", {"momentum": 0.9}), "AdamW": ("StableAdamW", {}), "RAdam": ("RAdam", {})}
-    cls, arguments = own.get(backbone, ("AdaBelief", {}))
+    # pytorch_optimizer's AdamW is torch's class. Its StableAdamW, AdamW with a clipped update, is its own code.
+    classes = {"SGD": ("SGDW", {"momentum": 0.9}), "AdamW": ("StableAdamW", {}), "RAdam": ("RAdam", {})}
+    cls, arguments = classes.get(backbone, ("AdaBelief", {}))
     name = f"pytorch_optimizer {cls}"
     add(name, "pytorch_optimizer", "pytorch_optimizer", {backbone: kozistr(cls, **arguments)})
     add("flashoptim", "flashoptim", "flashoptim", {"SGD": flash("FlashSGD"), "AdamW": flash("FlashAdamW")}, gpu=True)

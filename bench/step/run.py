@@ -1,6 +1,6 @@
-"""How close each step comes to its memory, next to what people use today: ``make bench``.
+"""Measures the steps of our optimizers against the memory bandwidth and against other implementations: ``make bench``.
 
-Optimizers take turns, step by step, in one process, so that whatever else the machine does meets all of them.
+Optimizers take turns, step by step, in one process, so that other load on the machine affects all of them equally.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ def cases_of(options: argparse.Namespace, device: torch.device) -> list[Case]:
 def measure_case(
     case: Case, backends: Sequence[str], device: torch.device, plan: Plan, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The rows of one case, ceilings first."""
+    """Measures one case."""
     begin, shapes = time.monotonic(), parse(case.shapes)
     algorithms = [a for a in (Algorithm(case.backbone, p) for p in case.policies) if not a.why_not()]
     ours = contenders(case.backbone, case.policies, backends, case.families, case.dtype, device, len(shapes.shapes))
-    # Ours, and then what it is compared with, have memory first.
+    # Memory goes to the first contenders: our optimizers, torch's fused optimizer and the ceilings.
     first = [c for c in ours if c.family == "ours" or c.name == "torch fused"]
     taking_part = [
         *first,
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if options.threads:
         torch.set_num_threads(options.threads)
-    # A function that is compiled anew too often would silently run uncompiled.
+    # By default, a function that reaches the limit runs uncompiled without an error.
     torch._dynamo.config.recompile_limit = 64
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     backends = options.backends or [n for n in fa.backends.NAMES if n != "reference"]
@@ -129,12 +129,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "end_to_end": [],
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    results.save(record, options.output)  # from now on there is a file, whenever the machine is taken away
+    results.save(record, options.output)  # saved after every part, so that an interrupted run leaves results
 
     def in_time(share: float = 1.0) -> bool:
         return time.monotonic() - begin < share * 60 * options.minutes
 
-    # Cases leave a part of the time to what comes after them.
+    # Cases leave a part of the time for growth and end to end, which come after them.
     share_of_cases = 0.7 if options.part != 1 and len(options.parts) > 1 else 1.0
 
     def say(text: str) -> None:
@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tensors = [n for n in TENSORS if n * ELEMENTS_OF_EACH <= most and (n <= 1000 or not options.quick)]
     elements = [size for size in ELEMENTS if float(size) <= most]
     grows = "growth" in options.parts and options.part in (None, 2)
-    if grows:  # over tensors first: cases leave a heap behind in which nothing lies beside its neighbour
+    if grows:  # over tensors before the cases, which leave a fragmented heap
         record["growth"] += measure_growth(device, backends, brief, tensors, [], in_time, say)
         results.save(record, options.output)
     for case in cases_of(options, device) if "cases" in options.parts else ():

@@ -1,4 +1,4 @@
-"""Which cases are measured when nobody chooses: enough to hold every goal, within minutes."""
+"""The default sets of cases, which measure every goal within minutes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ FIXED_AND_ACTIVE = ("fixed", "active")
 
 @dataclass(frozen=True)
 class Case:
-    """One list of shapes with everybody who takes turns on it.
+    """One list of shapes and the contenders that are measured on it.
 
     Args:
         backbone, policies: names of :mod:`bench.step.algorithms`.
-        shapes: a name that :func:`bench.step.shapes.parse` knows.
-        dtype: of the parameters.
-        families: who takes part.
-        part: of the two runs on a GPU, which of them measures it.
+        shapes: a name that :func:`bench.step.shapes.parse` accepts.
+        dtype: the dtype of the parameters.
+        families: the families of contenders.
+        part: the number of the run, 1 or 2, that measures the case with ``--part``.
     """
 
     backbone: str
@@ -35,7 +35,7 @@ class Case:
 
 
 def default_set(device: str) -> list[Case]:
-    """In order of worth: where time runs out, the last are left out."""
+    """Returns the cases in order of importance, since the last are left out if time runs out."""
     if device == "cuda":
         return _gpu_set()
     every = [
@@ -50,7 +50,7 @@ def default_set(device: str) -> list[Case]:
 
 
 def _backbones() -> list[Case]:
-    """Every backbone and policy at one size."""
+    """Returns cases of every backbone and policy at one size."""
     others = {"SGD": ("trainable", "displacement", "hypergradient"), "AdamW": ("trainable", "hypergradient")}
     families = (*BASIC, "optimi", "pytorch_optimizer", "flashoptim")
     cases = []
@@ -61,7 +61,7 @@ def _backbones() -> list[Case]:
 
 
 def _gpu_set() -> list[Case]:
-    """First what everybody asks for, in both dtypes, against torch's fused optimizer; compiled rivals once."""
+    """Returns the cases for a GPU: the most common ones first, in both dtypes; compiled rivals in one case only."""
     dtypes = (torch.float32, torch.bfloat16)
     first = [Case("AdamW", FIXED_AND_ACTIVE, "10x5M", families=tuple(f for f in FAMILIES if f != "authors"))]
     first.append(Case("AdamW", FIXED_AND_ACTIVE, "10x5M", torch.bfloat16, BASIC))
@@ -69,14 +69,14 @@ def _gpu_set() -> list[Case]:
         first += [Case("AdamW", FIXED_AND_ACTIVE, shapes, dtype, BASIC[:2]) for dtype in dtypes]
     sizes = ("1e5", "1e6", "1e7", "2000x1000", "vit-b", "1000x1024", "odd", "misaligned")
     first += [Case("AdamW", FIXED_AND_ACTIVE, shapes, families=BASIC[:2]) for shapes in sizes]
-    # 80 GB hold each of ours with torch's fused optimizer beside it, but not all three.
+    # 80 GB hold one of our optimizers and torch's fused optimizer, but not two of ours, hence a case for each policy.
     large = [Case("AdamW", (policy,), "7b", d, BASIC[:2], 2) for d in dtypes for policy in FIXED_AND_ACTIVE]
     large += [Case("AdamW", FIXED_AND_ACTIVE, "1e9", d, BASIC[:2], 2) for d in dtypes]
     return [*first, *_backbones(), *large]
 
 
-#: Two lists and a few contenders: does everything work here, and roughly how fast?
 def quick_set() -> list[Case]:
+    """Returns two small cases with few contenders, to check that everything works."""
     return [
         Case("AdamW", FIXED_AND_ACTIVE, "10x5e5", families=(*BASIC, "optimi", "pytorch_optimizer")),
         Case("AdamW", FIXED_AND_ACTIVE, "200x1000", families=BASIC),

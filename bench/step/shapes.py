@@ -1,4 +1,4 @@
-"""Lists of parameter shapes, generated from the published architectures: no model is imported to get them."""
+"""Lists of parameter shapes, computed from the published architectures without importing a model."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 
 Shape = tuple[int, ...]
 
-#: Random numbers are slow to make: larger tensors repeat these many.
+#: Larger tensors repeat this many random numbers, since generating them is slow.
 REPEATS_AFTER = 2**23
 
 
 def resnet50() -> list[Shape]:
-    """ResNet-50 for 1000 classes (He et al., 2016, table 1): bottlenecks in stages of 3, 4, 6 and 3."""
+    """Returns the shapes of ResNet-50 for 1000 classes (He et al., 2016, table 1): 3, 4, 6 and 3 bottlenecks."""
 
     def convolution(inner: int, outer: int, kernel: int) -> Iterator[Shape]:
-        yield from ((outer, inner, kernel, kernel), (outer,), (outer,))  # without bias; the norm's weight and bias
+        yield from ((outer, inner, kernel, kernel), (outer,), (outer,))  # no bias; then the norm's weight and bias
 
     shapes = list(convolution(3, 64, 7))
     inner = 64
@@ -35,7 +35,7 @@ def resnet50() -> list[Shape]:
 
 
 def gpt2(layers: int = 12, width: int = 768, context: int = 1024, vocabulary: int = 50_257) -> list[Shape]:
-    """GPT-2, by default the smallest, 124M (Radford et al., 2019); the output layer is the embedding's."""
+    """Returns the shapes of GPT-2, by default 124M (Radford et al., 2019); the output layer shares the embedding."""
     norm: list[Shape] = [(width,), (width,)]
     block = [*norm, (width, 3 * width), (3 * width,), (width, width), (width,)]
     block += [*norm, (width, 4 * width), (4 * width,), (4 * width, width), (width,)]
@@ -43,7 +43,7 @@ def gpt2(layers: int = 12, width: int = 768, context: int = 1024, vocabulary: in
 
 
 def vit_b(layers: int = 12, width: int = 768, patch: int = 16, image: int = 224, classes: int = 1000) -> list[Shape]:
-    """ViT-B/16 at 224² pixels for 1000 classes (Dosovitskiy et al., 2021, table 1)."""
+    """Returns the shapes of ViT-B/16 at 224² pixels for 1000 classes (Dosovitskiy et al., 2021, table 1)."""
     norm: list[Shape] = [(width,), (width,)]
     block = [*norm, (3 * width, width), (3 * width,), (width, width), (width,)]
     block += [*norm, (4 * width, width), (4 * width,), (width, 4 * width), (width,)]
@@ -53,24 +53,24 @@ def vit_b(layers: int = 12, width: int = 768, patch: int = 16, image: int = 224,
 
 
 def llama_7b(layers: int = 8, width: int = 4096, hidden: int = 11_008) -> list[Shape]:
-    """The first 8 of LLaMA-7B's 32 layers (Touvron et al., 2023, table 2), and no embeddings."""
+    """Returns the shapes of 8 of LLaMA-7B's 32 layers (Touvron et al., 2023, table 2), without embeddings."""
     block: list[Shape] = [(width, width)] * 4 + [(hidden, width)] * 2 + [(width, hidden), (width,), (width,)]
     return block * layers
 
 
 def odd() -> list[Shape]:
-    """Sizes that no vector divides: 301 tensors of 1 to 500 000 elements, none a multiple of 4."""
+    """Returns 301 tensors of 1 to 500 000 elements, none a multiple of 4, so that no vector length divides them."""
     return [(size + (size % 4 == 0),) for size in (int(10 ** (5.7 * i / 300)) for i in range(301))]
 
 
 @dataclass(frozen=True)
 class ShapeList:
-    """Parameters of a benchmark.
+    """The parameters of a benchmark.
 
     Args:
-        name: what results call it.
-        shapes: of the parameters, in order.
-        offset: every tensor begins this many elements after an address that is a multiple of 64 bytes.
+        name: the name in results.
+        shapes: the shapes of the parameters, in order.
+        offset: the number of elements between an address that is a multiple of 64 bytes and the start of each tensor.
     """
 
     name: str
@@ -82,20 +82,20 @@ class ShapeList:
         return sum(map(math.prod, self.shapes))
 
     def tensors(self, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-        """Random normal tensors, each with memory of its own, as parameters and gradients have."""
-        made = []
+        """Returns random normal tensors, each with its own memory, as parameters and gradients have."""
+        tensors = []
         for shape in self.shapes:
             n = math.prod(shape)
             if self.offset:
                 tensor = torch.empty(n + self.offset, device=device, dtype=dtype)[self.offset :].view(shape)
             else:
-                tensor = torch.empty(shape, device=device, dtype=dtype)  # no view, as gradients are none
+                tensor = torch.empty(shape, device=device, dtype=dtype)  # not a view, since gradients are none
             flat = tensor.view(n)
             head = flat[:REPEATS_AFTER].normal_()
             for begin in range(REPEATS_AFTER, n, REPEATS_AFTER):
                 flat[begin : begin + REPEATS_AFTER] = head[: n - begin]
-            made.append(tensor)
-        return made
+            tensors.append(tensor)
+        return tensors
 
 
 LISTS: dict[str, Callable[[], ShapeList]] = {
@@ -113,10 +113,10 @@ LISTS: dict[str, Callable[[], ShapeList]] = {
 
 
 def parse(name: str) -> ShapeList:
-    """The list of that name. ``1e7`` is a single tensor of that size, ``20x1e4`` are twenty.
+    """Returns the list of that name. ``1e7`` is one tensor of that size, ``20x1e4`` twenty tensors.
 
     Raises:
-        ValueError: for a name that is neither.
+        ValueError: for an unknown name.
     """
     if name in LISTS:
         return LISTS[name]()

@@ -1,4 +1,4 @@
-"""What samples say: median, p20 and p80, how far to trust them, and whether two runs differ."""
+"""Statistics of samples: median, p20 and p80, noise, bootstrap intervals and fitted lines."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: A row whose middle samples vary by more than this share of the median is too noisy to compare.
+#: A row is too noisy to compare if p80 − p20 is more than this share of the median.
 NOISY = 0.15
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Of samples: the median and the percentiles around it."""
+    """The median of samples and the percentiles around it."""
 
     median: float
     p20: float
@@ -37,7 +37,7 @@ def summarize(samples: Sequence[float]) -> Summary:
 
 
 def ratio_interval(of: Sequence[float], to: Sequence[float], draws: int = 400) -> tuple[float, float, float]:
-    """The medians' ratio with its bootstrap 95 % interval: low, ratio, high. The draws are always the same."""
+    """Returns the medians' ratio with its bootstrap 95 % interval, as (low, ratio, high). The seed is fixed."""
     generator = random.Random(0)
     ratios = sorted(
         statistics.median(generator.choices(of, k=len(of))) / statistics.median(generator.choices(to, k=len(to)))
@@ -48,7 +48,7 @@ def ratio_interval(of: Sequence[float], to: Sequence[float], draws: int = 400) -
 
 
 def fit_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Intercept and slope of the line whose errors relative to ``y`` are least: small values count as much as large."""
+    """Returns intercept and slope of the line with the least squared errors relative to ``y``."""
     weights = [1 / (value * value) for value in y]
     total = sum(weights)
     mean_x = sum(w * a for w, a in zip(weights, x, strict=True)) / total

@@ -1,6 +1,6 @@
-"""What a step does with the tensors of ``FakeTensorMode``, which have no numbers: it creates the state, and no more.
+"""The backend for tensors of ``FakeTensorMode``, which have no values: a step only creates the state.
 
-So tools that estimate memory see the state of every backbone and policy. It has the interface of a backend.
+Tools that estimate memory see the state of every backbone and policy this way.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ supports_masters = True
 
 
 def is_fake(value: Any) -> bool:
-    """Whether it is a tensor without numbers. Imports nothing: without the module there are none."""
+    """Checks whether ``value`` is a fake tensor. Imports no module: if it is not loaded, no such tensor exists."""
     module = sys.modules.get("torch._subclasses.fake_tensor")
     return module is not None and module.is_fake(value)
 
 
 def why_not(devices: Iterable[torch.device]) -> str:
-    """It runs wherever tensors are fake."""
+    """Returns "": the backend runs on all devices."""
     return ""
 
 
 def step(
     participants: Participants, found_inf: Tensor | None, grad_scale: Tensor | None, random_rates: RandomRates | None
 ) -> None:
-    """Creates the state that a step creates itself, SGD's buffers.
+    """Creates the state that backends create during a step: SGD's momentum buffers.
 
     Raises:
-        RuntimeError: for a gradient that cannot be used, and where parameters have numbers after all.
+        RuntimeError: for a gradient that cannot be used, and for a parameter that is not a fake tensor.
     """
     participants.check_gradients()
     real = next((view for view in participants.views if not is_fake(view.param)), None)
@@ -55,4 +55,4 @@ def step(
 
 
 def end_interval(participants: Participants) -> None:
-    """Nothing: there are no gains to adjust."""
+    """Does nothing, since fake tensors have no gains to adjust."""

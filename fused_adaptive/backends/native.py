@@ -1,7 +1,7 @@
 """The native backend: C++ on the CPU, CUDA on NVIDIA GPUs. A step reads the gradients and calls a cached plan once.
 
-The plan (``csrc/plan/plan.h``) holds the parameters and their state by address. It is built when the tensors of a step
-are collected anew, and lives as long as they do.
+The plan (``csrc/plan/plan.h``) holds the addresses of the parameters and their state. It is built when participants
+are collected and lives as long as they do.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ policies = POLICIES
 
 
 def why_not(devices: Iterable[torch.device]) -> str:
-    """Why this backend cannot run on these devices, and what to do; "" if it can."""
+    """Returns why this backend cannot run on these devices and what to do about it; "" if it can run."""
     reason = library.why_not()
     if reason:
         return reason
@@ -62,16 +62,16 @@ def why_not(devices: Iterable[torch.device]) -> str:
 
 
 def _why_not_on(index: int | None) -> str:
-    """Why the library has no machine code for this GPU, nor PTX that its driver compiles; "" if it has."""
+    """Returns why the library has neither machine code for this GPU nor PTX that the driver compiles; "" if it has."""
     index = torch.cuda.current_device() if index is None else index
     why = _missing_code(index)
     if not why:
         return ""
-    own = ".".join(map(str, torch.cuda.get_device_capability(index)))
+    capability = ".".join(map(str, torch.cuda.get_device_capability(index)))
     built = library.built().get("cuda")
     return (
         f"the native library has CUDA kernels for {built}, and none that run on cuda:{index}, of compute capability "
-        f"{own} ({why}); with TORCH_CUDA_ARCH_LIST={own} in the environment, {library.REBUILD}"
+        f"{capability} ({why}); with TORCH_CUDA_ARCH_LIST={capability} in the environment, {library.REBUILD}"
     )
 
 
@@ -83,7 +83,7 @@ def _missing_code(index: int) -> str:
 def step(
     participants: Participants, found_inf: Tensor | None, grad_scale: Tensor | None, random_rates: RandomRates | None
 ) -> None:
-    """One optimizer step, in place. Arguments and errors are those of :func:`reference.step`.
+    """Performs one optimizer step in place. Arguments and errors are those of :func:`reference.step`.
 
     On a GPU the host neither waits for the device nor reads from it.
     """
@@ -108,13 +108,13 @@ def end_interval(participants: Participants) -> None:
 
 
 def register_fakes() -> None:
-    """Tells torch.compile that ``torch.ops.fused_adaptive.step`` writes what its schema says and returns nothing."""
+    """Registers the fake of ``torch.ops.fused_adaptive.step`` for torch.compile. The operator returns nothing."""
     library.load()
     torch.library.register_fake("fused_adaptive::step", lambda *_, **__: None, allow_override=True)
 
 
 def _plans(participants: Participants) -> list[Plan] | None:
-    """One plan a device and place of the counters. None where a gain is shared by tensors of several plans."""
+    """Returns one plan per device and location of the counters; None if one gain is shared by several plans."""
     if participants.plans is None:
         views_of = views_of_plans(participants, _on_device)
         if views_of is None:
@@ -124,28 +124,28 @@ def _plans(participants: Participants) -> list[Plan] | None:
 
 
 def _is_on_host(found_inf: Tensor) -> bool:
-    """Whether reading it waits for nothing."""
+    """Checks whether reading ``found_inf`` does not wait for a device."""
     return found_inf.device.type == "cpu"
 
 
 def _on_device(view: ParamView) -> bool:
-    """Whether its counters are on a GPU (``capturable`` or ``fused``)."""
+    """Checks whether the counters of a view are on a GPU (``capturable`` or ``fused``)."""
     return view.param.device.type != "cpu" and bool(view.group.get("capturable") or view.group.get("fused"))
 
 
-#: The numbers of what operators take by number.
+#: Roles and structures by the numbers that the operators take.
 ROLE_NUMBERS, STRUCTURE_NUMBERS = ({name: i for i, name in enumerate(table)} for table in (ROLES, STRUCTURES))
 
-#: The bits of what a step returns (csrc/bindings/ops.cpp).
+#: The bits of a step's return value (csrc/bindings/ops.cpp).
 CAPTURED, ELSEWHERE = 1, 2
 
 
 class Plan:
-    """The tensors of one device, with the native plan over them.
+    """The native plan of one device's participants.
 
     Args:
-        views: parameters whose state is complete.
-        participants: what they are a part of.
+        views: the device's views, with complete state.
+        participants: all participants of the step.
     """
 
     def __init__(self, views: Sequence[ParamView], participants: Participants) -> None:
@@ -155,7 +155,7 @@ class Plan:
         self._numbers = GroupNumbers(views)
         self._groups = self._numbers.groups
         self._backbone = views[0].backbone
-        # A parameter with gaps or overlaps in memory is updated in a dense copy.
+        # A parameter with gaps or overlaps in memory is updated in a dense copy, which is then copied back.
         self._parked = parked_members(views)
         self._dense = dense_copies(self._params, self._parked)
         pairs = enumerate(zip(self._params, self._dense, strict=True))
@@ -187,44 +187,47 @@ class Plan:
             ops.plan_bind(number, ROLE_NUMBERS[role], list(members), list(members.values()))
         position = {id(view): i for i, view in enumerate(views)}
         for policy, members in participants.members.items():
-            own = [position[id(view)] for view in members if id(view) in position]
-            if own and policy.adapts and not policy.naive:
+            positions = [position[id(view)] for view in members if id(view) in position]
+            if positions and policy.adapts and not policy.naive:
                 kind = declarations.POLICIES.index(type(policy).__name__)
-                ops.plan_policy(number, kind, own, _rule_of(policy))
+                ops.plan_policy(number, kind, positions, _rule_of(policy))
         self._share(number)
         ops.plan_finish(number)
-        # What the plan has addresses of, and asks for at every step: it owns none of it.
-        own = [(p, *(tensors[i] for tensors in bound.values() if i in tensors)) for i, p in enumerate(self._asked())]
-        self._held = [tensor for tensors in own for tensor in tensors]
+        # Keeps the tensors alive whose addresses the plan holds, since it does not own them; each step checks them.
+        held = [(p, *(tensors[i] for tensors in bound.values() if i in tensors)) for i, p in enumerate(self._updated())]
+        self._held = [tensor for tensors in held for tensor in tensors]
         self._written = Written(self._params, bound.values())
 
-    def _asked(self) -> list[Tensor]:
-        """Of each member the tensor that is updated; of one that is parked, the parameter without memory."""
+    def _updated(self) -> list[Tensor]:
+        """Returns the tensor that is updated of each member; for a parked member, the parameter itself."""
         return [self._params[i] if i in self._parked else dense for i, dense in enumerate(self._dense)]
 
     def _share(self, number: int) -> None:
-        """Where other ranks hold parts of these parameters, the plan calls back for sums of inner products."""
+        """Gives the plan a callback that sums inner products over ranks, if other ranks hold shards of parameters."""
         row_sums = RowSums([view.ranks for view in self._views], self.device)
         self._failures: list[BaseException] = []
         if not row_sums:
             return
         table = torch.zeros(len(self._views), 2, dtype=torch.float64, device=self.device)
-        failures = self._failures  # no reference to self, which would free it late
+        failures = self._failures  # a reference to self in the callback would delay freeing it
 
         def sum_up() -> None:
             try:
                 row_sums(table)
-            except BaseException as error:  # it cannot pass through C++
+            except BaseException as error:  # an exception cannot pass through C++
                 failures.append(error)
 
         self._sum_up = ctypes.CFUNCTYPE(None)(sum_up)
         torch.ops.fused_adaptive.plan_share(number, table, ctypes.cast(self._sum_up, ctypes.c_void_p).value)
 
     def take_gradients(self, make_dense: bool = False) -> int:
-        """Collects this step's gradients and checks them; 0 if the step can be taken. Changes nothing.
+        """Collects and checks this step's gradients. Changes no tensor.
 
         Args:
-            make_dense: gives those that are laid out otherwise than their parameters a copy that is not.
+            make_dense: copies gradients whose memory layout differs from their parameters' to that layout.
+
+        Returns:
+            ``READY`` (0), ``GRADIENTS`` or ``STALE`` of :mod:`~fused_adaptive.backends.plans`.
         """
         self._grads, self._absent = [], []
         read = None if make_dense or self._copies else python_calls.gradients_reader()
@@ -238,7 +241,7 @@ class Plan:
             if p.grad is None:
                 self._absent.append(i)
             elif make_dense or self._copies:
-                # On a GPU also in its parameter's dtype.
+                # CUDA kernels take gradients in the parameter's dtype only.
                 dtype = p.grad.dtype if self.device.type == "cpu" else dense.dtype
                 self._grads.append(dense_gradient(p.grad, dense, dtype))
             else:
@@ -246,12 +249,16 @@ class Plan:
         return torch.ops.fused_adaptive.plan_check.default(self._number, self._held, self._grads, self._absent)
 
     def holds(self) -> bool:
-        """Whether parameters and state are where they were when the plan was built."""
+        """Checks whether parameters and state are still at the addresses that the plan was built with."""
         absent = list(range(len(self._params)))
         return not torch.ops.fused_adaptive.plan_check(self._number, self._held, [], absent)
 
     def step(self, found_inf: Tensor | None, grad_scale: Tensor | None, random_rates: Tensor | None) -> Sequence[Any]:
-        """The step with the gradients that were taken. Returns what a CUDA graph points to that it was captured in."""
+        """Performs the step with the gradients of ``take_gradients``.
+
+        Returns:
+            The objects that a CUDA graph which captured the step points to; () without a capture.
+        """
         self._written.raise_versions(self._absent)
         for param, dense in self._copies:
             dense.copy_(param)
@@ -266,11 +273,11 @@ class Plan:
         self._raise_failure()
         for param, dense in self._copies:
             param.copy_(dense)
-        self._grads = []  # a gradient must not live longer than its parameter's .grad
+        self._grads = []  # so that a gradient does not outlive its parameter's .grad
         return self._follow(traces, random_rates, scale, inf, *lrs)
 
     def end_interval(self) -> Sequence[Any]:
-        """Ends the running interval of every policy. Returns what ``step`` does."""
+        """Ends the running interval of every policy. Returns the same as ``step``."""
         for param, dense in self._copies:
             dense.copy_(param)
         self._written.raise_versions(range(len(self._params)))
@@ -279,7 +286,7 @@ class Plan:
         return self._follow(traces)
 
     def _follow(self, traces: int, *inputs: Tensor | None) -> Sequence[Any]:
-        """What follows for memory from where the kernels were launched, see ``Traces`` in csrc/plan/plan.h."""
+        """Records the stream for memory used on it, and returns the objects to keep (``Traces``, csrc/plan/plan.h)."""
         if traces & ELSEWHERE:
             for tensor in torch.ops.fused_adaptive.plan_memory(self._number):
                 tensor.record_stream(torch.cuda.current_stream(self.device))

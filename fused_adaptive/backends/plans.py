@@ -1,7 +1,7 @@
-"""What the backends that run kernels share: a plan of one device's tensors, and what kernels are told of them.
+"""Functions that the backends with kernels share to build and run plans.
 
-A plan holds parameters and state by address, so that a step needs the gradients alone. It is built when the tensors of
-a step are collected anew, and lives as long as they do.
+A plan holds the addresses of one device's parameters and their state, so a step only passes the gradients. It is built
+when participants are collected and lives as long as they do.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from . import reference
 if TYPE_CHECKING:
     from ..engine.participants import Participants
 
-#: The policies that kernels know.
+#: The policies that have kernels.
 POLICIES = (FixedLR, ActiveLR, TrainableLR, Hypergradient)
 
-#: What ``take_gradients`` returns.
+#: The return values of ``take_gradients``.
 READY, GRADIENTS, STALE = range(len(READINESS))
 
 
 class AnyPlan(Protocol):
-    """What a backend's plan of one device's tensors can do."""
+    """The interface of a backend's plan."""
 
     def take_gradients(self, make_dense: bool = False) -> int: ...
 
@@ -49,29 +49,32 @@ P = TypeVar("P", bound=AnyPlan)
 def ready(
     participants: Participants, plans_of: Callable[[Participants], list[P] | None], backend: str
 ) -> list[P] | None:
-    """The plans with this step's gradients, all of them checked. None: this is for the reference.
+    """Returns the plans with this step's gradients, checked; None if the reference backend must run the step.
 
     Args:
-        participants: of the step.
-        plans_of: the backend's plans, kept in ``participants.plans``; None where it has none for these tensors.
-        backend: its name, for the error.
+        participants: the participants of the step.
+        plans_of: returns the backend's plans and keeps them in ``participants.plans``; None if it has no plans for
+            these tensors.
+        backend: the name of the backend, for the error message.
+
+    Raises:
+        RuntimeError: if the backend cannot use the parameters, gradients or state.
     """
     for _ in range(2):
-        own = None if participants.uses_reference else plans_of(participants)
-        if own is None:
+        plans = None if participants.uses_reference else plans_of(participants)
+        if plans is None:
             participants.uses_reference = True
             return None
-        outcomes = [plan.take_gradients() for plan in own]
+        outcomes = [plan.take_gradients() for plan in plans]
         if GRADIENTS in outcomes:
             participants.check_gradients()
-            outcomes = [plan.take_gradients(make_dense=True) for plan in own]
+            outcomes = [plan.take_gradients(make_dense=True) for plan in plans]
         if not any(outcomes):
-            for group in (
-                participants.groups if len(own) > 1 else ()
-            ):  # all are read before one of the plans moves anything
+            # Raises for an invalid number before the first of several plans updates its parameters.
+            for group in participants.groups if len(plans) > 1 else ():
                 numbers_of(group, lr_on_device=isinstance(group["lr"], Tensor))
-            return own
-        participants.check_gradients()  # names a parameter of another shape before its state
+            return plans
+        participants.check_gradients()  # its error for a gradient of the wrong shape is clearer than one for state
         participants.plans = None
     raise RuntimeError(
         f"the {backend} backend cannot use these parameters, gradients or state; use backend='reference'"
@@ -80,36 +83,37 @@ def ready(
 
 def end_interval(participants: Participants, plans_of: Callable[[Participants], list[P] | None]) -> None:
     """Ends the running interval of every policy, outside of a step."""
-    own = None if participants.uses_reference else plans_of(participants)
-    if own is not None and not all(plan.holds() for plan in own):
+    plans = None if participants.uses_reference else plans_of(participants)
+    if plans is not None and not all(plan.holds() for plan in plans):
         participants.plans = None
-        own = plans_of(participants)
-    if own is None:
+        plans = plans_of(participants)
+    if plans is None:
         reference.end_interval(participants)
         return
-    for plan in own:
+    for plan in plans:
         participants.keep(plan.end_interval())
 
 
 def views_of_plans(participants: Participants, on_device: Callable[[ParamView], bool]) -> list[list[ParamView]] | None:
-    """The tensors, by device and place of their counters.
+    """Returns the views of each plan: one plan per device and location of the counters.
 
-    None where a gain is shared by tensors of several plans, or two parameters share memory: kernels move all at once.
+    Returns None if tensors of several plans share a gain, or if two parameters share memory, since kernels update all
+    tensors at once.
     """
     if _share_memory(participants.views):
         return None
-    found: dict[Any, list[ParamView]] = {}
+    views_by_key: dict[Any, list[ParamView]] = {}
     for view in participants.views:
-        found.setdefault((view.param.device, on_device(view)), []).append(view)
-    home = {id(view): key for key, views in found.items() for view in views}
+        views_by_key.setdefault((view.param.device, on_device(view)), []).append(view)
+    keys = {id(view): key for key, views in views_by_key.items() for view in views}
     for policy, views in participants.members.items():
-        if "gain" in policy.shared_names() and len({home[id(view)] for view in views}) > 1:
+        if "gain" in policy.shared_names() and len({keys[id(view)] for view in views}) > 1:
             return None
-    return list(found.values())
+    return list(views_by_key.values())
 
 
 def _share_memory(views: Sequence[ParamView]) -> bool:
-    """Whether two parameters lie in the same memory, as weights do that were tied by ``.data``; then warns."""
+    """Checks whether two parameters share memory, as weights tied by ``.data`` do, and warns if so."""
     ranges = sorted((p.data_ptr(), p.numel() * p.element_size(), view.index) for view in views for p in [view.param])
     ranges = [r for r in ranges if r[0] and r[1]]
     for (begin, size, first), (other, _, second) in pairwise(ranges):
@@ -129,9 +133,12 @@ def _is_dense(views: Sequence[ParamView], index: int) -> bool:
 
 
 def parked_members(views: Sequence[ParamView]) -> dict[int, Tensor]:
-    """The members that have no memory at present (offloaded blocks), nor a gradient that would ask for it.
+    """Returns the parked members: those without memory at present (offloaded blocks) and without a gradient.
 
-    What is theirs of counts and gains goes on at interval ends. Of each, the tensor of its state that tells its shape.
+    Interval ends still update their counts and gains.
+
+    Returns:
+        A dict from the position of a parked member to a tensor of its state that has the parameter's shape.
     """
     parked = {}
     for i, view in enumerate(views):
@@ -145,20 +152,23 @@ def parked_members(views: Sequence[ParamView]) -> dict[int, Tensor]:
 
 
 def dense_copies(params: Sequence[Tensor], parked: Mapping[int, Tensor]) -> list[Tensor]:
-    """The parameters; one with gaps or overlaps in memory gives way to a dense tensor, in which it is updated."""
+    """Returns the tensors to update: the parameters, or a new dense tensor for one with gaps or overlaps in memory."""
     params = [parked.get(i, p) for i, p in enumerate(params)]
-    strides = [torch.empty_like(p, device="meta").stride() for p in params]  # of all at once: not in memory
-    dense = [p.stride() == own and not is_lazy(p) for p, own in zip(params, strides, strict=True)]
+    strides = [torch.empty_like(p, device="meta").stride() for p in params]
+    dense = [p.stride() == dense_strides and not is_lazy(p) for p, dense_strides in zip(params, strides, strict=True)]
     return [p if is_dense else torch.empty_like(p) for p, is_dense in zip(params, dense, strict=True)]
 
 
 def collect_state(
     views: Sequence[ParamView], dense: Sequence[Tensor], backbone: Backbone, parked: Container[int]
 ) -> tuple[dict[str, dict[int, Tensor]], list[int]]:
-    """Of every role, its tensors by member, made and laid out as the update needs them.
+    """Collects the state tensors of a plan, and creates or copies them where the update requires it.
 
-    Also the members whose momentum buffer has just been made, and holds nothing yet. Those that are parked keep what
-    only an update needs to themselves.
+    Leaves out the state of parked members that only an update uses.
+
+    Returns:
+        A dict from role to a dict from member to tensor, and the list of members whose momentum buffer was just
+        created and has no value yet.
 
     Raises:
         RuntimeError: for a parameter or state whose memory has been freed.
@@ -168,14 +178,14 @@ def collect_state(
     for i, (view, param) in enumerate(zip(views, dense, strict=True)):
         if i not in parked:
             _check_memory(view.param, "data", view)
-        # What the group's backbone and policies name: what else is there belongs to those of before.
+        # Only the entries of the group's backbone and policies; others may be left from previous policies.
         named = specs(backbone, view.group, view.param.dtype)
         if "momentum_buffer" in named and "momentum_buffer" not in view.state and view.applies:
             view.state["momentum_buffer"] = torch.zeros_like(param, dtype=state_dtype(param))
             first.append(i)
         for name in named:
             if name not in view.state or (i in parked and name in ("master_low", "rounding_step")):
-                continue  # a momentum buffer before the first gradient
+                continue  # not in the state yet: a momentum buffer before the first gradient
             if i in parked and name == "interval_start":
                 raise RuntimeError(
                     f"the memory of parameter {view.index} has been freed, and TrainableLR measures what it has moved "
@@ -199,7 +209,7 @@ def _check_memory(tensor: Tensor, name: str, view: ParamView) -> None:
 
 
 def structure(backbone: str, group: dict[str, Any]) -> str:
-    """The name of the backbone's struct in csrc/rules/backbones.h."""
+    """Returns the name of the backbone's struct in csrc/rules/backbones.h."""
     if backbone == "SGD":
         variant = "Nesterov" if group["nesterov"] else "Momentum"
         return "SgdPlain" if group["momentum"] == 0 else f"Sgd{variant}"
@@ -208,14 +218,14 @@ def structure(backbone: str, group: dict[str, Any]) -> str:
 
 
 class GroupNumbers:
-    """The run-time numbers of a plan's param groups, read anew for each step.
+    """The run-time numbers of a plan's param groups, read in each step.
 
     Args:
-        views: the plan's.
+        views: the views of the plan.
 
     Attributes:
-        groups: those of the views, in their order.
-        resting: the ids of those that were last read without a rate, so that nothing moves.
+        groups: the param groups of the views, in their order.
+        resting: the ids of the groups whose lr or reference rate was 0 when last read: their parameters do not change.
     """
 
     def __init__(self, views: Sequence[ParamView]) -> None:
@@ -225,7 +235,10 @@ class GroupNumbers:
         self._scale_groups = [first[id(group)].scale_groups or (group,) for group in self.groups]
 
     def read(self, device: torch.device) -> tuple[list[float], list[Tensor | None]]:
-        """All numbers, group by group, and of each group its lr if it is a tensor on that GPU: the host would wait."""
+        """Returns the numbers of all groups, and for each group its lr if it is a tensor on that GPU, else None.
+
+        Such an lr is read on the GPU, so that the host does not wait for it.
+        """
         scales: dict[int, float] = {}
         for groups in self._scale_groups:
             if id(groups) not in scales:
@@ -246,7 +259,7 @@ def _lr_on(device: torch.device, lr: Any) -> Tensor | None:
 
 
 def rule_of(policy: Policy) -> Rule:
-    """A policy's arguments as the kernels take them."""
+    """Returns a policy's arguments in the form that the kernels take."""
 
     def number(name: str, default: float) -> float:
         value = getattr(policy, name, default)
@@ -271,24 +284,24 @@ def rule_of(policy: Policy) -> Rule:
 
 
 def is_capturing(device: torch.device) -> bool:
-    """Whether a CUDA graph is being captured on the device's current stream; the device is the current one."""
+    """Checks whether a CUDA graph is being captured on the current stream. ``device`` must be the current device."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def dense_gradient(grad: Tensor, param: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient laid out as its parameter, in this dtype, in memory as it reads."""
+    """Returns the gradient in its parameter's memory layout and in this dtype, with lazy values resolved."""
     if grad.stride() == param.stride() and grad.dtype == dtype and not is_lazy(grad):
         return grad
     return torch.empty_like(param, dtype=dtype).copy_(grad)
 
 
 def is_lazy(tensor: Tensor) -> bool:
-    """Whether its memory does not hold its values: parts of complex numbers may be negated when they are read."""
+    """Checks whether a tensor's values differ from its memory: torch negates parts of complex numbers lazily."""
     return tensor.is_neg() or tensor._is_zerotensor()
 
 
 def scalar(value: Tensor | None, device: torch.device, *others: torch.dtype) -> Tensor | None:
-    """On this device, in float32 or in one of the ``others``."""
+    """Returns ``value`` on this device, in its own dtype if that is one of ``others``, else in float32."""
     if value is None:
         return None
     return value.to(device=device, dtype=value.dtype if value.dtype in others else torch.float32)

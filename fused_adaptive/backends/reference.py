@@ -1,7 +1,7 @@
 """The reference backend: every algorithm in plain PyTorch, on any device.
 
-It is written to be read. It documents what a step does, and it is the oracle of every kernel. It reads scalars on the
-host, so on a GPU it synchronises and cannot be captured in a CUDA graph.
+It is written for readability: it documents what a step does, and the tests compare every kernel with it. It reads
+scalars on the host, so on a GPU it synchronizes and cannot be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -24,24 +24,26 @@ supports_masters = True
 
 
 def why_not(devices: Iterable[torch.device]) -> str:
-    """Why this backend cannot run on these devices: it always can."""
+    """Returns "": this backend runs on all devices."""
     return ""
 
 
 def step(
     participants: Participants, found_inf: Tensor | None, grad_scale: Tensor | None, random_rates: RandomRates | None
 ) -> None:
-    """One optimizer step, in place.
+    """Performs one optimizer step in place.
 
     Args:
-        participants: all parameters that have state, those without a gradient included, and of every policy its own.
-        found_inf: nonzero if a gradient is not finite (AMP): then nothing changes.
-        grad_scale: what gradients are to be divided by (AMP), or None.
-        random_rates: ASLR's random factors on the rates of this step, or None.
+        participants: the views of all parameters that have state, those without a gradient included, and the views of
+            each policy.
+        found_inf: nonzero if a gradient is not finite (AMP), or None. If nonzero, nothing changes.
+        grad_scale: the number to divide gradients by (AMP), or None.
+        random_rates: ASLR's random factors of the rates in this step, or None.
 
     Raises:
-        RuntimeError: for a gradient that cannot be used, and while a CUDA graph is being captured; nothing has changed.
-        TypeError, ValueError: for a hyperparameter that is no number; nothing has changed.
+        RuntimeError: for a gradient that cannot be used, and while a CUDA graph is being captured. Nothing has changed
+            then.
+        TypeError, ValueError: for a hyperparameter that is not a number. Nothing has changed then.
     """
     participants.check_gradients()
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
@@ -53,7 +55,7 @@ def step(
         return
     for group in participants.groups:
         numbers_of(group)
-    for view in participants.views:  # they are kept between steps, and these two are of this step alone
+    for view in participants.views:  # views are kept between steps; these two attributes are of this step only
         view.grad_scale, view.rate_factor = grad_scale, 1.0
     if random_rates is not None:
         random_rates.assign(participants.views)
@@ -75,8 +77,8 @@ def end_interval(participants: Participants) -> None:
 
 
 def update(view: ParamView) -> None:
-    """Moves one parameter: decay, then ``p ← p − α·u``."""
-    # bf16 and fp16 parameters are decayed and updated in float32 and rounded once.
+    """Updates one parameter: decay, then ``p ← p − α·u``."""
+    # bfloat16 and float16 parameters are decayed and updated in float32 and rounded once.
     p = view.weight()
     grad = view.coupled_grad(p)
 
@@ -95,9 +97,9 @@ def update(view: ParamView) -> None:
 
     if element_gain is None:
         if weight_decay != 0 and not adapts:
-            p.mul_(1 - alpha * weight_decay)  # as torch, which has no clamp
+            p.mul_(1 - alpha * weight_decay)  # as in torch, which does not clamp
         elif weight_decay != 0:
-            # p · max(0, 1 − α·wd), with half an ulp less rounding than a float32 factor brings
+            # p · max(0, 1 − α·wd), without the half ulp of error from rounding the factor to float32
             p.sub_(p, alpha=min(1.0, alpha * weight_decay))
         direction.descend_(p, alpha)
     else:

@@ -1,4 +1,4 @@
-"""What kernels write, as autograd has to know: torch raises a tensor's version itself, our kernels do not."""
+"""Raises the autograd versions of the tensors that kernels write, which only torch's own operators do by themselves."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from torch import Tensor
 
 
 class Written:
-    """What a step writes: every tensor but those of one element, which stand for numbers.
+    """The tensors that a step writes, without state tensors that are scalars.
 
     Args:
-        params: of the step.
-        state: tensors of their state, by position; as many such maps as you like.
+        params: the parameters of the step.
+        state: dicts from the position of a parameter to a tensor of its state.
     """
 
     def __init__(self, params: Sequence[Tensor], state: Iterable[Mapping[int, Tensor]]) -> None:
-        own = [(params[i], value) for members in state for i, value in members.items()]
-        shaped = [value for param, value in own if value.dim() or param.dim() == 0]
+        pairs = [(params[i], value) for members in state for i, value in members.items()]
+        shaped = [value for param, value in pairs if value.dim() or param.dim() == 0]
         self._params = params
-        self._state = [value for value in shaped if not value.is_inference()]  # whose tensors have no versions
+        self._state = [value for value in shaped if not value.is_inference()]  # inference tensors have no versions
         self._all = [*self._state, *params]
 
     def raise_versions(self, absent: Sequence[int] = ()) -> None:
-        """Of all state, for an interval may end for those without a gradient too, and of the parameters that move.
+        """Raises the versions of all state, which may also change without a gradient, and of updated parameters.
 
         Args:
-            absent: positions of those that do not.
+            absent: the positions of the parameters that are not updated.
         """
         written = self._all
         if absent:

@@ -1,4 +1,4 @@
-"""Callbacks for trainers, one module each: ``transformers`` and ``lightning``. The package itself imports neither."""
+"""Callbacks for trainers, in the modules ``transformers`` and ``lightning``. ``fused_adaptive`` imports neither."""
 
 from ..engine.handles import unwrap
 

@@ -1,4 +1,4 @@
-"""For Lightning's ``Trainer``: intervals that end with the epoch, and controllers that hear of validations."""
+"""Callbacks for Lightning's ``Trainer``: end intervals at the end of each epoch, step AALR or ASLR after validation."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from ..schedules import AALR, ASLR
 class EndIntervalCallback(Callback):
     """Ends the interval of every optimizer of this package at the end of each epoch: for ``interval=None``.
 
-    ``Trainer(…, callbacks=[EndIntervalCallback()])``. It comes before the epoch's checkpoint. TypeError from ``fit()``
-    if there is no such optimizer.
+    ``Trainer(…, callbacks=[EndIntervalCallback()])``. It runs before the epoch's checkpoint is saved.
+
+    Raises:
+        TypeError: from ``fit()``, if no optimizer is of this package.
     """
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -27,12 +29,12 @@ class EndIntervalCallback(Callback):
 
 
 class ControllerCallback(Callback):
-    """Makes a controller for the first optimizer, tells it each validation's loss, and saves it with the checkpoint.
+    """Creates AALR or ASLR for the first optimizer, steps it after each validation and saves it with the checkpoint.
 
-    The module logs the loss in ``validation_step`` and has no scheduler in ``configure_optimizers``.
+    The module must log the loss in ``validation_step`` and return no scheduler from ``configure_optimizers``.
 
     Args:
-        make: from the optimizer, the controller: ``ControllerCallback(fa.ASLR)``, or a function that returns
+        make: returns the controller for an optimizer, such as ``fa.ASLR`` or a function that returns
             ``AALR(optimizer, model, …)``.
         monitor: the name under which the loss is logged. Default ``"val_loss"``.
     """
@@ -44,7 +46,7 @@ class ControllerCallback(Callback):
 
     @property
     def controller(self) -> AALR | ASLR:
-        """There from the beginning of ``fit()`` on."""
+        """The controller; available once ``fit()`` has started."""
         assert self._controller is not None, "fit() has not begun"
         return self._controller
 

@@ -1,4 +1,4 @@
-"""For Hugging Face's ``Trainer``: intervals that end with the epoch, and controllers that hear of evaluations."""
+"""Callbacks for Hugging Face's ``Trainer``: end intervals at each epoch's end, step AALR or ASLR after evaluation."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from . import unwrap
 class EndIntervalCallback(TrainerCallback):
     """Ends the optimizer's interval at the end of each epoch, before the epoch's checkpoint: for ``interval=None``.
 
-    ``Trainer(…, callbacks=[EndIntervalCallback()])``. TypeError from ``train()`` if the optimizer is not this
-    package's.
+    ``Trainer(…, callbacks=[EndIntervalCallback()])``.
+
+    Raises:
+        TypeError: from ``train()``, if the optimizer is not of this package.
     """
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
@@ -22,15 +24,15 @@ class EndIntervalCallback(TrainerCallback):
 
 
 class ControllerCallback(TrainerCallback):
-    """Tells AALR or ASLR each evaluation's loss.
+    """Steps AALR or ASLR with the loss of each evaluation.
 
-    The Trainer insists on a scheduler, which it steps after each batch and saves: give it the :class:`IdleScheduler`
-    of the same controller, ``Trainer(…, optimizers=(optimizer, IdleScheduler(controller)),
+    The Trainer requires a scheduler, which it steps after each batch and saves. Pass the :class:`IdleScheduler` of the
+    same controller: ``Trainer(…, optimizers=(optimizer, IdleScheduler(controller)),
     callbacks=[ControllerCallback(controller)])``.
 
     Args:
-        controller: of the Trainer's optimizer.
-        metric: the entry of the evaluation's metrics. Default ``"eval_loss"``.
+        controller: the controller that drives the Trainer's optimizer.
+        metric: the key of the loss in the evaluation's metrics. Default ``"eval_loss"``.
     """
 
     def __init__(self, controller: AALR | ASLR, metric: str = "eval_loss") -> None:
@@ -41,13 +43,13 @@ class ControllerCallback(TrainerCallback):
 
 
 class IdleScheduler:
-    """A scheduler for the Trainer that saves and loads a controller, and whose ``step()`` does nothing."""
+    """A scheduler for the Trainer that saves and loads a controller. Its ``step()`` does nothing."""
 
     def __init__(self, controller: AALR | ASLR) -> None:
         self.controller = controller
 
     def step(self, *args: Any) -> None:
-        """Nothing: the controller is stepped after evaluations."""
+        """Does nothing, since :class:`ControllerCallback` steps the controller after evaluations."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.controller, name)

@@ -1,8 +1,9 @@
-"""The optimizers: one file a family, with its classes and its update rule in PyTorch.
+"""The optimizers: one file per family, with its classes and its update rule in PyTorch.
 
-Arguments are those of the ``torch.optim`` namesakes, in the same order, and ``decoupled_weight_decay``, whether decay
-acts on the parameter (``p ← p·(1 − α·wd)``) or joins the gradient; then the keywords of :class:`~.options.Options`. An
-``lr`` that is a tensor on a GPU is read there.
+Each constructor takes the arguments of its ``torch.optim`` namesake, in the same order, then
+``decoupled_weight_decay`` (True: decay acts on the parameter, ``p ← p·(1 − α·wd)``; False: it is added to the
+gradient), then the keywords of :class:`~.options.Options`. If ``lr`` is a tensor on a GPU, the step reads it on the
+GPU.
 """
 
 from .adabelief import ActiveAdaBelief, ActiveBelief, AdaBelief

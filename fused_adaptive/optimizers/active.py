@@ -1,4 +1,4 @@
-"""The arguments of ActiveLR as those of an optimizer: ActiveSGD, ActiveAdamW and so on."""
+"""The base class of ActiveSGD, ActiveAdamW and so on: optimizers that take the arguments of ActiveLR."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class Active(AdaptiveOptimizer):
         if first is not Active:
             cls.__signature__ = None  # type: ignore[attr-defined]  # a subclass with arguments of its own
             return
-        # What inspect, editors and trainers see: the arguments of the plain optimizer with ActiveLR's for its policy.
+        # inspect, editors and trainers read this signature: the plain optimizer's, with ActiveLR's arguments in place
+        # of ``policy``.
         plain = inspect.signature(others[0].__init__).parameters
         added = inspect.signature(ActiveLR).parameters
         arguments = [p for name, p in plain.items() if name not in ("self", "policy")]
@@ -46,7 +47,7 @@ class Active(AdaptiveOptimizer):
             raise TypeError(f"{name} brings its own policy: use {plain}(policy=…) for another")
         given: Any = params if isinstance(params, Tensor) else list(params)
         if interval is REQUIRED and increment is None and high is None and _have_policies(given):
-            policy = given[0]["policy"]  # Horovod builds an optimizer of another's param groups, and no more
+            policy = given[0]["policy"]  # Horovod passes another optimizer's param groups and no other argument
         else:
             policy = ActiveLR(
                 interval=interval, increment=increment, high=high, low=low, on_zero=on_zero, gain_bounds=gain_bounds

@@ -17,7 +17,7 @@ from .options import Options, shows_options
 
 
 class AdaBeliefBackbone(MomentBackbone):
-    """AdaBelief [Zhuang et al. 2020], as the authors' package 0.2.1: the variance of ``ĝ`` around its own mean."""
+    """AdaBelief [Zhuang et al. 2020], as in the authors' package 0.2.1; uses the variance of ``ĝ`` around its mean."""
 
     name = "AdaBelief"
 
@@ -29,8 +29,8 @@ class AdaBeliefBackbone(MomentBackbone):
         return group["amsgrad"], group["rectify"]
 
     def update_second_moment(self, grad: Tensor, beta2: float, state: State, group: Group) -> None:
-        variance, surprise = state["exp_avg_var"], grad - state["exp_avg"]
-        variance.mul_(beta2).addcmul_(surprise, surprise, value=1 - beta2).add_(group["eps"])
+        variance, residual = state["exp_avg_var"], grad - state["exp_avg"]
+        variance.mul_(beta2).addcmul_(residual, residual, value=1 - beta2).add_(group["eps"])
         if group["amsgrad"]:
             torch.maximum(state["max_exp_avg_var"], variance, out=state["max_exp_avg_var"])
 
@@ -50,12 +50,12 @@ class AdaBeliefBackbone(MomentBackbone):
 class AdaBelief(AdaptiveOptimizer):
     """AdaBelief, with the defaults of the authors' package 0.2.1: rectified, decoupled decay, ``eps=1e-16``.
 
-    ``s ← β2·s + (1 − β2)·(ĝ − m)² + ε`` with the new ``m``; ``u = (m/bc1) / (√s/√bc2 + ε)``, rectified as
-    :class:`RAdam` from ``ρ >= 5``; amsgrad: the running maximum of ``s``, where not rectified. State: ``step``,
-    ``exp_avg``, ``exp_avg_var`` (``max_exp_avg_var``), 8 (12) bytes a parameter in float32.
+    ``s ← β2·s + (1 − β2)·(ĝ − m)² + ε`` with the new ``m``; ``u = (m/bc1) / (√s/√bc2 + ε)``, rectified as in
+    :class:`RAdam` if ``ρ >= 5``. ``amsgrad=True`` uses the running maximum of ``s`` when not rectified. State:
+    ``step``, ``exp_avg``, ``exp_avg_var`` (and ``max_exp_avg_var``), 8 (12) bytes per parameter in float32.
 
     Args:
-        rectify: whether to rectify as RAdam does. Default True.
+        rectify: whether to rectify the variance as RAdam does. Default True.
     """
 
     backbone = AdaBeliefBackbone()

@@ -17,7 +17,7 @@ from .options import Options, shows_options
 
 
 class AdamWBackbone(MomentBackbone):
-    """Adam, with coupled or decoupled decay, as ``torch.optim.Adam`` and ``AdamW``."""
+    """Adam with coupled or decoupled decay, as in ``torch.optim.Adam`` and ``torch.optim.AdamW``."""
 
     name = "AdamW"
 
@@ -43,9 +43,9 @@ class AdamWBackbone(MomentBackbone):
 class Adam(AdaptiveOptimizer):
     """Adam; replaces ``torch.optim.Adam``. Decay is coupled by default.
 
-    ``m ← β1·m + (1 − β1)·ĝ``, ``v ← β2·v + (1 − β2)·ĝ²``, ``u = (m/bc1) / (√v/√bc2 + ε)``; amsgrad: the running
-    maximum of ``v`` in the denominator. State: ``step``, ``exp_avg``, ``exp_avg_sq`` (``max_exp_avg_sq``), 8 (12)
-    bytes a parameter in float32.
+    ``m ← β1·m + (1 − β1)·ĝ``, ``v ← β2·v + (1 − β2)·ĝ²``, ``u = (m/bc1) / (√v/√bc2 + ε)``. ``amsgrad=True`` uses the
+    running maximum of ``v`` in the denominator. State: ``step``, ``exp_avg``, ``exp_avg_sq`` (and
+    ``max_exp_avg_sq``), 8 (12) bytes per parameter in float32.
     """
 
     backbone = AdamWBackbone()
@@ -75,7 +75,7 @@ class Adam(AdaptiveOptimizer):
 
 
 class AdamW(Adam):
-    """Adam with decoupled decay; replaces ``torch.optim.AdamW``. State and arguments as :class:`Adam`."""
+    """Adam with decoupled decay; replaces ``torch.optim.AdamW``. State and arguments are those of :class:`Adam`."""
 
     _own_flags = ("decoupled_weight_decay",)
 

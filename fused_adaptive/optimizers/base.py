@@ -1,7 +1,7 @@
-"""The base class of the optimizers: a ``torch.optim.Optimizer`` that collects parameters and hands them to a backend.
+"""The base class of the optimizers: a ``torch.optim.Optimizer`` that collects parameters and passes them to a backend.
 
-The path of a step: ``step()`` → policies and backbone of each group → ``backend.step`` → kernel. Nothing here reads a
-tensor's value in a step, but for the naive TrainableLR.
+The path of a step: ``step()`` → policies and backbone of each group → ``backend.step`` → kernel. No code here reads a
+tensor's value during a step, except for the naive TrainableLR.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Betas = tuple[float | Tensor, float | Tensor]
 
 
 class AdaptiveOptimizer(Handled):
-    """A backbone driven by a learning-rate policy: ``p ← p − lr·γ·u``. Use the subclasses.
+    """Base class of the optimizers: ``p ← p − lr·γ·u``, with ``u`` from a backbone and ``γ`` from a policy.
 
     Args:
         params: parameters, named parameters or param groups, as in torch; a group may have its own ``policy``.
@@ -46,18 +46,18 @@ class AdaptiveOptimizer(Handled):
         options: see :class:`~fused_adaptive.optimizers.options.Options`.
 
     Attributes:
-        grad_norm: of the last step with ``max_grad_norm`` or ``skip_nonfinite``, the 2-norm of its unscaled,
-            unclipped gradients: 0-dim, on their device, float32 (float64 for float64); None before. A compiled step
-            or a captured graph writes into the same tensor again.
+        grad_norm: the 2-norm of the unscaled, unclipped gradients of the last step with ``max_grad_norm`` or
+            ``skip_nonfinite``: a 0-dim tensor on the gradients' device, float32 (float64 for float64 gradients); None
+            before such a step. A compiled step or a captured graph overwrites the same tensor.
 
     Raises:
-        TypeError, ValueError: for bad hyperparameters, parameters or combinations of backbone and policy.
-        RuntimeError: if the backend that was asked for cannot run here; from ``step()``, for gradients that cannot be
-            used. Then nothing has changed.
+        TypeError, ValueError: for invalid hyperparameters, parameters or combinations of backbone and policy.
+        RuntimeError: if the requested backend cannot run here; from ``step()``, for gradients that cannot be used.
+            Nothing has changed then.
     """
 
     backbone: ClassVar[Backbone]
-    #: Flags that a checkpoint of ``torch.optim`` does not decide: torch's class has them fixed.
+    #: Flags that loading a ``torch.optim`` checkpoint does not change, because torch's class has them fixed.
     _own_flags: ClassVar[tuple[str, ...]] = ()
 
     @eager
@@ -69,29 +69,29 @@ class AdaptiveOptimizer(Handled):
     ) -> None:
         if unknown := options.keys() - OF_GROUPS.keys() - OF_OPTIMIZER.keys():
             raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {min(unknown)!r}")
-        own = {**OF_OPTIMIZER, **{name: value for name, value in options.items() if name in OF_OPTIMIZER}}
+        own_options = {**OF_OPTIMIZER, **{name: value for name, value in options.items() if name in OF_OPTIMIZER}}
         defaults = {**defaults, **OF_GROUPS, **{name: value for name, value in options.items() if name in OF_GROUPS}}
         defaults |= check_hyperparameters(defaults)
         self._shared = Shared(self)
-        self.process_group = own["process_group"]
-        self.max_grad_norm, self.skip_nonfinite = own["max_grad_norm"], own["skip_nonfinite"]
-        self._backend_requested = own["backend"]
-        self._backend = backends.select(own["backend"], ())
+        self.process_group = own_options["process_group"]
+        self.max_grad_norm, self.skip_nonfinite = own_options["max_grad_norm"], own_options["skip_nonfinite"]
+        self._backend_requested = own_options["backend"]
+        self._backend = backends.select(own_options["backend"], ())
         self._resolutions = Resolutions(self.backbone)
-        given: Any = params if isinstance(params, Tensor) else list(params)  # torch has its own words for a tensor
+        given: Any = params if isinstance(params, Tensor) else list(params)  # torch raises its own error for a tensor
         super().__init__(given, {**defaults, "policy": self._resolutions.of_all(given, defaults)})
         self._step_supports_amp_scaling = bool(defaults.get("fused"))
 
     @eager
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group, at construction or in the middle of training; its tensors start fresh.
+        """Adds a param group, at construction or during training; its parameters start with new state.
 
         Raises:
-            ValueError, TypeError: as the constructor; then the optimizer has not changed.
+            ValueError, TypeError: as the constructor does; the optimizer has not changed then.
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict with 'params' and options, got {type(param_group).__name__}")
-        if not isinstance(param_group["params"], (Tensor, set)):  # torch has its own words for a set
+        if not isinstance(param_group["params"], (Tensor, set)):  # torch raises its own error for a set
             param_group["params"] = list(param_group["params"])
             check_parameters(param_group["params"], sum(len(group["params"]) for group in self.param_groups))
         group = {**self.defaults, **param_group}
@@ -114,27 +114,27 @@ class AdaptiveOptimizer(Handled):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One optimizer step over all parameters that have a gradient.
+        """Performs one optimizer step over all parameters that have a gradient.
 
         Args:
-            closure: clears the gradients, evaluates the loss, calls ``backward()`` and returns the loss. Optional, but
-                for ``TrainableLR(naive=True)``, which calls it twice.
+            closure: clears the gradients, evaluates the loss, calls ``backward()`` and returns the loss. Required for
+                ``TrainableLR(naive=True)``, which calls it twice; optional otherwise.
 
         Returns:
-            What the closure returned at its first call; None without one.
+            The closure's first return value; None without a closure.
 
         Raises:
             RuntimeError: for a gradient that is sparse, not floating-point, or of another shape or device than its
-                parameter. Then no parameter and no state has changed.
+                parameter. No parameter and no state has changed then.
         """
-        if not torch.compiler.is_compiling():  # some versions of torch cannot trace it: a compiled step says it itself
-            self._opt_called = True  # for torch's schedulers
+        if not torch.compiler.is_compiling():  # some versions of torch cannot trace it; a compiled step sets it itself
+            self._opt_called = True  # torch's schedulers check it
         loss = self._step_once(closure) if self._release is None else self._release.step(closure)
-        for listener in self._shared.after_step:  # torch's hooks run twice where a subclass calls super().step()
+        for listener in self._shared.after_step:  # torch's hooks run twice if a subclass calls super().step()
             listener()
         return loss
 
-    # Else schedulers of torch put a wrapper around it that torch.compile refuses to trace.
+    # Without this, torch's schedulers wrap step() in a function that torch.compile refuses to trace.
     step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
 
     def _step_once(self, closure: Callable[[], Any] | None) -> Any:
@@ -149,7 +149,7 @@ class AdaptiveOptimizer(Handled):
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clears the gradients, as ``torch.optim.Optimizer.zero_grad``, which torch.compile refuses to trace."""
+        """Clears the gradients, as ``torch.optim.Optimizer.zero_grad`` does, which torch.compile refuses to trace."""
         if torch.compiler.is_compiling():
             torch_compile.traced_zero_grad(self.param_groups, set_to_none)
         else:
@@ -158,10 +158,10 @@ class AdaptiveOptimizer(Handled):
     @eager
     @torch.no_grad()
     def end_interval(self) -> None:
-        """Ends the running interval of every policy here and now, and restarts their counts.
+        """Ends the running interval of every policy now and restarts its step count.
 
-        The only way with ``interval=None``. Always allowed; tensors that had no gradient since the last end keep what
-        they have.
+        With ``interval=None`` no interval ends in any other way. The call is always allowed. Tensors without a
+        gradient since the last end keep their gains.
         """
         complete = self._complete()
         self._backend.end_interval(complete)
@@ -172,9 +172,9 @@ class AdaptiveOptimizer(Handled):
 
     @torch.no_grad()
     def restart_interval(self) -> None:
-        """Begins the interval anew, for weights that were changed from outside.
+        """Restarts the running interval, for weights that were changed outside of ``step()``.
 
-        Gains stay. Running sums, counts and what is remembered of earlier intervals and directions are dropped.
+        Keeps the gains. Drops running sums, counts and the values kept from earlier intervals and directions.
         """
         for policy, views in self._complete().members.items():
             policy.restart_interval(views)
@@ -182,12 +182,14 @@ class AdaptiveOptimizer(Handled):
 
     @torch.no_grad()
     def learning_rates(self, per_tensor: bool = False) -> list[dict[str, Any]]:
-        """The local learning rates ``lr·γ``. Reads them back from the device, all at once: not for every step.
+        """Returns the local learning rates ``lr·γ``.
+
+        Copies them from the device in one transfer and waits for it, so do not call it in every step.
 
         Args:
-            per_tensor: adds ``"tensors"``, the same for each parameter of the group, in its order, with its name
-                where the parameters are named. Of a parameter that is sharded over ranks, the elements on this one:
-                nothing is communicated, so that one rank alone may ask.
+            per_tensor: adds ``"tensors"``: the same numbers for each parameter of the group, in the group's order,
+                with its name if the parameters are named. For a parameter that is sharded over ranks, they are over
+                this rank's elements: the call communicates nothing, so a single rank may make it.
 
         Returns:
             For each group ``{"min", "mean", "max"}``, floats; means are over elements.
@@ -196,28 +198,30 @@ class AdaptiveOptimizer(Handled):
 
     @eager
     def state_dict(self) -> dict[str, Any]:
-        """As ``torch.optim.Optimizer.state_dict``. Numbers of numpy in the groups become plain: it loads anywhere.
+        """Returns a checkpoint, as ``torch.optim.Optimizer.state_dict`` does.
 
-        State of FullyShardedDataParallel's flat parameters is floating-point, since it can flatten no other.
+        Converts numpy numbers in the groups to Python numbers, so that it loads with ``weights_only=True``. State of
+        FullyShardedDataParallel's flat parameters is floating-point, since FullyShardedDataParallel flattens no other.
         """
-        self._take_up_changes()
+        self._apply_changes()
         for group in self.param_groups:
             make_plain(group)
         return floats_of_flat(super().state_dict(), self.param_groups)
 
     @eager
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a checkpoint of this class, or of its ``torch.optim`` namesake (policy state starts fresh).
+        """Loads a checkpoint of this class, or of its ``torch.optim`` namesake (policies start with new state).
 
-        The checkpoint's hyperparameters win, its policy included: to go on with another one, set ``group["policy"]``
-        after loading. State keeps its own dtypes, whatever the parameters'. As in torch, tensors that need no
-        conversion are shared with ``state_dict``.
+        The checkpoint's hyperparameters replace the current ones, the policy included: to continue with another
+        policy, set ``group["policy"]`` after loading. State is not cast to the parameters' dtypes. As in torch, tensors
+        that need no conversion are shared with ``state_dict``.
 
         Raises:
-            ValueError: if groups do not match, or state is missing or of the wrong shape. Then nothing has changed.
+            ValueError: if the groups do not match, or state is missing or has the wrong shape. Nothing has changed
+                then.
         """
         owner = unwrap(self)
-        if owner is not self:  # a handle's hooks are the owner's
+        if owner is not self:  # the hooks of a handle are registered with its owner
             owner.load_state_dict(state_dict)
             return
         state_dict = state_dict.copy()
@@ -227,7 +231,7 @@ class AdaptiveOptimizer(Handled):
         state, param_groups = restore(self.backbone, self.param_groups, state_dict, self._own_flags)
         check_naive([from_plain(group["policy"]) for group in param_groups])
         self._choose_backend(param_groups)
-        # In place, since handles have copies of these two attributes.
+        # In place, since handles hold references to these two attributes.
         self.param_groups[:] = param_groups
         self.state.clear()
         self.state.update(state)
@@ -241,12 +245,12 @@ class AdaptiveOptimizer(Handled):
                 "an optimizer with process_group= cannot be copied or pickled, since the group cannot: build another "
                 "and load this one's state_dict() into it"
             )
-        self._take_up_changes()
+        self._apply_changes()
         return {**super().__getstate__(), **{name: getattr(self, name) for name in COPIED}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({name: value for name, value in state.items() if name not in COPIED})
-        if "_shared" not in vars(self):  # a copy
+        if "_shared" not in vars(self):  # self is a copy
             self._shared = Shared(self)
         for name in COPIED:
             if name in state:
@@ -257,13 +261,13 @@ class AdaptiveOptimizer(Handled):
         self._memberships = memberships_of_groups(self.backbone, self.param_groups, self.state)
 
     def _settle_policies(self) -> None:
-        """Takes up policies that were set by hand."""
+        """Applies policies that were set in the param groups, and selects the backend again if they need another."""
         self._resolutions.settle(self.param_groups)
         if kinds_of(self.param_groups) != self._kinds:
             self._backend = self._choose_backend(self.param_groups)
 
     def _backend_for(self, group: dict[str, Any]) -> backends.Backend:
-        """The backend with one group more. Often it is the same: constructing many groups must not take long."""
+        """Returns the backend for one more group: if possible the current one, so that many groups are added fast."""
         devices = {p.device for other in self.param_groups for p in other["params"]}
         is_alike = all(p.device in devices and not fake.is_fake(p) for p in tensors_of(group["params"]))
         if is_alike and kinds_of([group]) <= self._kinds:
@@ -282,17 +286,17 @@ class AdaptiveOptimizer(Handled):
         self._kinds = kinds_of(groups)
         return backend
 
-    # ---- collecting: of objects by their identity, so torch.compile does not trace it ----
+    # ---- collecting participants: compares objects by identity, so torch.compile does not trace it ----
 
     @eager
     def _step(self, closure: Callable[[], Any] | None) -> Trial | None:
-        """The step; or, where a trial has to come before the update, what it needs."""
+        """Performs the step and returns None. If a trial must come before the update, only returns the trial."""
         grad_scale, found_inf = self._amp()
         participants = self._current()
         is_new = participants is None or participants.has_newcomers()
         only_makes_state = False
         if participants is None or is_new:
-            # Whatever can be refused is refused before state is created. Later steps leave the check to the backend.
+            # All checks run before state is created. In later steps only the backend checks.
             check_gradients(self.param_groups)
             self._settle_policies()
             policies = [from_plain(group["policy"]) for group in self.param_groups]
@@ -312,7 +316,7 @@ class AdaptiveOptimizer(Handled):
                     grads, self.max_grad_norm, self.skip_nonfinite, grad_scale, found_inf
                 )
             except RuntimeError:
-                participants.check_gradients()  # a sparse one, say: named, with a remedy
+                participants.check_gradients()  # raises an error that names the parameter, of a sparse gradient, say
                 raise
         if naive is not None:
             return Trial(naive, participants, is_new, found_inf, grad_scale)
@@ -320,7 +324,7 @@ class AdaptiveOptimizer(Handled):
         return None
 
     def _amp(self) -> tuple[Tensor | None, Tensor | None]:
-        """``grad_scale`` and ``found_inf``, where GradScaler has set them."""
+        """Returns ``grad_scale`` and ``found_inf``, each None unless GradScaler has set it."""
         return getattr(self._shared, "grad_scale", None), getattr(self._shared, "found_inf", None)
 
     @eager
@@ -337,25 +341,25 @@ class AdaptiveOptimizer(Handled):
         grad_scale: Tensor | None,
         only_makes_state: bool = False,
     ) -> None:
-        """The step itself. DTensors lend it what this rank holds of them."""
+        """Performs the update. Updates this rank's shards of DTensors."""
         participants.localize_gradients()
         entries = self._count_entries() if is_new else 0
         self._backend.step(participants, found_inf, grad_scale, None if only_makes_state else self._random_rates)
-        if only_makes_state:  # as torch.distributed.checkpoint does to read a state_dict: no interval has begun
+        if only_makes_state:  # torch.distributed.checkpoint steps like this to create state; no interval has begun
             for policy, views in participants.members.items():
                 policy.restart_interval(views)
         else:
             count_idle_calls(participants.idle, found_inf)
         participants.write_back()
         if is_new and entries != self._count_entries():
-            self._collect()  # the update has created state, SGD's buffers: torch.compile traces what is there
+            self._collect()  # the update has created SGD's buffers, which torch.compile must trace
 
     def _count_entries(self) -> int:
-        """Of the state of all parameters; others may keep what they like beside it."""
+        """Returns the number of state entries of all parameters; other keys of ``state`` are not counted."""
         return sum(len(self.state.get(p, ())) for group in self.param_groups for p in group["params"])
 
     def _current(self) -> Participants | None:
-        """Those of the last step, if nothing has changed since."""
+        """Returns the participants of the last step if nothing has changed since, else None."""
         participants = self._participants
         return (
             participants
@@ -365,7 +369,7 @@ class AdaptiveOptimizer(Handled):
 
     def _collect(self, in_step: bool = True) -> Participants:
         backends.check_masters(self._backend, self.param_groups)
-        # First, so that state which the user has dropped is freed before there is new one.
+        # Before collecting, so that state which the user has dropped is freed before new state is created.
         self._participants = self._bound = None
         participants = collect(
             self.backbone, self.param_groups, self.state, self._memberships, self.process_group, in_step
@@ -379,17 +383,17 @@ class AdaptiveOptimizer(Handled):
 
     @eager
     def _complete(self) -> Participants:
-        """The tensors whose state is complete, outside of a step. Takes up what has been changed by hand."""
+        """Returns the participants outside of a step, after applying changes made to the param groups."""
         current = self._current()
         if current is not None:
             return current
         self._settle_policies()
         return self._collect(in_step=False)
 
-    def _take_up_changes(self) -> None:
-        """Brings state in line with policies and structure that were set by hand, and leaves all else where it is."""
+    def _apply_changes(self) -> None:
+        """Adapts state to policies and structure that were set in the param groups; changes nothing else."""
         if self._current() is None:
             self._settle_policies()
-            now = memberships_of_groups(self.backbone, self.param_groups, self.state)
-            if any(self._memberships.get(p, standing) != standing for p, standing in now.items()):
+            memberships = memberships_of_groups(self.backbone, self.param_groups, self.state)
+            if any(self._memberships.get(p, membership) != membership for p, membership in memberships.items()):
                 self._collect(in_step=False)

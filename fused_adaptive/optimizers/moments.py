@@ -1,4 +1,4 @@
-"""What the backbones with a mean and a second moment share."""
+"""The base class and the bias corrections of the backbones with a mean and a second moment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..core.state import State
 
 
 class MomentBackbone(Backbone):
-    """What AdamW, RAdam and AdaBelief share: a step count, a mean ``exp_avg`` and some second moment."""
+    """Base class of AdamW, RAdam and AdaBelief: a step count, a mean ``exp_avg`` and a second moment."""
 
     def update(self, grad: Tensor, state: State, group: Group) -> Direction:
         beta1, beta2 = map(float, group["betas"])
@@ -26,20 +26,20 @@ class MomentBackbone(Backbone):
 
 
 def bias_corrections(state: State, group: Group) -> tuple[float, float]:
-    """``1 − β1^t`` and ``1 − β2^t``."""
+    """Returns ``1 − β1^t`` and ``1 − β2^t``."""
     beta1, beta2 = map(float, group["betas"])
     step = state["step"].item()
     return 1 - beta1**step, 1 - beta2**step
 
 
 def sma_length(state: State, group: Group) -> float:
-    """``ρ``, the length of the approximated simple moving average [RAdam, Eq. 3]."""
+    """Returns ``ρ``, the length of the approximated simple moving average [RAdam, Eq. 3]."""
     beta2, step = float(group["betas"][1]), state["step"].item()
     return _rho_inf(beta2) - 2 * step * (beta2**step) / (1 - beta2**step)
 
 
 def rectification(rho: float, group: Group) -> float:
-    """``r``, the variance rectification [RAdam, Eq. 4]; needs ``ρ > 4``."""
+    """Returns ``r``, the variance rectification [RAdam, Eq. 4]; requires ``ρ > 4``."""
     rho_inf = _rho_inf(float(group["betas"][1]))
     return ((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)) ** 0.5
 

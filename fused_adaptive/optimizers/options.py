@@ -1,4 +1,4 @@
-"""What every optimizer takes besides the arguments of its torch namesake, declared once."""
+"""The keyword arguments that every optimizer takes besides those of its torch namesake."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ class Options(TypedDict, total=False):
     """The keyword arguments of every optimizer.
 
     Args:
-        maximize: ascends instead of descending. Default False.
-        foreach, fused: choose nothing, except that ``fused=True`` takes torch's fused AMP contract: GradScaler hands
-            its scale and its overflow flag to the step, which unscales as it reads (``p.grad`` stays as it is). Default
-            None.
+        maximize: maximizes instead of minimizing. Default False.
+        foreach, fused: do not choose an implementation. ``fused=True`` only selects torch's fused AMP protocol:
+            GradScaler passes its scale and its overflow flag to the step, which unscales the gradients as it reads
+            them and does not change ``p.grad``. Default None.
         capturable: keeps step counts on the device, for CUDA graphs and ``torch.compile``. Default False.
         differentiable: True raises ValueError. Default False.
         policy: a :class:`~fused_adaptive.policies.Policy`, a tuple of one ActiveLR and one TrainableLR, or None
-            (default, :class:`~fused_adaptive.FixedLR`); also per param group.
-        master: for bfloat16 parameters, ``"split"`` trains exact float32 masters (2 more bytes a parameter),
-            ``"stochastic"`` rounds stochastically and reproducibly, ``"none"`` (default) rounds to nearest; also per
-            param group. Other dtypes stay plain; float16 raises ValueError.
-        rounding_seed: of ``master="stochastic"``, an int in [0, 2⁶³). Default 0.
+            (default, :class:`~fused_adaptive.FixedLR`). May differ between param groups.
+        master: applies to bfloat16 parameters. ``"split"`` trains exact float32 masters (2 more bytes per parameter),
+            ``"stochastic"`` rounds stochastically and reproducibly, ``"none"`` (default) rounds to nearest. May differ
+            between param groups. Other dtypes are not affected, except that float16 raises ValueError.
+        rounding_seed: the seed of ``master="stochastic"``, an int in [0, 2⁶³). Default 0.
         max_grad_norm: clips gradients as ``torch.nn.utils.clip_grad_norm_`` does, over all groups, devices and shards,
-            after unscaling (AMP); ``p.grad`` stays as it is. Default None. May be set between steps, as an attribute.
-        skip_nonfinite: skips the step where the norm of all gradients is not finite, as AMP skips one: nothing
-            changes, nothing counts. Default False. With the native backend on a GPU it needs ``capturable=True`` or
-            ``fused=True``, since only the device knows whether the step counts.
+            after unscaling (AMP); does not change ``p.grad``. Default None. Can be set as an attribute between steps.
+        skip_nonfinite: skips the step if the norm of all gradients is not finite, as AMP does: nothing changes and the
+            step is not counted. Default False. The native backend on a GPU requires ``capturable=True`` or
+            ``fused=True`` for it, since only the device knows whether the step counts.
         backend: ``"auto"`` (default) or the name of a backend, see :func:`fused_adaptive.backends.available`.
-        process_group: the ranks over which a framework has split the parameters without DTensor (flat shards): each
-            rank's optimizer has as many parameters in the same order, and holds a part, perhaps empty, of each. Inner
-            products are summed over them. None (default): plain parameters are whole. DTensors tell their own.
+        process_group: the ranks over which a framework has split the parameters without DTensor (flat shards). Each
+            rank's optimizer has the same number of parameters in the same order and holds a part of each, which may be
+            empty. Inner products are summed over the ranks. None (default): plain parameters are not split. A DTensor
+            carries its own process groups.
     """
 
     maximize: bool
@@ -55,7 +56,7 @@ class Options(TypedDict, total=False):
     process_group: ProcessGroup | None
 
 
-#: The defaults of those that stand in param groups, and of the others.
+#: The defaults of the options in param groups, then those of the options of the whole optimizer.
 OF_GROUPS: Mapping[str, Any] = {
     "maximize": False,
     "foreach": None,
@@ -75,7 +76,7 @@ OF_OPTIMIZER: Mapping[str, Any] = {
 
 
 def shows_options(init: _Init) -> _Init:
-    """Decorates a constructor with ``**options: Unpack[Options]``: ``inspect.signature`` then shows each of them."""
+    """Makes ``inspect.signature`` show each option of a constructor that takes ``**options: Unpack[Options]``."""
     *own, _ = inspect.signature(init).parameters.values()
     defaults = {**OF_GROUPS, **OF_OPTIMIZER}
     types = {name: getattr(kind, "__forward_arg__", kind) for name, kind in Options.__annotations__.items()}

@@ -14,7 +14,7 @@ from .options import Options, shows_options
 
 
 class RAdamBackbone(MomentBackbone):
-    """Rectified Adam, as ``torch.optim.RAdam``."""
+    """Rectified Adam, as in ``torch.optim.RAdam``."""
 
     name = "RAdam"
 
@@ -34,8 +34,8 @@ class RAdamBackbone(MomentBackbone):
 class RAdam(AdaptiveOptimizer):
     """Rectified Adam; replaces ``torch.optim.RAdam``. Decay is coupled by default.
 
-    Moments as :class:`Adam`; ``u = (m/bc1)·r·√bc2 / (√v + ε)`` where ``ρ > 5``, else ``u = m/bc1``. State: ``step``,
-    ``exp_avg``, ``exp_avg_sq``, 8 bytes a parameter in float32.
+    The moments are those of :class:`Adam`; ``u = (m/bc1)·r·√bc2 / (√v + ε)`` if ``ρ > 5``, else ``u = m/bc1``. State:
+    ``step``, ``exp_avg``, ``exp_avg_sq``, 8 bytes per parameter in float32.
     """
 
     backbone = RAdamBackbone()

@@ -16,7 +16,7 @@ from .options import Options, shows_options
 
 
 class SGDBackbone(Backbone):
-    """Stochastic gradient descent with momentum, dampening and Nesterov, as ``torch.optim.SGD``."""
+    """Stochastic gradient descent with momentum, dampening and Nesterov, as in ``torch.optim.SGD``."""
 
     name = "SGD"
     adaptive = False
@@ -24,7 +24,7 @@ class SGDBackbone(Backbone):
     low = 0.5
 
     def state_spec(self, group: Group) -> dict[str, StateSpec]:
-        # The first ĝ itself becomes the buffer, so the update creates it.
+        # The buffer starts as a copy of the first ĝ, so the update creates it.
         return {"momentum_buffer": StateSpec(optional=True)} if group["momentum"] != 0 else {}
 
     def structure(self, group: Group) -> tuple[Any, ...]:
@@ -54,8 +54,8 @@ class SGDBackbone(Backbone):
 class SGD(AdaptiveOptimizer):
     """Stochastic gradient descent with momentum; replaces ``torch.optim.SGD``.
 
-    ``b ← μ·b + (1 − dampening)·ĝ`` (the first ĝ itself), ``u = b``, with Nesterov ``u = ĝ + μ·b``. State:
-    ``momentum_buffer``, 4 bytes a parameter with momentum in float32, else none. Decay is coupled by default.
+    ``b ← μ·b + (1 − dampening)·ĝ`` (``b = ĝ`` in the first step), ``u = b``; with Nesterov ``u = ĝ + μ·b``. State:
+    ``momentum_buffer``, 4 bytes per parameter in float32, with momentum; none without. Decay is coupled by default.
     """
 
     backbone = SGDBackbone()

@@ -1,4 +1,4 @@
-"""Controllers: learning-rate schedulers that hear of training through one number an epoch."""
+"""Learning-rate schedules that are driven by one metric per epoch, and the learning-rate range test."""
 
 from .aalr import AALR
 from .aslr import ASLR

@@ -1,4 +1,4 @@
-"""AALR: doubles the learning rate while the loss falls, halves it and goes back when it does not."""
+"""AALR: doubles the learning rate while the loss falls; otherwise halves it and restores the best model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..engine.handles import driven
 from . import snapshots
 from .controller import Controller
 
-#: Halvings below the first rate after which AALR gives up: nothing can learn there, in any precision.
+#: AALR gives up after this many halvings of the first rate: no model learns at such a rate, in any precision.
 _HALVINGS = 40
 
 RESTORE_INITIAL, RESTORE_BEST, SAVE = "restore_initial", "restore_best", "save"
@@ -24,7 +24,7 @@ RESTORE_INITIAL, RESTORE_BEST, SAVE = "restore_initial", "restore_best", "save"
 
 @dataclass(frozen=True)
 class Rules:
-    """What does not change during training; see :class:`AALR`."""
+    """The settings that do not change during training; see :class:`AALR`."""
 
     initial_loss: float
     initial_lr: float = 0.1
@@ -35,16 +35,16 @@ class Rules:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the algorithm stands.
+    """The state of the algorithm.
 
     Args:
         lr: the rate of the next epoch.
         best: the lowest loss so far, ``L*``.
-        phase: 1 (looking for a first rate) or 2.
-        good: phase 1: good epochs in a row.
-        window: phase 2: epochs between checks, the paper's ``p``.
-        waited: phase 2: epochs in the running window.
-        second: phase 2: the running window is the second one at this rate.
+        phase: 1 (search for a first rate) or 2.
+        good: the number of consecutive good epochs, in phase 1.
+        window: the number of epochs between checks, the paper's ``p``, in phase 2.
+        waited: the number of epochs in the current window, in phase 2.
+        second: whether the current window is the second one at this rate, in phase 2.
     """
 
     lr: float
@@ -57,13 +57,17 @@ class Progress:
 
 
 def advance(now: Progress, loss: float, rules: Rules) -> tuple[Progress, str]:
-    """One epoch of [AALR, Algorithm 1]: the next state, and what is to be done with the model ("" is nothing)."""
+    """Performs one epoch of [AALR, Algorithm 1].
+
+    Returns:
+        The next state, and what to do with the model: ``SAVE``, ``RESTORE_INITIAL``, ``RESTORE_BEST`` or "".
+    """
     return _explore(now, loss, rules) if now.phase == 1 else _search(now, loss, rules)
 
 
 def _explore(now: Progress, loss: float, rules: Rules) -> tuple[Progress, str]:
     if loss > now.best or not math.isfinite(loss):
-        # The pseudo-code leaves L* at what the discarded model had reached, which would halve the rate forever.
+        # The pseudo-code keeps the discarded model's L*, which would halve the rate forever.
         return Progress(lr=now.lr / 2, best=rules.initial_loss), RESTORE_INITIAL
     if now.good + 1 < rules.patience:
         return replace(now, best=loss, good=now.good + 1), ""
@@ -87,39 +91,43 @@ def _search(now: Progress, loss: float, rules: Rules) -> tuple[Progress, str]:
 
 
 class AALR(Controller):
-    """Automated Adaptive Learning Rate: needs no tuning, and survives divergence by going back to its best model.
+    """Automated Adaptive Learning Rate: a schedule that needs no tuning and restores its best model on divergence.
 
     Source: "A Simple Dynamic Learning Rate Tuning Algorithm for Automated Training of DNNs", ICLR 2020 submission,
-    Algorithm 1. *Phase 1*: the rate is halved, and the initial model reloaded, until ``patience`` epochs in a row have
-    been good. *Phase 2*: the rate is doubled at each new lowest loss, checked after ``p`` epochs and, if it is none,
-    after ``p`` more; then it is halved and ``p`` doubled. A loss that is not finite halves the rate and reloads the
-    best model. Whenever a model is reloaded the optimizer's state and the policies' is dropped, gains included.
+    Algorithm 1. *Phase 1* halves the rate and restores the initial model until ``patience`` consecutive epochs have
+    been good. *Phase 2* checks the loss after ``p`` epochs and, if it is not a new lowest loss, again after ``p`` more.
+    A new lowest loss doubles the rate; two failed checks halve it and double ``p``. A loss that is not finite halves
+    the rate and restores the best model. Restoring a model drops the state of the optimizer and of the policies,
+    gains included.
 
     Args:
-        optimizer: any ``torch.optim`` optimizer; AALR sets its groups' lr, and they keep their ratios to the first's.
-        model: holds all parameters of the optimizer. Build AALR before training: this is the initial model.
-        initial_loss: of the untrained model, finite, on the same scale as the epochs' losses. Required.
-        lr: the first rate, of the first group. Default 0.1.
-        patience: good epochs that end phase 1. Default 10.
-        check_offset: phase 2 checks after ``p + check_offset`` epochs: 0 (default) is the paper's pseudo-code, 1 its
-            text.
-        eager_nonfinite: a loss that is not finite ends its window at once. Default True; False waits for the check.
-        snapshot: where the model's copy is: ``"device"`` (default; the parameters' own memory), ``"pinned"`` (host
-            memory), or a file's path. There is one copy at any time, of the size of parameters and buffers.
-        process_group: whose ranks decide together, on their mean loss; default: the default group, where
-            ``torch.distributed`` is initialised.
+        optimizer: any ``torch.optim`` optimizer. AALR sets the lr of its groups, which keep their ratios to the first
+            group's.
+        model: holds all parameters of the optimizer. Construct AALR before training: this is the initial model.
+        initial_loss: the loss of the untrained model, finite, on the same scale as the epochs' losses. Required.
+        lr: the first rate of the first group. Default 0.1.
+        patience: the number of consecutive good epochs that ends phase 1. Default 10.
+        check_offset: phase 2 checks after ``p + check_offset`` epochs: 0 (default) follows the paper's pseudo-code, 1
+            its text.
+        eager_nonfinite: whether a loss that is not finite ends its window at once. Default True; False waits for the
+            check.
+        snapshot: where to keep the copy of the model: ``"device"`` (default; the memory of the parameters' devices),
+            ``"pinned"`` (host memory), or the path of a file. There is one copy at any time, of the size of parameters
+            and buffers.
+        process_group: the ranks that decide together, on their mean loss. Default: the default group if
+            ``torch.distributed`` is initialized.
 
     Attributes:
         action: what the last ``step`` did to the model: ``"save"``, ``"restore_initial"``, ``"restore_best"`` or "".
-        progress: where the algorithm stands, a :class:`Progress`.
+        progress: the state of the algorithm, a :class:`Progress`.
 
     Raises:
-        TypeError, ValueError: for bad arguments, a model without parameters or not that of the optimizer, and from
-            ``step`` for a metric that is no number.
-        MemoryError, OSError: if the snapshot has no room, at construction or, with a file, in ``step``. Then the
-            previous snapshot and all state are as they were.
-        RuntimeError: if another scheduler or controller drives the optimizer; from ``step`` when 40 halvings have not
-            helped: the model is then the last good one.
+        TypeError, ValueError: for invalid arguments, for a model without parameters or without those of the optimizer,
+            and from ``step`` for a metric that is not a number.
+        MemoryError, OSError: if there is no room for the snapshot, at construction or, with a file, in ``step``. The
+            previous snapshot and all state have not changed then.
+        RuntimeError: if another scheduler or controller drives the optimizer; from ``step`` after 40 halvings without
+            a lower loss, with the last good model restored.
     """
 
     def __init__(
@@ -157,9 +165,9 @@ class AALR(Controller):
         self._set_lr(lr)
 
     def restore_best(self) -> None:
-        """Puts the last checkpoint back, and the optimizer as new.
+        """Restores the last checkpoint of the model and resets the optimizer's state.
 
-        For the end of training: the last epoch may have tried too high a rate.
+        Call it at the end of training, since the last epoch may have tried too high a rate.
 
         Raises:
             RuntimeError: in phase 1, which has no checkpoint.
@@ -184,7 +192,7 @@ class AALR(Controller):
     def _decide(self, metric: float) -> None:
         progress, action = advance(self.progress, metric, self.rules)
         exhausted = progress.lr < self.rules.initial_lr * 0.5**_HALVINGS
-        # Whatever can fail comes before anything is remembered, so that a step can be repeated.
+        # All that can fail comes before self changes, so that a failed step can be repeated.
         if action == SAVE:
             self._snapshot.save(self._tensors())
         elif action:
@@ -217,10 +225,10 @@ class AALR(Controller):
 
 
 def reset(optimizer: Optimizer) -> None:
-    """Backbone and policy state as new. Hyperparameters stay, lr included."""
+    """Resets backbone and policy state. Keeps hyperparameters, lr included."""
     initial = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for p in list(optimizer.state):
-        # Older versions of Adagrad make their state when they are built, and never again.
+        # Older versions of Adagrad create their state only in the constructor.
         if isinstance(optimizer, Adagrad) and id(p) in initial:
             optimizer.state[p]["step"].zero_()
             optimizer.state[p]["sum"].fill_(initial[id(p)]["initial_accumulator_value"])

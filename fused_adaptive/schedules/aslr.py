@@ -1,4 +1,4 @@
-"""ASLR: a search on the decimal grid of learning rates, and a draw around it for each tensor and step."""
+"""ASLR: a search on a decimal grid of learning rates, with a random rate around it for each tensor and step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..optimizers.base import AdaptiveOptimizer
 from .controller import Controller
 from .random_group_rates import RandomGroupRates
 
-#: Not the thread's context, which the user may have changed.
+#: Used in place of the thread's decimal context, which the user may have changed.
 _EXACT = Context(prec=28)
 
 
@@ -29,27 +29,29 @@ class ASLR(Controller):
                                     after `range` such moves: range += 1, dir = −dir
         else:                       best ← cost;  dir = range = 1
 
-    The center moves on a decimal grid of one significant digit, exactly: 0.3 − 0.1 is 0.2. In every step every tensor
-    draws its rate from ``U(c − s/2, c + s/2)``, from a counter-based generator: the same on every rank and backend, and
-    after a resume. An optimizer that is not of this package draws one rate a param group instead, and
-    ``param_group["lr"]`` holds it while the step runs.
+    The center moves on a decimal grid of one significant digit in exact arithmetic: 0.3 − 0.1 is 0.2. In every step
+    each tensor's rate is drawn from ``U(c − s/2, c + s/2)`` by a counter-based generator, with the same result on every
+    rank and backend and after a resume. For an optimizer of another package, one rate per param group is drawn
+    instead, and ``param_group["lr"]`` holds it during the step.
 
     Args:
         optimizer: any ``torch.optim`` optimizer. Its first group's lr, rounded half up to one significant digit, is the
             first center; the other groups keep their ratios to it.
-        seed: of the draws, an int; its low 64 bits count. Default 0.
-        min_lr: lower bound of the center, > 0, rounded up to one significant digit; default None.
-        max_lr: upper bound of the center, rounded down to one significant digit; default None.
-        jitter: False: no draws, every step uses the center. Default True.
-        process_group: see below; as with AALR the ranks decide on the mean cost. Default: the default group.
-        takes_over: a scheduler that is done (a warm-up) had the optimizer before. Default False.
+        seed: the seed of the draws, an int of which the low 64 bits are used. Default 0.
+        min_lr: lower bound of the center, > 0, rounded up to one significant digit. Default None.
+        max_lr: upper bound of the center, rounded down to one significant digit. Default None.
+        jitter: whether rates are drawn; if False, every step uses the center. Default True.
+        process_group: the ranks that decide together, on their mean cost, as with AALR. Default: the default group if
+            ``torch.distributed`` is initialized.
+        takes_over: whether another scheduler, such as a warm-up, has driven the optimizer before and is not stepped
+            again. Default False.
 
     Attributes:
         center: ``c``, which is also ``param_groups[0]["lr"]``.
-        width: ``s``, the width of the interval that rates are drawn from.
+        width: ``s``, the width of the range that rates are drawn from.
 
     Raises:
-        TypeError, ValueError: for bad arguments, and from ``step`` for a metric that is no number.
+        TypeError, ValueError: for invalid arguments, and from ``step`` for a metric that is not a number.
         RuntimeError: if another scheduler or controller drives the optimizer.
     """
 
@@ -153,7 +155,7 @@ class ASLR(Controller):
         self._scale_random_rates()
         return self.center
 
-    # ---- attached to the optimizer: also after pickling and deep copies, which drop hooks ----
+    # ---- attaching to the optimizer: repeated after pickling and deep copies, which drop hooks ----
 
     def _attach(self) -> None:
         if self._random_rates is None:
@@ -180,12 +182,12 @@ class ASLR(Controller):
 
 
 def _unit(center: Decimal) -> Decimal:
-    """``s = 10^⌊log10 c⌋``."""
+    """Returns ``s = 10^⌊log10 c⌋``."""
     return Decimal(1).scaleb(center.adjusted())
 
 
 def _one_digit(value: float, rounding: str) -> Decimal:
-    """``value``, read as the shortest decimal that prints the same double, rounded to one significant digit."""
+    """Rounds to one significant digit the shortest decimal that reads as the same double as ``value``."""
     exact = Decimal(repr(float(value)))
     return exact.quantize(Decimal(1).scaleb(exact.adjusted()), rounding=rounding).normalize(_EXACT)
 

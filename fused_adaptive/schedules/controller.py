@@ -1,4 +1,4 @@
-"""What AALR and ASLR have in common: they own ``param_group["lr"]``, and hear of training through one number."""
+"""The base class of AALR and ASLR, which set ``param_group["lr"]`` from one metric per epoch."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _MISSING: Any = object()
 
 
 class Controller:
-    """A learning-rate scheduler driven by a metric: ``step(metric)`` once an epoch.
+    """A learning-rate scheduler driven by a metric: call ``step(metric)`` once per epoch.
 
     Args:
-        optimizer: any ``torch.optim`` optimizer, or a trainer's handle of one, which is looked into. Its groups keep
-            the ratios of their rates to the first group's.
-        process_group: whose ranks decide together, on the mean of their metrics; None: the default group, where
-            ``torch.distributed`` is initialised. For ranks that train apart, pass a group of the one rank.
-        takes_over: another scheduler had this optimizer before, and will not be stepped again.
+        optimizer: any ``torch.optim`` optimizer, or a trainer's handle of one, which is unwrapped. Its groups keep the
+            ratios of their rates to the first group's.
+        process_group: the ranks that decide together, on the mean of their metrics. None: the default group if
+            ``torch.distributed`` is initialized. For ranks that train independently, pass a group of the one rank.
+        takes_over: whether another scheduler has driven the optimizer before and is not stepped again.
 
     Raises:
         TypeError: if ``optimizer`` is not an optimizer.
-        ValueError: if the first group's lr is 0, so that there are no ratios to it.
+        ValueError: if the first group's lr is not finite and > 0, since no ratios to it exist.
         RuntimeError: if a scheduler or another controller drives the optimizer; also from ``step``.
     """
 
@@ -58,11 +58,12 @@ class Controller:
         """Ends an epoch.
 
         Args:
-            metric: its loss, a number or a tensor of one element without a graph; NaN and infinities are allowed.
+            metric: the epoch's loss, a number or a tensor of one element without a graph. NaN and infinities are
+                allowed.
 
         Raises:
-            TypeError, ValueError: if it is missing or no such number. RuntimeError: if something else has changed the
-                learning rate. Then nothing has changed.
+            TypeError, ValueError: if the metric is missing or not such a number. Nothing has changed then.
+            RuntimeError: if something else has changed the learning rate. Nothing has changed then.
         """
         value = self._number(metric)
         self._check_owner()
@@ -71,23 +72,23 @@ class Controller:
         self.last_epoch += 1
 
     def get_last_lr(self) -> list[float]:
-        """The learning rate of every group, as this controller last set it."""
+        """Returns the learning rate of every group, as this controller last set it."""
         return list(self._last_lr)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on bit for bit: numbers, strings, lists, dicts and tensors.
+        """Returns the state that is needed to resume bit for bit: numbers, strings, lists, dicts and tensors.
 
-        It loads with ``weights_only=True``. Tensors are shared, not copied, as in ``torch.optim``: save it, or
-        deep-copy it, before training goes on.
+        It loads with ``weights_only=True``. Tensors are shared, not copied, as in ``torch.optim``: save or deep-copy
+        it before training continues.
         """
         self._adopt_groups()
         return {"last_epoch": self.last_epoch, "ratios": list(self._ratios), **self._state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where ``state_dict`` was taken, and sets the groups' rates accordingly.
+        """Restores the state of ``state_dict`` and sets the groups' rates accordingly.
 
         Raises:
-            KeyError, ValueError: if it is of another class or of other param groups. Then nothing has changed.
+            KeyError, ValueError: if it is of another class or of other param groups. Nothing has changed then.
         """
         groups = len(self.optimizer.param_groups)
         if len(state_dict["ratios"]) != groups:
@@ -100,23 +101,23 @@ class Controller:
         self._set_lr(rate)
 
     def remove(self) -> None:
-        """Lets the optimizer go: its rates stay as they are, and another scheduler may have it."""
+        """Releases the optimizer for another scheduler. Its rates do not change."""
         self.optimizer._lr_owner = None  # type: ignore[attr-defined]
 
-    # ---- what a subclass defines ----
+    # ---- methods that a subclass defines ----
 
     def _decide(self, metric: float) -> None:
-        """Takes the epoch's metric, the same on every rank."""
+        """Handles the epoch's metric, which is the same on every rank."""
         raise NotImplementedError
 
     def _state(self) -> dict[str, Any]:
         raise NotImplementedError
 
     def _load(self, state_dict: dict[str, Any]) -> float:
-        """Takes over the subclass's part; returns the first group's rate."""
+        """Loads the subclass's part of the state and returns the first group's rate."""
         raise NotImplementedError
 
-    # A copy drives its own copy of the optimizer, whose copies know of no controller.
+    # A copy of the controller claims its own copy of the optimizer, which has dropped the reference to the original.
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(self.__dict__)
@@ -129,10 +130,10 @@ class Controller:
 
     def _set_lr(self, rate: float) -> None:
         write_lrs(self.optimizer.param_groups, [rate * ratio for ratio in self._ratios])
-        self._last_lr = read_lrs(self.optimizer.param_groups)  # a float32 tensor rounds
+        self._last_lr = read_lrs(self.optimizer.param_groups)  # read back, since a float32 tensor rounds
 
     def _adopt_groups(self) -> None:
-        """A group that was added since joins with its ratio to the first one."""
+        """Records the ratios of groups that were added since the last call."""
         added = read_lrs(self.optimizer.param_groups[len(self._ratios) :])
         self._ratios += [lr / self._last_lr[0] for lr in added]
         self._last_lr += added
@@ -163,10 +164,10 @@ class Controller:
             "they cannot drive it; let a warm-up end first, and build ASLR with takes_over=True"
         )
 
-    _update_lr = _initial_step = _refuse  # what SequentialLR calls in place of step()
+    _update_lr = _initial_step = _refuse  # SequentialLR calls these instead of step()
 
     def _agree(self, value: float) -> float:
-        """The mean over the ranks: NaN on one is NaN on all, so that all take the same branch."""
+        """Returns the mean over the ranks. NaN on one rank gives NaN on all, so that all take the same branch."""
         group = self._process_group
         if not (dist.is_available() and dist.is_initialized()) or (size := dist.get_world_size(group)) <= 1:
             return value
@@ -176,7 +177,7 @@ class Controller:
         dist.all_reduce(total, group=group)
         return total.item() / size
 
-    # ---- who owns the learning rate ----
+    # ---- ownership of the learning rate ----
 
     def _check_free(self) -> None:
         owner = owner_of(self.optimizer)
@@ -187,7 +188,7 @@ class Controller:
             )
 
     def _claim(self) -> None:
-        """Last in the constructors: what fails before holds no claim."""
+        """Registers this controller with the optimizer. Constructors call it last, so that a failed one claims none."""
         self.optimizer._lr_owner = weakref.ref(self)  # type: ignore[attr-defined]
 
     def _check_scheduler(self) -> None:
@@ -213,12 +214,12 @@ class Controller:
 
 
 def owner_of(optimizer: Optimizer) -> Controller | None:
-    """The controller that drives the optimizer."""
+    """Returns the controller that drives the optimizer, or None."""
     reference = getattr(driven(optimizer), "_lr_owner", None)
     return None if reference is None else reference()
 
 
 def is_scheduled(optimizer: Optimizer) -> bool:
-    """Whether a ``torch.optim.lr_scheduler`` was ever attached. ReduceLROnPlateau leaves no such trace."""
+    """Checks whether a ``torch.optim.lr_scheduler`` was ever attached. ReduceLROnPlateau cannot be detected."""
     wrapped = hasattr(vars(optimizer).get("step"), "_wrapped_by_lr_sched")
     return wrapped or any("initial_lr" in group for group in optimizer.param_groups)

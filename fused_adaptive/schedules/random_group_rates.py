@@ -1,4 +1,4 @@
-"""ASLR's random rates for optimizers of other packages: one a param group."""
+"""ASLR's random rates for optimizers of other packages: one per param group."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from .lr import read_lrs, write_lrs
 
 
 class RandomGroupRates:
-    """Draws one rate a param group, around each step of an optimizer that knows nothing of it.
+    """Draws one rate per param group before each step, by hooks of the optimizer.
 
-    The group's lr is the center again as soon as the step is over, also when the step raised.
+    The group's lr is the center again after the step; if the step raised, from the next call of the schedule or the
+    optimizer on.
     """
 
     def __init__(self, optimizer: Optimizer, random_rates: RandomRates) -> None:
@@ -31,7 +32,7 @@ class RandomGroupRates:
             handle.remove()
 
     def restore(self, groups: Iterable[dict[str, Any]]) -> None:
-        """Puts the centers back if a step has left without doing so (it raised)."""
+        """Sets the groups' lr to the centers again, if a step that raised has not done so."""
         if self._centers is not None:
             write_lrs(groups, self._centers)
             self._centers = None
@@ -44,7 +45,7 @@ class RandomGroupRates:
         self._centers = centers
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._centers is None:  # torch calls hooks once more where step() has called super().step(), which drew
+        if self._centers is None:  # step() has called super().step(), whose hooks have drawn and restored already
             return
         self.restore(optimizer.param_groups)
         self._rates.count(getattr(optimizer, "found_inf", None))

@@ -1,4 +1,4 @@
-"""The learning-rate range test: how the loss responds to a rate that rises from step to step."""
+"""The learning-rate range test: records the loss while the learning rate rises from step to step."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from .aalr import reset
 from .controller import owner_of
 from .lr import read_lrs, write_lrs
 
-#: The test ends when the smoothed loss is this many times its lowest value.
+#: The test ends if the smoothed loss exceeds this many times its lowest value.
 _DIVERGED = 4.0
 
 
 @dataclass(frozen=True)
 class RangeTest:
-    """What :func:`lr_range_test` saw.
+    """The result of :func:`lr_range_test`.
 
     Attributes:
         lrs: the first group's rate at each step.
         losses: the training loss before each step.
-        scale: ``"linear"`` or ``"exponential"``: how the rate rose.
+        scale: how the rate rose, ``"linear"`` or ``"exponential"``.
     """
 
     lrs: list[float] = field(default_factory=list)
@@ -39,7 +39,7 @@ class RangeTest:
     scale: str = "linear"
 
     def smoothed(self, beta: float = 0.9) -> list[float]:
-        """Exponential mean of the losses, without its bias towards 0."""
+        """Returns the bias-corrected exponential moving average of the losses."""
         mean, smooth = 0.0, []
         for t, loss in enumerate(self.losses, 1):
             mean = beta * mean + (1 - beta) * loss
@@ -47,10 +47,10 @@ class RangeTest:
         return smooth
 
     def bounds(self) -> tuple[float, float]:
-        """The rates between which the loss falls: from a tenth of its fall to its lowest point (smoothed).
+        """Returns the rates between which the smoothed loss falls: from a tenth of its fall to its lowest point.
 
         Raises:
-            ValueError: if it never falls.
+            ValueError: if the loss never falls.
         """
         smooth = self.smoothed()
         low = min(range(len(smooth)), key=smooth.__getitem__, default=0)
@@ -63,12 +63,19 @@ class RangeTest:
 
     @property
     def suggestion(self) -> float:
-        """The middle of :meth:`bounds`, as [ASLR, IV a] proposes; the geometric middle for an exponential test."""
+        """The midpoint of :meth:`bounds`, as [ASLR, IV a] proposes; the geometric mean for an exponential test."""
         low, high = self.bounds()
         return math.sqrt(low * high) if self.scale == "exponential" else (low + high) / 2
 
     def plot(self, ax: Any = None) -> Any:
-        """Loss over rate; needs matplotlib. ``ax``: where to; default a new figure. Returns the axes."""
+        """Plots the loss over the rate. Needs matplotlib.
+
+        Args:
+            ax: the axes to plot into; default those of a new figure.
+
+        Returns:
+            The axes.
+        """
         if ax is None:
             import matplotlib.pyplot as plt
 
@@ -95,24 +102,25 @@ def lr_range_test(
     steps: int = 100,
     scale: str = "linear",
 ) -> RangeTest:
-    """Smith's learning-rate range test, by which [ASLR, IV a] chooses its first rate.
+    """Runs Smith's learning-rate range test, which [ASLR, IV a] uses to choose its first rate.
 
     Source: Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017. Trains for ``steps`` steps while
-    the rate rises, and stops early when the loss diverges. Model, optimizer and random state are afterwards what they
-    were, bit for bit, also if a step raises.
+    the rate rises, and stops early if the loss diverges. Restores model, optimizer and random state afterwards, bit for
+    bit, also if a step raises.
 
     Args:
-        model: in training mode while it runs.
-        optimizer: of any class; it begins with new state. Groups keep their ratios to the first one's rate.
-        loader: yields ``(inputs, targets)``, on the model's device or not; begun anew when it ends.
-        loss_fn: ``loss_fn(model(inputs), targets)`` is the loss.
+        model: the model to train; it is in training mode during the test.
+        optimizer: an optimizer of any class; it starts with new state. Groups keep their ratios to the first group's
+            rate.
+        loader: yields ``(inputs, targets)`` on any device; iterated again from the start when it ends.
+        loss_fn: returns the loss as ``loss_fn(model(inputs), targets)``.
         min_lr, max_lr: first and last rate of the first group. Defaults 1e-5 and 1.
-        steps: optimizer steps, at least 2. Default 100; the paper takes a few epochs.
+        steps: the number of optimizer steps, at least 2. Default 100; the paper takes a few epochs.
         scale: ``"linear"`` (default, the paper's) or ``"exponential"``, for a range of several decades.
 
     Raises:
-        ValueError: for bad arguments or an empty loader.
-        RuntimeError: if a controller drives the optimizer: run the test first.
+        ValueError: for invalid arguments or an empty loader.
+        RuntimeError: if a controller drives the optimizer; run the test before constructing one.
     """
     min_lr = float(plain_number("lr_range_test: min_lr", min_lr))
     max_lr, steps = float(plain_number("lr_range_test: max_lr", max_lr)), plain_int("lr_range_test: steps", steps)
@@ -124,7 +132,7 @@ def lr_range_test(
     if owner_of(optimizer) is not None:
         raise RuntimeError("a controller drives this optimizer: run lr_range_test before you build it, or remove() it")
     test = RangeTest(scale=scale)
-    with _untouched(model, optimizer):
+    with _preserved(model, optimizer):
         base = read_lrs(optimizer.param_groups)
         ratios = [lr / base[0] if base[0] else 1.0 for lr in base]
         batches = _forever(loader)
@@ -164,8 +172,8 @@ def _forever(loader: Iterable[Any]) -> Iterator[Any]:
 
 
 @contextmanager
-def _untouched(model: Module, optimizer: Optimizer) -> Iterator[None]:
-    """Afterwards model, gradients, optimizer and random numbers are what they were."""
+def _preserved(model: Module, optimizer: Optimizer) -> Iterator[None]:
+    """Restores model, gradients, optimizer and random state on exit."""
     tensors = snapshots.tensors_of(model)
     saved = {name: t.detach().clone() for name, t in tensors.items()}
     modes = {module: module.training for module in model.modules()}

@@ -17,19 +17,19 @@ Tensors = dict[str, Tensor]
 
 
 class Snapshot(Protocol):
-    """One copy, overwritten by the next ``save``."""
+    """A copy of a model, which the next ``save`` overwrites."""
 
     def save(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes the copy. Where it fails, the previous one is still there."""
+        """Saves a copy. If it fails, the previous copy has not changed."""
         ...
 
     def load(self) -> Tensors:
-        """The copy, for reading only."""
+        """Returns the copy, which the caller must not change."""
         ...
 
 
 def tensors_of(model: Module) -> Tensors:
-    """Parameters and buffers by name, also those that ``state_dict`` leaves out; looks inside DDP and torch.compile."""
+    """Returns parameters and buffers by name, those not in ``state_dict`` included. Unwraps DDP and torch.compile."""
     while True:
         if isinstance(model, torch.nn.parallel.DistributedDataParallel):
             model = model.module
@@ -41,11 +41,11 @@ def tensors_of(model: Module) -> Tensors:
 
 
 def check_fit(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """Raises ValueError where names or shapes differ."""
+    """Raises ValueError if names or shapes differ."""
     for name in tensors.keys() | saved.keys():
-        here, there = tensors.get(name), saved.get(name)
-        if here is None or there is None or here.shape != there.shape:
-            shapes = [None if t is None else tuple(t.shape) for t in (there, here)]
+        tensor, copy = tensors.get(name), saved.get(name)
+        if tensor is None or copy is None or tensor.shape != copy.shape:
+            shapes = [None if t is None else tuple(t.shape) for t in (copy, tensor)]
             raise ValueError(
                 f"the snapshot does not fit the model: {name!r} has shape {shapes[0]} in the snapshot and {shapes[1]} "
                 "in the model; the model must keep its structure while a controller drives it"
@@ -57,7 +57,7 @@ def restore_(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None
     """Copies ``saved`` into ``tensors`` in place.
 
     Raises:
-        ValueError: where they do not fit. Then nothing has changed.
+        ValueError: if names or shapes differ. Nothing has changed then.
     """
     check_fit(tensors, saved)
     for name, tensor in tensors.items():
@@ -65,14 +65,14 @@ def restore_(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None
 
 
 class MemorySnapshot:
-    """A copy in memory, allocated once: as many bytes as the model's parameters and buffers.
+    """A copy in memory, allocated once, of the size of the model's parameters and buffers.
 
     Args:
-        tensors: what is to be copied.
-        pinned: in pinned host memory in place of the tensors' own devices.
+        tensors: the tensors to copy.
+        pinned: whether the copy is in pinned host memory rather than on the tensors' devices.
 
     Raises:
-        MemoryError: if it does not fit.
+        MemoryError: if there is not enough memory.
         RuntimeError: for pinned memory without an accelerator.
     """
 
@@ -81,7 +81,7 @@ class MemorySnapshot:
             raise RuntimeError("snapshot='pinned' is host memory for an accelerator, and there is none: use 'device'")
         try:
             self._copy = {name: _allocate(t.detach(), pinned) for name, t in tensors.items()}
-        except (MemoryError, RuntimeError) as error:  # torch has no class of its own for a full host
+        except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError when host memory is exhausted
             where = "pinned host memory" if pinned else "/".join(sorted({t.device.type for t in tensors.values()}))
             other = "a file's path" if pinned else "'pinned' or a file's path"
             raise MemoryError(
@@ -98,13 +98,14 @@ class MemorySnapshot:
 
 
 class FileSnapshot:
-    """A copy in a file: no memory but the page cache. Each rank of a process group has a file of its own.
+    """A copy in a file, which uses no memory besides the page cache. Each rank of a process group has its own file.
 
-    The file is written beside its place, flushed to the disk and moved there: under its name there is a whole copy at
+    The file is written under a temporary name, flushed to the disk and renamed. So ``path`` holds a complete copy at
     any time, even if the process is killed or the disk is full.
 
     Args:
-        path: the file; its directory must exist. In a process group of several ranks ``.rank3`` and so on is added.
+        path: the file, in a directory that exists. In a process group of several ranks, ``.rank3`` and so on is
+            appended.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -140,7 +141,7 @@ class FileSnapshot:
 
 
 def make(where: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> Snapshot:
-    """``"device"``, ``"pinned"`` or a file's path; the first copy is taken at once."""
+    """Returns a snapshot with a first copy of ``tensors``. ``where``: ``"device"``, ``"pinned"`` or a file's path."""
     if where in ("device", "pinned"):
         return MemorySnapshot(tensors, pinned=where == "pinned")
     snapshot = FileSnapshot(where)
@@ -149,7 +150,7 @@ def make(where: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> Snapsh
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of a copy."""
+    """Returns the size of a copy in bytes."""
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
@@ -160,7 +161,7 @@ def _allocate(tensor: Tensor, pinned: bool) -> Tensor:
 
 
 def _sync_directory(path: Path) -> None:
-    if os.name == "nt":  # where a directory cannot be opened
+    if os.name == "nt":  # Windows cannot open a directory
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:

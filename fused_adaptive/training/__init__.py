@@ -1,1 +1,1 @@
-"""Helpers of a training loop."""
+"""Helpers for training loops."""

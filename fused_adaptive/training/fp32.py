@@ -1,4 +1,4 @@
-"""The float32 weights of a model, in and out, where its optimizer trains bfloat16 parameters with masters."""
+"""Export and import of a model's float32 weights when its optimizer trains bfloat16 parameters with masters."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ..optimizers.base import AdaptiveOptimizer
 
 
 def export_fp32(model: torch.nn.Module, optimizer: AdaptiveOptimizer) -> dict[str, Tensor]:
-    """The float32 weights of a model: the exact masters of bfloat16 parameters that have one.
+    """Returns the float32 weights of a model: for bfloat16 parameters with a master, the exact master.
 
     Args:
-        model: whose ``named_parameters()`` are exported.
-        optimizer: holds the remainders of those that it trains with ``master="split"``.
+        model: the model whose ``named_parameters()`` are exported.
+        optimizer: holds the 16-bit remainders of the parameters that it trains with ``master="split"``.
 
     Returns:
-        By name, float32 copies on the parameters' devices, split over ranks as they are.
+        A dict from name to a float32 copy on the parameter's device, sharded over ranks as the parameter is.
     """
     weights = {}
     for name, param in model.named_parameters():
@@ -35,18 +35,18 @@ def export_fp32(model: torch.nn.Module, optimizer: AdaptiveOptimizer) -> dict[st
 
 @torch.no_grad()
 def import_fp32(model: torch.nn.Module, optimizer: AdaptiveOptimizer, weights: Mapping[str, Tensor]) -> None:
-    """Sets a model's parameters to float32 weights, without loss where the optimizer trains with ``master="split"``.
+    """Sets a model's parameters to float32 weights, without loss if the optimizer trains with ``master="split"``.
 
-    Also before the first step: the remainders are state from then on. Policies that compare intervals should begin
-    anew: ``optimizer.restart_interval()``.
+    May be called before the first step; it then creates the masters' state. Call ``optimizer.restart_interval()``
+    afterwards if a policy compares intervals.
 
     Args:
-        model: whose ``named_parameters()`` are set.
-        optimizer: gets the remainders of its parameters.
-        weights: as :func:`export_fp32` returns them; any floating-point dtype and device.
+        model: the model whose ``named_parameters()`` are set.
+        optimizer: receives the 16-bit remainders of its parameters.
+        weights: a dict as :func:`export_fp32` returns it, of any floating-point dtype and device.
 
     Raises:
-        ValueError: for a missing or unknown name, or another shape; then nothing has changed.
+        ValueError: for a missing or unknown name or a different shape. Nothing has changed then.
     """
     params = dict(model.named_parameters())
     if missing := params.keys() - weights.keys():
@@ -71,6 +71,6 @@ def import_fp32(model: torch.nn.Module, optimizer: AdaptiveOptimizer, weights: M
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """This rank's part of a DTensor; any other tensor itself."""
+    """Returns this rank's shard of a DTensor, and any other tensor itself."""
     to_local = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()

@@ -1,4 +1,4 @@
-"""How many optimizer steps an epoch has, for ``interval=``."""
+"""The number of optimizer steps in an epoch, for ``interval=``."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sized
 
 
 def steps_per_epoch(loader: Sized, accumulate: int = 1) -> int:
-    """Optimizer steps in one pass over ``loader``.
+    """Returns the number of optimizer steps in one pass over ``loader``.
 
     Args:
-        loader: anything with a length in batches, such as a ``DataLoader``.
-        accumulate: batches whose gradients are accumulated into one step. A remainder at the end of the epoch counts
-            as a step, as it does in the common trainers; where your loop drops it, use ``len(loader) // accumulate``.
+        loader: an object whose length is its number of batches, such as a ``DataLoader``.
+        accumulate: the number of batches whose gradients are accumulated into one step. A remainder at the end of the
+            epoch counts as a step, as in common trainers; if your loop drops it, use ``len(loader) // accumulate``.
 
     Raises:
-        TypeError: for a loader without a length (an ``IterableDataset``); then use ``interval=None`` and call
+        TypeError: for a loader without a length (an ``IterableDataset``). Use ``interval=None`` for it and call
             ``optimizer.end_interval()`` at the end of each epoch.
         ValueError: for an empty loader, or ``accumulate`` below 1.
     """

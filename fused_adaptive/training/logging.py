@@ -1,4 +1,4 @@
-"""Learning rates in TensorBoard, or in anything that has its ``add_scalar``."""
+"""Logging of learning rates to TensorBoard or any other writer with ``add_scalar``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..policies import Policy, from_plain
 
 
 class Writer(Protocol):
-    """What ``torch.utils.tensorboard.SummaryWriter`` and its likes have."""
+    """The interface of ``torch.utils.tensorboard.SummaryWriter`` and similar writers."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int, /) -> Any: ...
 
@@ -28,33 +28,34 @@ def log_learning_rates(
     every: int | None = None,
     start: int = 0,
 ) -> RateLogger:
-    """Writes minimum, mean and maximum of ``lr·γ`` of each param group, whenever an interval has ended.
+    """Logs minimum, mean and maximum of ``lr·γ`` of each param group at the end of each interval.
 
-    The tags are ``learning_rate/0/min``, ``learning_rate/0/mean`` and so on, with the position of the group; the step
-    is the number of ``optimizer.step()`` calls so far. The device is read once an interval, in one transfer, and not
-    in between: the host counts. (Where counts live on a GPU, they are read as well, and after AMP has skipped steps
-    once more.)
+    The tags are ``learning_rate/0/min``, ``learning_rate/0/mean`` and so on, with the index of the group; the step is
+    the number of ``optimizer.step()`` calls so far. The device is read once per interval, in one transfer; between
+    intervals the host counts the steps. (If the step counts are on a GPU, they are read too, and once more after AMP
+    has skipped steps.)
 
     Args:
-        optimizer: one of this package's, or a trainer's handle of one.
+        optimizer: an optimizer of this package, or a trainer's handle of one.
         writer: has ``add_scalar(tag, value, step)``.
-        tag: what the tags begin with.
-        every: writes after so many steps instead; needed where no policy has intervals (FixedLR, Hypergradient).
-        start: the number of steps before, for a run that was resumed.
+        tag: the prefix of the tags. Default ``"learning_rate"``.
+        every: logs after this many steps instead. Required if no policy has intervals (FixedLR, Hypergradient).
+            Default None.
+        start: the number of steps before this run, for a resumed run. Default 0.
 
     Returns:
-        A handle: ``remove()`` ends it, ``write()`` writes here and now.
+        A handle: ``remove()`` stops the logging, ``write()`` logs immediately.
 
     Raises:
-        ValueError: if no policy has intervals and ``every`` is not given, or it is below 1.
-        TypeError: if ``every`` or ``start`` is no int, the writer has no ``add_scalar``, or the optimizer is another
-            package's.
+        ValueError: if no policy has intervals and ``every`` is not given, or if ``every`` is below 1.
+        TypeError: if ``every`` or ``start`` is not an int, the writer has no ``add_scalar``, or the optimizer is of
+            another package.
     """
     return RateLogger(optimizer, writer, tag, every, start)
 
 
 class RateLogger:
-    """The handle of :func:`log_learning_rates`, which see."""
+    """The handle that :func:`log_learning_rates` returns."""
 
     def __init__(self, optimizer: AdaptiveOptimizer, writer: Writer, tag: str, every: int | None, start: int) -> None:
         optimizer = unwrap(optimizer)
@@ -72,19 +73,19 @@ class RateLogger:
             )
         self.steps = plain_int("log_learning_rates: start", start)
         self._optimizer, self._writer, self._tag, self._every = optimizer, writer, tag, every
-        self._counts: dict[Policy, int] = {}  # of each policy, the count of its running interval when it was last read
-        self._unread: dict[Policy, int] = {}  # steps since then
+        self._counts: dict[Policy, int] = {}  # the policy's step count in its running interval, when last read
+        self._unread: dict[Policy, int] = {}  # the number of steps since the count was read
         optimizer._shared.after_step.append(self._after_step)
         optimizer._shared.after_end_interval.append(self._after_end)
 
     def remove(self) -> None:
-        """Writes no more."""
+        """Stops the logging."""
         shared = self._optimizer._shared
-        shared.after_step = [own for own in shared.after_step if own != self._after_step]
-        shared.after_end_interval = [own for own in shared.after_end_interval if own != self._after_end]
+        shared.after_step = [listener for listener in shared.after_step if listener != self._after_step]
+        shared.after_end_interval = [listener for listener in shared.after_end_interval if listener != self._after_end]
 
     def write(self) -> None:
-        """Writes the rates as they are now."""
+        """Logs the current rates."""
         for i, rates in enumerate(self._optimizer.learning_rates()):
             for name, value in rates.items():
                 self._writer.add_scalar(f"{self._tag}/{i}/{name}", value, self.steps)
@@ -106,7 +107,7 @@ class RateLogger:
             self.write()
 
     def _has_ended(self, policy: Policy) -> bool:
-        """Whether the step that was just taken was the last of its interval. Ends by hand are not its business."""
+        """Checks whether the last step ended an interval. ``end_interval()`` calls are handled by ``_after_end``."""
         if policy.counter is None or policy.interval is None:
             return False
         before, self._unread[policy] = self._counts.get(policy), self._unread.get(policy, 0) + 1
@@ -114,13 +115,13 @@ class RateLogger:
         if counter is None:
             return False
         if not _is_on_host(counter) and before is not None and before + self._unread[policy] < policy.interval:
-            return False  # skipped steps could only put its end off
+            return False  # too few steps; skipped steps only delay the end
         count = int(to_host([counter.double().reshape(1)])[0][0])
         steps = self._unread[policy]
         self._counts[policy], self._unread[policy] = count, 0
         if before is None:
             return count == 0
-        # A step that AMP skipped leaves the count; so does one that ends an interval of one step.
+        # The count stays the same if AMP skipped the step, and also if each interval is one step long.
         return count < before or (count == before == 0 and steps >= policy.interval)
 
     def _counter(self, policy: Policy) -> Tensor | None:

@@ -1,7 +1,7 @@
-"""Gradient release: each parameter is stepped in the backward pass, when its gradient is there, which is then freed.
+"""Gradient release: steps each parameter in the backward pass as soon as its gradient is complete, then frees it.
 
-Known from LOMO and from PyTorch's "optimizer step in backward". So never are all gradients alive, but those of about
-one layer.
+Known from LOMO and from PyTorch's "optimizer step in backward". Only the gradients of about one layer are in memory at
+a time.
 """
 
 from __future__ import annotations
@@ -30,41 +30,43 @@ from ..policies import Policy, from_plain
 
 
 def release_gradients(model: nn.Module, optimizer: AdaptiveOptimizer) -> GradientRelease:
-    """Makes ``backward()`` step each parameter when its gradient is complete, and free the gradient at once.
+    """Makes ``backward()`` step each parameter as soon as its gradient is complete and free the gradient at once.
 
-    The training loop stays as it is: ``optimizer.step()`` after the backward finishes the step, for interval counts and
-    for parameters that got no gradient. The results are those of the usual loop, bit for bit. What it saves is the
-    memory of the gradients, but for those of the largest layer; what it costs is a call of the backend for each
-    parameter instead of one for all.
+    The training loop does not change: ``optimizer.step()`` after the backward finishes the step, for interval counts
+    and for parameters without a gradient. The results are those of the usual loop, bit for bit. It saves the memory of
+    all gradients except those of the largest layer. It costs one call of the backend per parameter instead of one for
+    all parameters.
 
-    Since a step begins before the backward ends, the rate that counts is that of ``backward()``: change ``lr`` between
-    ``step()`` and the next ``backward()``, as schedulers do. ``p.grad`` is None afterwards, so whatever reads gradients
-    between backward and step finds none: ``clip_grad_norm_`` returns 0 and clips nothing.
+    A step begins before the backward ends, so it uses the ``lr`` at the time of ``backward()``: change ``lr`` between
+    ``step()`` and the next ``backward()``, as schedulers do. ``p.grad`` is None after the backward, so code that reads
+    gradients between backward and step finds none: ``clip_grad_norm_`` returns 0 and clips nothing.
 
-    If ``backward()`` raises, the parameters that it had reached have moved. ``optimizer.step()`` finishes that step, as
-    one in which the others had no gradient.
+    If ``backward()`` raises, the parameters whose gradients were complete have been stepped. ``optimizer.step()`` then
+    finishes that step as if the others had no gradient.
 
     Args:
-        model: the module whose parameters the optimizer holds, all of them.
-        optimizer: one of this package's, or a trainer's handle of one. Policies whose gain is one for all tensors need
-            all gradients before any tensor moves, and are refused: ActiveLR and ``granularity="tensor"`` work.
+        model: the module that contains all parameters of the optimizer.
+        optimizer: an optimizer of this package, or a trainer's handle of one. Policies with one gain for all tensors
+            are not supported, since they need all gradients before any tensor is updated; ActiveLR and
+            ``granularity="tensor"`` are.
 
     Returns:
-        A handle: ``remove()`` ends it, ``with accumulate():`` adds gradients of several backward passes up.
+        A handle: ``remove()`` restores the usual loop, ``with accumulate():`` accumulates the gradients of several
+        backward passes.
 
     Raises:
         TypeError: for an optimizer of another package.
         ValueError: for parameters that are not the model's, models and parameters that are sharded over processes,
-            global and naive policies, clipping by the optimizer, an optimizer that already releases. Nothing has
-            changed then.
-        RuntimeError: from ``backward()``, for a second gradient of a parameter before ``step()``, and for gradients
-            that ``step()`` would refuse; the parameter has not moved. From ``step()``, under GradScaler.
+            global and naive policies, clipping by the optimizer, or an optimizer that already releases its gradients.
+            Nothing has changed then.
+        RuntimeError: from ``backward()``, for a second gradient of a parameter before ``step()`` and for gradients
+            that ``step()`` refuses; the parameter has not changed. From ``step()``, under GradScaler.
     """
     return GradientRelease(model, optimizer)
 
 
 class GradientRelease:
-    """The handle of :func:`release_gradients`, which see."""
+    """The handle that :func:`release_gradients` returns."""
 
     def __init__(self, model: nn.Module, optimizer: AdaptiveOptimizer) -> None:
         try:
@@ -77,22 +79,22 @@ class GradientRelease:
         if optimizer._release is not None:
             raise ValueError("this optimizer already releases its gradients: remove() the earlier handle first")
         _check_model(model, optimizer)
-        self._weak_optimizer = weakref.ref(optimizer)  # which owns this: hooks in the model keep neither alive
-        self._lock = threading.Lock()  # with several GPUs each has a backward thread of its own
+        self._weak_optimizer = weakref.ref(optimizer)  # the optimizer owns self; the model's hooks keep neither alive
+        self._lock = threading.Lock()  # autograd has one backward thread per GPU
         self._hooks: dict[Tensor, Any] = {}
-        self._views: dict[Tensor, ParamView] = {}  # of every parameter; the singles are those that have state
-        self._singles: dict[Tensor, _Single] = {}
+        self._views: dict[Tensor, ParamView] = {}  # of all parameters
+        self._singles: dict[Tensor, _Single] = {}  # of the parameters that have state
         self._fingerprint: Fingerprint | None = None
-        # Of the step under way: whose gradients have come; and of each policy, the count of calls before it.
+        # The current step: the parameters stepped so far, and each policy's step count before it.
         self._running = False
         self._stepped: set[Tensor] = set()
         self._calls: dict[Policy, Tensor] = {}
         self._accumulates = False
         self._prepare()
-        # GradScaler then hands its scale to step(), which can say what is wrong; else it fails with a riddle.
-        self._took_scale = optimizer._step_supports_amp_scaling
+        # GradScaler then passes its scale to step(), which raises an error that says what is wrong.
+        self._amp_scaling_before = optimizer._step_supports_amp_scaling
         optimizer._step_supports_amp_scaling = True
-        optimizer._participants = None  # its plan holds memory, and would be of no use
+        optimizer._participants = None  # frees the memory of its plan, which is not used any more
         optimizer._release = self
 
     @property
@@ -102,7 +104,7 @@ class GradientRelease:
         return optimizer
 
     def remove(self) -> None:
-        """Back to the usual loop, in which ``step()`` moves all parameters. Call it between steps.
+        """Restores the usual loop, in which ``step()`` updates all parameters. Call it between steps.
 
         Raises:
             RuntimeError: after ``backward()`` and before ``step()``.
@@ -116,13 +118,14 @@ class GradientRelease:
         optimizer = self._weak_optimizer()
         if optimizer is not None and optimizer._release is self:
             optimizer._release = None
-            optimizer._step_supports_amp_scaling = self._took_scale
+            optimizer._step_supports_amp_scaling = self._amp_scaling_before
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:
-        """Within it, ``backward()`` keeps gradients and moves nothing; the next one outside adds its own and steps.
+        """Returns a context in which ``backward()`` accumulates gradients and updates no parameter.
 
-        Gradients that are accumulated have to live: their memory is not saved between the passes.
+        The next ``backward()`` outside of it adds its gradients and steps. Accumulated gradients stay in memory between
+        the passes.
         """
         self._accumulates, before = True, self._accumulates
         try:
@@ -140,7 +143,7 @@ class GradientRelease:
         with self._lock:
             if not self._running:
                 self._begin()
-            self._check_first(param)
+            self._check_not_stepped(param)
             self._move(param)
 
     # ---- called by optimizer.step() ----
@@ -148,7 +151,7 @@ class GradientRelease:
     @eager
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """The rest of the step: gradients that came in another way, parameters without one, counts."""
+        """Finishes the step: updates parameters that still have a gradient, and counts the step for all others."""
         optimizer, loss = self._optimizer, None
         if closure is not None:
             with torch.enable_grad():
@@ -164,18 +167,18 @@ class GradientRelease:
         if not self._running:
             self._begin()
         check_gradients(optimizer.param_groups)
-        left = [p for p in self._views if p.grad is not None]
-        for p in left:
-            self._check_first(p)
-        for p in left:
-            self._hook(p)  # if it was frozen until now
+        remaining = [p for p in self._views if p.grad is not None]
+        for p in remaining:
+            self._check_not_stepped(p)
+        for p in remaining:
+            self._hook(p)  # a parameter that was frozen has no hook yet
             self._move(p)
         for p, single in self._singles.items():
             if p not in self._stepped:
                 optimizer._backend.step(single, None, None, None)
         self._count_idle_calls()
-        if self._fingerprint is None:  # there are newcomers
-            optimizer._complete()  # remembers how they stand
+        if self._fingerprint is None:  # _join has created state
+            optimizer._complete()  # records the parameters' memberships
             self._fingerprint = Fingerprint(optimizer.backbone, optimizer.param_groups, optimizer.state)
         self._stepped.clear()
         self._running = False
@@ -184,14 +187,14 @@ class GradientRelease:
     # ---- the parts of a step ----
 
     def _begin(self) -> None:
-        """A step begins: whatever has changed since the last one is taken up, or refused."""
+        """Begins a step. Applies or rejects the changes made to the optimizer since the last one."""
         optimizer = self._optimizer
         if optimizer._random_rates is not None:
             raise RuntimeError("ASLR draws a rate for each step(): use ASLR(jitter=False) with release_gradients")
         if self._fingerprint is None or not self._fingerprint.matches(optimizer.param_groups, optimizer.state):
             self._prepare()
         self._calls = {}
-        if len(self._singles) < len(self._views):  # newcomers take up the count that the others have now
+        if len(self._singles) < len(self._views):  # parameters without state start at the others' current step count
             for single in self._singles.values():
                 view = single.views[0]
                 for policy in view.policies:
@@ -201,7 +204,7 @@ class GradientRelease:
         self._running = True
 
     def _prepare(self) -> None:
-        """Takes in param groups and state as they are now, and refuses what cannot work."""
+        """Builds views and hooks from the current param groups and state. Raises for what gradient release rejects."""
         optimizer = self._optimizer
         if optimizer.max_grad_norm is not None or optimizer.skip_nonfinite:
             raise ValueError(
@@ -231,7 +234,7 @@ class GradientRelease:
             of_release = weakref.WeakMethod(self._on_gradient)
             self._hooks[param] = param.register_post_accumulate_grad_hook(lambda p: _call(of_release, p))
 
-    def _check_first(self, param: Tensor) -> None:
+    def _check_not_stepped(self, param: Tensor) -> None:
         if param in self._stepped:
             view = self._views[param]
             raise RuntimeError(
@@ -251,7 +254,7 @@ class GradientRelease:
         param.grad = None
 
     def _join(self, view: ParamView) -> _Single:
-        """A newcomer with its state, which is as new but for the counts of calls."""
+        """Creates the state of a parameter in its first step. It is new except for the policies' step counts."""
         spec = specs(view.backbone, view.group, view.param.dtype)
         if spec:
             view.state = self._optimizer.state.setdefault(view.param, view.state)
@@ -277,7 +280,7 @@ def _call(method: weakref.WeakMethod[Callable[[Tensor], None]], param: Tensor) -
 
 
 class _Single(Participants):
-    """One parameter as a whole step sees many: it has a plan of its own."""
+    """The participants of a step of one parameter, with a plan of its own."""
 
     def check_gradients(self) -> None:
         view = self.views[0]
@@ -313,13 +316,13 @@ def _check_model(model: nn.Module, optimizer: AdaptiveOptimizer) -> None:
                 "release_gradients: DistributedDataParallel averages gradients after they have been used in the "
                 "backward; it is for training in one process"
             )
-    own = set(model.parameters())
+    params = set(model.parameters())
     distributed = sys.modules.get("torch.distributed.tensor")
     index = 0
     for group in optimizer.param_groups:
         names = group.get("param_names", [None] * len(group["params"]))
         for name, p in zip(names, group["params"], strict=True):
-            if p not in own:
+            if p not in params:
                 raise ValueError(
                     f"release_gradients: {describe(index, p, name)} of the optimizer is not the model's: pass the "
                     "module that holds all of the optimizer's parameters"
