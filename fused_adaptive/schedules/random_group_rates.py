@@ -15,8 +15,8 @@ from .lr import read_lrs, write_lrs
 class RandomGroupRates:
     """Draws one rate per param group before each step, by hooks of the optimizer.
 
-    The group's lr is the center again after the step; if the step raised, from the next call of the schedule or the
-    optimizer on.
+    The group's lr is the center again after the step. If the step raises, it is so from the next ``step()`` or
+    ``state_dict()`` of the optimizer, or the next call of the schedule.
     """
 
     def __init__(self, optimizer: Optimizer, random_rates: RandomRates) -> None:
@@ -25,6 +25,8 @@ class RandomGroupRates:
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
+            # A step that raises runs no post-hook, and its random rate must not get into a checkpoint.
+            optimizer.register_state_dict_pre_hook(lambda optimizer: self.restore(optimizer.param_groups)),
         ]
 
     def remove(self) -> None:

@@ -298,6 +298,10 @@ def test_the_center_is_back_after_a_step_that_raises():
     params[0].grad = torch.ones_like(params[0])
     with pytest.raises(ZeroDivisionError):
         optimizer.step(broken)
+    assert optimizer.param_groups[0]["lr"] != 0.2
+    assert optimizer.state_dict()["param_groups"][0]["lr"] == 0.2
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step(broken)
     optimizer.step()
     assert optimizer.param_groups[0]["lr"] == 0.2
     controller.remove()
