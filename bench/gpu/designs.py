@@ -24,7 +24,7 @@ from fused_adaptive.backends import native
 from ..machine import describe
 from ..step.algorithms import Algorithm
 from ..step.ceilings import null_contenders
-from ..step.measure import Plan, run_case
+from ..step.measure import Sampling, run_case
 from ..step.rivals import Contender, Steps, contenders
 from ..step.sets import Case
 from ..step.shapes import parse
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if reason := native.why_not([device]):
         print(reason)
         return 1
-    plan = Plan(options.samples, 20, options.samples, options.seconds, profile=False)
+    sampling = Sampling(options.samples, 20, options.samples, options.seconds, profile=False)
     record: dict[str, Any] = {"schema": 1, "machine": describe(device, torch.get_num_threads()), "cases": []}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     for case, designs in CASES:
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             record["cases"].append({**head, "why_not": "no time was left", "rows": []})
             continue
         shapes = parse(case.shapes)
-        rows = run_case(contenders_of(case, designs, device), shapes, case.dtype, device, plan)
+        rows = run_case(contenders_of(case, designs, device), shapes, case.dtype, device, sampling)
         record["cases"].append({**head, "why_not": "", "rows": rows})
         options.output.write_text(json.dumps(record) + "\n")
         print(f"{case.backbone}, {case.shapes}, {head['dtype']}", *table(rows), sep="\n", flush=True)

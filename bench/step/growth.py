@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .measure import Plan, run_case
+from .measure import Sampling, run_case
 from .profiling import update_clock
 from .rivals import Contender, contenders
 from .shapes import ShapeList, parse
@@ -27,7 +27,7 @@ MEMORY_BOUND = 1e6
 def measure_growth(
     device: torch.device,
     backends: Sequence[str],
-    plan: Plan,
+    sampling: Sampling,
     tensors: Sequence[int] = TENSORS,
     elements: Sequence[str] = ELEMENTS,
     in_time: Callable[[], bool] = lambda: True,
@@ -52,7 +52,7 @@ def measure_growth(
         groups = [taking_part] if n <= TOGETHER else [[c] for c in taking_part]
         for group in groups:
             with update_clock.running():
-                rows = run_case(group, shapes, torch.float32, device, plan, caches=False)
+                rows = run_case(group, shapes, torch.float32, device, sampling, caches=False)
             for row in rows:
                 seconds = row["host" if over == "tensors" and device.type == "cuda" else "seconds"]
                 host = row["host"] if over == "tensors" else []

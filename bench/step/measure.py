@@ -28,7 +28,7 @@ WARM_UP = 20
 
 
 @dataclass(frozen=True)
-class Plan:
+class Sampling:
     """How much is measured of one case.
 
     Args:
@@ -209,7 +209,7 @@ def run_case(
     shapes: ShapeList,
     dtype: torch.dtype,
     device: torch.device,
-    plan: Plan,
+    sampling: Sampling,
     say: Callable[[str], None] = lambda _: None,
     caches: bool = True,
 ) -> list[dict[str, Any]]:
@@ -231,7 +231,7 @@ def run_case(
         states = {"cold": copies, "warm": 1} if copies <= MOST_COPIES else {"as it comes": 1}
     rows = []
     for cache, copies in states.items():
-        found = _run(contenders, shapes, dtype, device, plan, copies, cache == "warm", say)
+        found = _run(contenders, shapes, dtype, device, sampling, copies, cache == "warm", say)
         rows += [{"cache": cache, **row} for row in found]
     return rows
 
@@ -241,7 +241,7 @@ def _run(
     shapes: ShapeList,
     dtype: torch.dtype,
     device: torch.device,
-    plan: Plan,
+    sampling: Sampling,
     copies: int,
     keep_warm: bool,
     say: Callable[[str], None],
@@ -267,12 +267,12 @@ def _run(
         entry.set_up(grads[0], replicas, grads)
         left -= needed if not entry.why_not else 0
         if not entry.why_not:
-            entry.warm(grads, plan.seconds / 10)
+            entry.warm(grads, sampling.seconds / 10)
         say(f"{entry.contender.name}: {entry.why_not or f'warmed up in {entry.warm_up:.1f} s'}")
     running = [e for e in entries if not e.why_not]
-    _take_turns(running, grads, plan, keep_warm)
+    _take_turns(running, grads, sampling, keep_warm)
     for entry in running:
-        _profile(entry, grads, plan)
+        _profile(entry, grads, sampling)
     rows = [entry.row() for entry in entries]
     del entries, running, grads
     gc.collect()
@@ -282,7 +282,7 @@ def _run(
     return rows
 
 
-def _take_turns(running: list[Entry], grads: Sequence[Sequence[Tensor]], plan: Plan, keep_warm: bool) -> None:
+def _take_turns(running: list[Entry], grads: Sequence[Sequence[Tensor]], sampling: Sampling, keep_warm: bool) -> None:
     """Samples the contenders in rounds. A slow contender takes part in fewer rounds, spread over all of them.
 
     Each round has another order, since a slow contender leaves cold caches and idle threads to the next one.
@@ -293,10 +293,10 @@ def _take_turns(running: list[Entry], grads: Sequence[Sequence[Tensor]], plan: P
         entry.step(grads)
         synchronize(entry.device)
         cost = (time.perf_counter() - begin) * (2 + 4 * keep_warm if entry.device.type == "cuda" else 1 + 2 * keep_warm)
-        share = plan.seconds / len(running)
+        share = sampling.seconds / len(running)
         is_main = entry.contender.family in ("ours", "ceiling") or entry.contender.name == "torch fused"
-        least = plan.least_of_main if is_main else plan.least
-        sample_counts[id(entry)] = min(plan.samples, max(least, int(share / max(cost, 1e-9))))
+        least = sampling.least_of_main if is_main else sampling.least
+        sample_counts[id(entry)] = min(sampling.samples, max(least, int(share / max(cost, 1e-9))))
     rounds = max(sample_counts.values(), default=0)
     turns = {id(e): {i * rounds // sample_counts[id(e)] for i in range(sample_counts[id(e)])} for e in running}
     generator = random.Random(0)
@@ -312,13 +312,13 @@ def _take_turns(running: list[Entry], grads: Sequence[Sequence[Tensor]], plan: P
         gc.enable()
 
 
-def _profile(entry: Entry, grads: Sequence[Sequence[Tensor]], plan: Plan) -> None:
+def _profile(entry: Entry, grads: Sequence[Sequence[Tensor]], sampling: Sampling) -> None:
     """Records state bytes and launches, after the samples."""
     if not entry.needs_grads:
         return
     entry.state = state_bytes(entry.replicas[0], entry.numel)
     slow = min(entry.seconds) > 1 or len(entry.params[0]) > 2500
-    if plan.profile and not slow and not (entry.device.type == "cpu" and "compile" in entry.contender.name):
+    if sampling.profile and not slow and not (entry.device.type == "cpu" and "compile" in entry.contender.name):
         entry.launches = count_launches(lambda: entry.step(grads), entry.device)
 
 

@@ -22,7 +22,7 @@ from .algorithms import BACKBONES, POLICIES, Algorithm
 from .ceilings import bandwidth_contenders, null_contenders
 from .end_to_end import measure_end_to_end
 from .growth import ELEMENTS, ELEMENTS_OF_EACH, TENSORS, measure_growth
-from .measure import Plan, run_case
+from .measure import Sampling, run_case
 from .rivals import FAMILIES, contenders
 from .sets import Case, default_set, quick_set
 from .shapes import LISTS, parse
@@ -72,7 +72,7 @@ def cases_of(options: argparse.Namespace, device: torch.device) -> list[Case]:
 
 
 def measure_case(
-    case: Case, backends: Sequence[str], device: torch.device, plan: Plan, say: Callable[[str], None]
+    case: Case, backends: Sequence[str], device: torch.device, sampling: Sampling, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Measures one case."""
     begin, shapes = time.monotonic(), parse(case.shapes)
@@ -86,7 +86,7 @@ def measure_case(
         *null_contenders(algorithms, device),
         *(c for c in ours if c not in first),
     ]
-    rows = run_case(taking_part, shapes, case.dtype, device, plan, say)
+    rows = run_case(taking_part, shapes, case.dtype, device, sampling, say)
     return {
         **head_of(case),
         "took": round(time.monotonic() - begin, 1),
@@ -119,11 +119,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     backends = options.backends or [n for n in fa.backends.NAMES if n != "reference"]
     samples = options.samples or (100 if device.type == "cuda" else 15 if options.quick else 50)
     seconds = options.seconds or (2.0 if options.quick else 15.0)
-    plan = Plan(samples, seconds=seconds) if device.type == "cpu" else Plan(samples, 20, samples, seconds)
+    sampling = Sampling(samples, seconds=seconds) if device.type == "cpu" else Sampling(samples, 20, samples, seconds)
     record: dict[str, Any] = {
         "schema": results.SCHEMA,
         "machine": describe(device, torch.get_num_threads()),
-        "settings": {"samples": plan.samples, "seconds": plan.seconds, "quick": options.quick},
+        "settings": {"samples": sampling.samples, "seconds": sampling.seconds, "quick": options.quick},
         "cases": [],
         "growth": [],
         "end_to_end": [],
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def say(text: str) -> None:
         print(f"  {time.monotonic() - begin:6.0f} s  {text}", flush=True)
 
-    brief = Plan(options.samples or (15 if options.quick else 100), 3, 3, plan.seconds / 5, profile=False)
+    brief = Sampling(options.samples or (15 if options.quick else 100), 3, 3, sampling.seconds / 5, profile=False)
     most = min(options.most, 1e7) if options.quick else options.most
     tensors = [n for n in TENSORS if n * ELEMENTS_OF_EACH <= most and (n <= 1000 or not options.quick)]
     elements = [size for size in ELEMENTS if float(size) <= most]
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not in_time(share_of_cases):
             record["cases"].append({**head_of(case), "why_not": "no time was left", "rows": []})
             continue
-        record["cases"].append(measure_case(case, backends, device, plan, say))
+        record["cases"].append(measure_case(case, backends, device, sampling, say))
         results.save(record, options.output)
         print("\n".join(results.describe_case(record["cases"][-1], device.type)), flush=True)
     if grows:

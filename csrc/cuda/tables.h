@@ -36,7 +36,7 @@ struct DeviceRule : Rule {
   int32_t first_tensor;  // -1: it has none
 };
 
-// A piece of one tensor: 64-bit base, 32-bit offsets inside.
+// A chunk of one tensor: 64-bit base, 32-bit offsets inside.
 struct Chunk {
   int64_t base;
   int32_t tensor, count;

@@ -113,13 +113,13 @@ def register_fakes() -> None:
     torch.library.register_fake("fused_adaptive::step", lambda *_, **__: None, allow_override=True)
 
 
-def _plans(participants: Participants) -> list[Plan] | None:
+def _plans(participants: Participants) -> list[NativePlan] | None:
     """Returns one plan per device and location of the counters; None if one gain is shared by several plans."""
     if participants.plans is None:
         views_of = views_of_plans(participants, _on_device)
         if views_of is None:
             return None
-        participants.plans = [Plan(views, participants) for views in views_of]
+        participants.plans = [NativePlan(views, participants) for views in views_of]
     return participants.plans
 
 
@@ -140,7 +140,7 @@ ROLE_NUMBERS, STRUCTURE_NUMBERS = ({name: i for i, name in enumerate(table)} for
 CAPTURED, ELSEWHERE = 1, 2
 
 
-class Plan:
+class NativePlan:
     """The native plan of one device's participants.
 
     Args:

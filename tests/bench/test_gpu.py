@@ -190,7 +190,7 @@ def test_designs_take_turns_with_their_null_steps(monkeypatch):
     case, cpu = sets.Case("AdamW", ("fixed",), "3x1000"), torch.device("cpu")
     taking_part, plan = (
         designs.contenders_of(case, (*designs.ORDERS, designs.SET_UP), cpu),
-        measure.Plan(3, seconds=0.1),
+        measure.Sampling(3, seconds=0.1),
     )
     lines = designs.table(measure.run_case(taking_part, parse(case.shapes), case.dtype, cpu, plan, caches=False))
     assert [line.startswith("ours") for line in lines] == [True] * 4 + [False] * 3

@@ -237,7 +237,7 @@ def turns_of(costs: dict[str, float], monkeypatch) -> tuple[list[str], list[meas
         entry.set_up([torch.randn(8)], 1, [[torch.randn(8)]])
         entries.append(entry)
     log.clear()
-    measure._take_turns(entries, [[torch.randn(8)]], measure.Plan(samples=40, least=4, seconds=2.0), False)
+    measure._take_turns(entries, [[torch.randn(8)]], measure.Sampling(samples=40, least=4, seconds=2.0), False)
     return log[len(entries) :], entries  # without one each, to see how slow they are
 
 
@@ -310,15 +310,15 @@ def test_every_step_has_gradients_at_other_addresses():
 def test_caches_and_memory_decide_what_is_measured(monkeypatch):
     monkeypatch.setattr(measure, "cache_bytes", lambda _: 50_000)
     taking_part = [*by_name(("ours",)).values(), *null_contenders([Algorithm("AdamW")], CPU)]
-    plan = measure.Plan(2, 1, 1, 0.01)
-    small = measure.run_case(taking_part, parse("1e3"), torch.float32, CPU, plan)
+    sampling = measure.Sampling(2, 1, 1, 0.01)
+    small = measure.run_case(taking_part, parse("1e3"), torch.float32, CPU, sampling)
     assert [row["cache"] for row in small] == ["cold"] * 3 + ["warm"] * 3
-    large = measure.run_case(taking_part, parse("2x1e5"), torch.float32, CPU, plan)
+    large = measure.run_case(taking_part, parse("2x1e5"), torch.float32, CPU, sampling)
     assert [row["cache"] for row in large] == ["large"] * 3
     ours = next(row for row in large if row["policy"] == "active" and row["family"] == "ours")
     assert (ours["bytes"], ours["launches"]) == (40 * 200_000, 1)
     monkeypatch.setattr(measure, "available_memory", lambda _: 2e5 * 4 * 2 / 0.9 + 2e5 * 13 / 0.9)
-    rows = measure.run_case(taking_part, parse("2x1e5"), torch.float32, CPU, plan)
+    rows = measure.run_case(taking_part, parse("2x1e5"), torch.float32, CPU, sampling)
     assert rows[0]["why_not"] == ""  # AdamW needs 12 bytes a parameter
     assert rows[1]["why_not"].startswith("not enough memory: needs 0.0 GB")
     assert rows[1]["seconds"] == []

@@ -254,13 +254,13 @@ def one_optimizer_is_as_many(backend: str) -> bool:
 def test_a_hundred_groups_are_a_hundred_optimizers(backend):
     assert one_optimizer_is_as_many(backend)
     if backend == "native":
-        build = native.Plan._build
+        build = native.NativePlan._build
 
         def with_the_first_groups_numbers(self: Any, participants: Any) -> None:
             build(self, participants)
             self._numbers.groups = self._groups[:1] * len(self._groups)
 
-        with broken(native.Plan, "_build", with_the_first_groups_numbers):
+        with broken(native.NativePlan, "_build", with_the_first_groups_numbers):
             assert fails(lambda: one_optimizer_is_as_many(backend))
 
 

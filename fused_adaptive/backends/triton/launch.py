@@ -9,7 +9,7 @@ from torch import Tensor
 from ...policies.base import ScalarPolicy
 from .. import plans, reference
 from .interpreter import is_interpreted
-from .plan import Plan, on_device
+from .plan import TritonPlan, on_device
 
 if TYPE_CHECKING:
     from ...core.random_rates import RandomRates
@@ -41,7 +41,7 @@ def end_interval(participants: Participants) -> None:
     plans.end_interval(participants, _plans)
 
 
-def _plans(participants: Participants) -> list[Plan] | None:
+def _plans(participants: Participants) -> list[TritonPlan] | None:
     """One plan a device and place of the counters.
 
     None where a gain is shared by tensors of several plans, or follows inner products that are summed over ranks.
@@ -53,5 +53,5 @@ def _plans(participants: Participants) -> list[Plan] | None:
         views_of = plans.views_of_plans(participants, on_device)
         if views_of is None:
             return None
-        participants.plans = [Plan(views, participants) for views in views_of]
+        participants.plans = [TritonPlan(views, participants) for views in views_of]
     return participants.plans

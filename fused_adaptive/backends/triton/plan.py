@@ -46,7 +46,7 @@ def on_device(view: ParamView) -> bool:
     return may_be and bool(view.group.get("capturable") or view.group.get("fused"))
 
 
-class Plan:
+class TritonPlan:
     """The tensors of one device, with the tables over them.
 
     Args:
