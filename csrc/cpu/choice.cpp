@@ -1,4 +1,4 @@
-// Which of the instruction sets' loops this processor takes.
+// Selects the instruction set of the loops at run time.
 #include <cstdlib>
 
 #include "kernels.h"
