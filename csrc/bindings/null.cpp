@@ -1,4 +1,4 @@
-// The operator of the null step: its schema and checks.
+// Operator of the null step: its schema and checks.
 #include "plan/null.h"
 
 #include <torch/csrc/stable/library.h>

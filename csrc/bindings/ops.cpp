@@ -1,4 +1,4 @@
-// The operators: schemas, and nothing else. A plan is known by a number; the Python object that holds it frees it.
+// Operators and their schemas. A plan is identified by a number; the Python object that holds the number frees it.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -24,7 +24,7 @@ std::mutex mutex;
 int64_t next_number = 1;
 std::unordered_map<int64_t, std::shared_ptr<TensorPlan>> plans;
 
-// Null where the tensor is not dense in memory at all.
+// Returns nullopt if the layout of the tensor is not strided.
 std::optional<View> view_of(const Tensor& tensor) {
   View view;
   int32_t layout;
@@ -76,8 +76,8 @@ void plan_seeds(int64_t number, Ints seeds) { plan_of(number)->set_seeds(seeds);
 
 void plan_finish(int64_t number) { plan_of(number)->finish(); }
 
-// held: of each member its parameter and then its state, in the order of their binding. grads: those of all members in
-// order, but for those of the absent (ascending), for the step to come.
+// Checks and takes the gradients of the next step. held: for each member its parameter and then its state, in the order
+// of binding. grads: gradients in the order of members. absent: members without a gradient, ascending.
 int64_t plan_check(int64_t number, Tensors held, Tensors grads, Ints absent) {
   const std::shared_ptr<TensorPlan> plan = plan_of(number);
   FA_CHECK(grads.size() + absent.size() == plan->size(), "one gradient a parameter, but for the absent");
@@ -97,7 +97,7 @@ int64_t plan_check(int64_t number, Tensors held, Tensors grads, Ints absent) {
     offer(*plan, i, grads[next++]);
   }
   const Readiness outcome = plan->end_check();
-  plan->keep(std::move(grads));  // which the dispatcher may have made
+  plan->keep(std::move(grads));  // the dispatcher may have created these tensors, so no one else keeps them alive
   return outcome;
 }
 
@@ -122,7 +122,7 @@ int64_t plan_count() {
   return static_cast<int64_t>(plans.size());
 }
 
-// A whole step of one param group without a cached plan: what it changes stands in its schema.
+// Takes a step of one param group without a cached plan. Its schema declares every tensor that it changes.
 void step(Tensors params, Tensors grads, Tensors state, Ints roles, int64_t backbone, bool coupled, bool maximize,
           Doubles hypers, Ints policies, Doubles policy_arguments, std::optional<Tensor> random_rates,
           std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, bool on_device) {

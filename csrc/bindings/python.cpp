@@ -1,7 +1,6 @@
-// What every step does with each of its Python objects, and the only place here that knows Python: called with the
-// interpreter's lock held (fused_adaptive/core/python_calls.py). Tensors are asked through the function table of the
-// DLPack standard, which torch.Tensor carries. That takes some tens of nanoseconds, an operator's argument several
-// times that.
+// Accesses to Python objects in every step; no other file in csrc/ uses Python. fused_adaptive/core/python_calls.py
+// calls the functions with the GIL held. They read tensors through the function table of the DLPack standard, which
+// torch.Tensor provides. That takes some tens of nanoseconds, an argument of an operator several times as long.
 #include <Python.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -9,7 +8,7 @@
 
 #include "plan/tensors.h"
 
-// The interpreter has them; a library must not ask for what it is not linked with.
+// The interpreter provides these symbols. They are weak since the library is not linked with libpython.
 #pragma weak PyDict_Next
 #pragma weak PyErr_Clear
 #pragma weak PyErr_SetString
@@ -28,7 +27,7 @@
 namespace fused_adaptive {
 namespace {
 
-// The structs of DLPack 1 that are needed here.
+// Structs of DLPack 1 that are needed here.
 struct DLTensor {
   void* data;
   struct {
@@ -79,20 +78,20 @@ View view_of(const DLTensor& tensor) {
   return view;
 }
 
-// Whether it is a view that negates when it is read, of which the table does not tell. Such views are of the parts of
-// complex numbers, every other number in memory: only with one element can they pass for dense.
+// Returns whether the tensor is a view with the negative bit, which DLPack does not report. Such views are parts of
+// complex tensors and use every other number in memory, so only those with one element look dense.
 bool is_negative_view(PyObject* object, const DLTensor& tensor, PyObject* is_neg) {
   if (std::any_of(tensor.shape, tensor.shape + tensor.ndim, [](int64_t size) { return size != 1; })) return false;
   PyObject* found = PyObject_CallFunctionObjArgs(is_neg, object, nullptr);
-  Py_DecRef(found);  // null too
+  Py_DecRef(found);  // accepts null
   return found != Py_False;
 }
 
-// What read_gradients returns besides a Readiness.
+// Return values of read_gradients besides those with a Readiness.
 enum : int64_t { kRaised = -1, kUnreadable = -2 };
 
-// Looks at the plan's tensors and takes the gradients of its parameters, which are appended to a list. Returns how many
-// parameters have none, or one of the above.
+// Checks the tensors of the plan, takes the gradients of its parameters and appends them to a list. Returns the number
+// of parameters without a gradient, or kRaised or kUnreadable.
 int64_t take_gradients(TensorPlan& plan, const DLPackExchange* exchange, PyObject* is_neg, PyObject* held,
                        PyObject* grads) {
   static PyObject* const name = PyUnicode_InternFromString("grad");
@@ -129,15 +128,17 @@ int64_t take_gradients(TensorPlan& plan, const DLPackExchange* exchange, PyObjec
   return absent;
 }
 
+// Checks the plan before a step and takes its gradients.
+//
 // Args:
-//   number: of a plan.
-//   exchange: the table of torch.Tensor; of version 1.
-//   is_neg: that method of torch.Tensor.
-//   held: a list of the plan's parameters, each followed by its state in the order of binding.
-//   grads: a list, to which the gradients are appended: as long as it lives, they do.
-// Returns: the Readiness, plus 4 for each parameter that has no gradient; kUnreadable if a tensor has no such view;
-// kRaised
-//   with an error set in Python.
+//   number: number of the plan.
+//   exchange: DLPack table of torch.Tensor, version 1.
+//   is_neg: method torch.Tensor.is_neg.
+//   held: list of the plan's parameters, each followed by its state in the order of binding.
+//   grads: list to which the gradients are appended. It keeps them alive.
+// Returns:
+//   the Readiness plus 4 times the number of parameters without a gradient; kUnreadable if DLPack cannot read a tensor;
+//   kRaised with an error set in Python.
 int64_t read_gradients(int64_t number, const DLPackExchange* exchange, PyObject* is_neg, PyObject* held,
                        PyObject* grads) {
   try {
@@ -151,7 +152,7 @@ int64_t read_gradients(int64_t number, const DLPackExchange* exchange, PyObject*
   }
 }
 
-// Whether a dict of dicts holds the very objects of a list (python_calls.objects_of), in order.
+// Returns whether a dict of dicts holds the same objects as a list (python_calls.objects_of), in the same order.
 int are_same(PyObject* states, PyObject* objects) {
   const Py_ssize_t size = PyList_Size(objects);
   Py_ssize_t next = 0, at = 0;
@@ -166,7 +167,7 @@ int are_same(PyObject* states, PyObject* objects) {
   return next == size;
 }
 
-// Whether two lists hold the same objects.
+// Returns whether two lists hold the same objects.
 int are_same_items(PyObject* list, PyObject* other) {
   const Py_ssize_t size = PyList_Size(list);
   if (size != PyList_Size(other)) return 0;

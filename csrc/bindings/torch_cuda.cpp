@@ -1,4 +1,4 @@
-// What the CUDA code has from torch: memory of its caching allocator, and its current stream.
+// Functions of torch that the CUDA code uses: memory of the caching allocator, and the current stream.
 #ifdef FUSED_ADAPTIVE_WITH_CUDA
 #include <dlfcn.h>
 
@@ -10,7 +10,8 @@
 namespace fused_adaptive::cuda {
 
 cudaStream_t current_stream(int device) {
-  // Looked up at run time, so that one library loads with every torch. Torch's libraries are not in the global scope.
+  // The symbol is looked up at run time, so one library loads with every torch. dlopen is needed since torch's
+  // libraries are not in the global scope.
   using Function = int32_t (*)(int32_t, void**);
   static const Function function = [] {
     void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
@@ -18,7 +19,7 @@ cudaStream_t current_stream(int device) {
     return reinterpret_cast<Function>(symbol);
   }();
   void* stream = nullptr;
-  // Without it a step would run on the default stream, beside what it has to come after.
+  // Without the current stream a step would run on the default stream, not in order with the code around it.
   FA_CHECK(function != nullptr,
            "this torch does not tell its current CUDA stream (libtorch_cuda.so has no "
            "aoti_torch_get_current_cuda_stream): use backend='triton'");

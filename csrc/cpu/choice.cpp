@@ -1,5 +1,6 @@
-// Which of the instruction sets' loops this processor takes.
+// Selects the instruction set of the loops at run time.
 #include <cstdlib>
+#include <cstring>
 
 #include "kernels.h"
 
@@ -19,8 +20,9 @@ const Kernels& best_kernels() {
 #ifdef FA_X86_LEVELS
   static const Kernels& best = [&]() -> const Kernels& {
     __builtin_cpu_init();
-    const bool has_v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") &&
-                        __builtin_cpu_supports("f16c") && __builtin_cpu_supports("lzcnt");
+    const bool has_v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
+                        __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c") &&
+                        __builtin_cpu_supports("lzcnt");
     const bool has_v4 = has_v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vl");

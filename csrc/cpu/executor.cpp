@@ -1,4 +1,4 @@
-// A step on the CPU: host arithmetic for what is one number a tensor, loops over a work list for the elements.
+// Step on the CPU: scalar arithmetic for one-element state, and loops over chunks for the other tensors.
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 namespace fused_adaptive::cpu {
 namespace {
 
-// What a chunk costs besides its elements, in elements: many tiny tensors are no lighter than a few large ones.
+// Cost of a chunk besides its elements, in elements. It balances many tiny tensors against a few large ones.
 constexpr int64_t kChunkCost = 512;
 constexpr int64_t kBinCost = 2 * kChunk;
 
@@ -89,7 +89,7 @@ class CpuExecutor : public Executor {
     return index < 0 ? nullptr : &plan.policies[static_cast<size_t>(index)];
   }
 
-  // A step that was taken.
+  // Counts a step that was taken.
   static void count_members(const Plan& plan, const Policy& policy, const StepInputs& inputs) {
     for (int i : policy.members) {
       const Member& m = plan.members[i];
@@ -102,13 +102,13 @@ class CpuExecutor : public Executor {
     }
   }
 
-  // Runs body(chunk) over the work list on all threads.
+  // Calls body(chunk) for all chunks, in parallel.
   template <class Body>
   void for_chunks(const Body& body) {
     for_ranges([&](const Chunk* begin, const Chunk* end) { std::for_each(begin, end, body); });
   }
 
-  // Runs body(begin, end) over stretches of the work list on all threads.
+  // Calls body(begin, end) for ranges of chunks, in parallel.
   template <class Body>
   void for_ranges(const Body& body) {
     const int64_t bins = static_cast<int64_t>(bins_.size()) - 1;
@@ -118,7 +118,7 @@ class CpuExecutor : public Executor {
     });
   }
 
-  // Sets r to the scalars of a tensor that takes part, and counts its step.
+  // Sets r to the scalars of a tensor and counts its step; does nothing if the tensor has no gradient.
   void prepare(Plan& plan, const StepInputs& inputs, int member, ScalarsCache& cache, Scalars<double>& r) {
     Member& m = plan.members[member];
     const Group& group = plan.groups[m.group];
@@ -133,8 +133,8 @@ class CpuExecutor : public Executor {
     m.first = false;
   }
 
-  // A tensor of one chunk is prepared by the thread that updates it, while its data are on their way, and nobody else
-  // needs its scalars.
+  // The thread that updates a tensor of one chunk also prepares it. This overlaps with loads of its data, and no other
+  // thread needs the scalars.
   void update(Plan& plan, const StepInputs& inputs, const std::vector<bool>& ending) {
     ScalarsCache of_large;
     for (int member : not_whole_) prepare(plan, inputs, member, of_large, scalars_[member]);
@@ -199,7 +199,7 @@ class CpuExecutor : public Executor {
     }
   }
 
-  // Hypergradient: the gains follow <g, u_prev> before any tensor moves.
+  // Hypergradient: adapts the gains to <g, u_prev>. This is done before the update of any tensor.
   void follow_slope(Plan& plan, const Policy& policy, const StepInputs& inputs) {
     ScalarsCache cache;
     std::vector<bool> measured(plan.members.size(), false);
@@ -228,7 +228,7 @@ class CpuExecutor : public Executor {
     adapt_gains(plan, policy, inputs.hypers);
   }
 
-  // What was measured goes into the gains.
+  // Adapts the gains of a policy to its measured outcomes.
   void adapt_gains(const Plan& plan, const Policy& policy, const std::vector<Hyper>& hypers) {
     for_units(policy, [&](const int* begin, const int* end) {
       Outcome unit = {{0, 0}, 0, false, false};
@@ -253,7 +253,8 @@ class CpuExecutor : public Executor {
     return slope;
   }
 
-  // TrainableLR's interval end: inner products, then the gains. before: the step under way, which is not counted yet.
+  // TrainableLR's interval end: measures inner products, then adapts the gains. before: the inputs of the current step
+  // if it is not counted yet, or null. Returns for each member whether it was measured.
   std::vector<bool> adapt(Plan& plan, const Policy& policy, const std::vector<Hyper>& hypers,
                           const StepInputs* before) {
     std::vector<bool> measured(plan.members.size(), false);
@@ -303,7 +304,8 @@ class CpuExecutor : public Executor {
     return found;
   }
 
-  // A new interval: its sums are 0 and it starts where the parameters are. What was measured has begun already.
+  // Starts a new interval: sets its sums to 0 and interval_start to the parameters. For measured tensors the
+  // measurement has done so already.
   void begin_trainable(Plan& plan, const Policy& policy, const std::vector<bool>& measured) {
     for_chunks([&](const Chunk& chunk) {
       const Member& m = plan.members[chunk.member];
@@ -331,11 +333,11 @@ class CpuExecutor : public Executor {
   const Kernels& kernels_;
   std::vector<Chunk> chunks_;
   std::vector<int64_t> bins_, first_chunk_;
-  std::vector<int> not_whole_;  // the members of no chunk or of several
+  std::vector<int> not_whole_;  // members with no chunk or with several
   bool rounds_ = false;
   std::vector<Products> partials_, products_;
   std::vector<Outcome> outcomes_;     // by member
-  std::vector<Uncounted> uncounted_;  // likewise
+  std::vector<Uncounted> uncounted_;  // by member
   std::vector<Scalars<double>> scalars_;
   double grad_factor_ = 1;
 };

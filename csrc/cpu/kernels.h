@@ -1,10 +1,10 @@
-// The CPU loops, compiled for several instruction sets: what they take, and the choice at run time.
+// Interface of the CPU loops, which are compiled for several instruction sets, and the choice at run time.
 #pragma once
 
 #include "plan/plan.h"
 
-// A plan has checked that no two arrays overlap; told so, compilers vectorise without run-time checks, of which GCC
-// makes ten at most.
+// The plan has checked that no two arrays overlap. With this pragma compilers vectorize without run-time checks for
+// overlap, of which GCC inserts at most ten.
 #if defined(__clang__)
 #define FA_NO_OVERLAP _Pragma("clang loop vectorize(assume_safety)")
 #else
@@ -13,7 +13,7 @@
 
 namespace fused_adaptive::cpu {
 
-// Neighbouring elements of one tensor. T is the type they are computed in; the kernels never see another.
+// Adjacent elements of one tensor. T is the type of the arithmetic; the loops use no other type.
 template <class T>
 struct Block {
   int64_t n = 0;
@@ -24,18 +24,18 @@ struct Block {
   T* gain = nullptr;
   T* grad_sum = nullptr;
   int8_t* sign_prev = nullptr;
-  T* previous = nullptr;  // Hypergradient's stored direction, or what TrainableLR compares with
+  T* previous = nullptr;  // Hypergradient's stored direction, or TrainableLR's direction of the previous interval
   T* start = nullptr;
 };
 
-// Besides the modes of element.h: SGD stores its direction where its state does not give it.
+// Mode besides those of element.h: SGD stores its direction if it cannot be computed from the state.
 constexpr int kStoresDirection = kModes;
 
-// How G and U of an interval's inner products come about.
+// Factors of the mean gradient and the mean direction in the inner products of an interval.
 template <class T>
 struct Measure {
-  T applied = 1;    // steps in the interval: divides grad_mean_sum
-  T travelled = 1;  // gain times the sum of lr: divides the displacement
+  T applied = 1;    // applied steps in the interval; divides grad_mean_sum
+  T travelled = 1;  // gain times the sum of lr; divides the displacement
   T grad_factor = 1;
 };
 
@@ -44,14 +44,14 @@ struct Loops {
   using Step = void (*)(const Block<T>&, const Scalars<T>&);
   Step step[kBackbones][kModes + 1][2];  // by backbone, mode, coupled
   Step adjust;
-  // <coupled g, u> with the stored direction, or with that of the state.
+  // <coupled g, u> with the stored direction, or with the direction of the state.
   double (*slope_stored)(const Block<T>&, const Scalars<T>&, bool coupled);
   double (*slope_of_state[kBackbones])(const Block<T>&, const Scalars<T>&, bool coupled);
-  // TrainableLR by Source: the running interval becomes the previous one. One chunk at a time.
+  // TrainableLR's inner products of one chunk, by Source. The running interval becomes the previous one.
   Products (*measure[3])(const Block<T>&, const Measure<T>&);
   void (*load[4])(const void* from, T* to, int64_t n);  // by DType
   void (*store[4])(const T* from, void* to, int64_t n);
-  // bfloat16 parameters with a master, and those that are rounded stochastically: from element `first` of their tensor.
+  // For bfloat16 parameters with a master or stochastic rounding. first: index of the first element in its tensor.
   void (*join)(const void* high, const int16_t* low, T* to, int64_t n);
   void (*split)(const T* from, void* high, int16_t* low, int64_t n);
   void (*round)(const T* from, void* to, int64_t first, int64_t n, const Noise& noise);
@@ -87,7 +87,8 @@ extern const Kernels kernels;
 }
 #endif
 
-// The best that this processor has; the environment variable FUSED_ADAPTIVE_CPU (baseline, v3, v4) asks for less.
+// Returns the loops for the widest instruction set of this processor. The environment variable FUSED_ADAPTIVE_CPU
+// (baseline, v3, v4) selects a narrower one.
 const Kernels& best_kernels();
 
 }  // namespace fused_adaptive::cpu

@@ -1,5 +1,5 @@
-// The loops themselves. Included once for each instruction set, inside of its namespace, after every header: nothing
-// that the linker could share between instruction sets may be instantiated here.
+// CPU loops. Included once for each instruction set, inside its namespace and after all headers. Code here must not
+// instantiate functions that the linker could share between instruction sets.
 
 template <class B, int kMode, bool kCoupled, class T>
 void step(const Block<T>& block, const Scalars<T>& scalars) {
@@ -47,7 +47,7 @@ void adjust(const Block<T>& block, const Scalars<T>& scalars) {
   for (int64_t i = 0; i < n; ++i) adjust_element(gain[i], grad_sum[i], sign_prev[i], r);
 }
 
-// The lanes of one chunk (gain.h), and their sum.
+// Lanes of one chunk and their sum, in the order of gain.h.
 struct Lanes {
   double sums[kLanes];
   int used;
@@ -60,7 +60,7 @@ struct Lanes {
     for (int t = 0; t < threads; ++t) {
       sums[t] = (sums[4 * t] + sums[4 * t + 1]) + (sums[4 * t + 2] + sums[4 * t + 3]);
     }
-    // Lanes that were never used hold 0, and adding 0 changes nothing.
+    // Unused lanes are 0, so they can be skipped.
     for (int half = kLanes / kLanesOfThread / 2; half > 0; half /= 2) {
       for (int t = 0; t < half && t + half < threads; ++t) sums[t] += sums[t + half];
     }
@@ -68,7 +68,7 @@ struct Lanes {
   }
 };
 
-// Calls body(i, lane) for the elements of a chunk in the order of gain.h; the inner loop vectorises.
+// Calls body(i, lane) for the elements of a chunk in the order of gain.h. The inner loop can be vectorized.
 template <class Body>
 FA_INLINE void for_lanes(int64_t n, const Body& body) {
   for (int64_t row = 0; row < n; row += kLanes) {
@@ -193,7 +193,7 @@ void round_all(const T* from, void* to, int64_t first, int64_t n, const Noise& n
 #define FA_MODES(B, T) FA_DECAYS(B, kRate, T), FA_DECAYS(B, kAddsMean, T), FA_DECAYS(B, kScalesElements, T), FA_DECAYS(B, kScalesAndAdds, T)
 // clang-format on
 
-// Only Hypergradient with an SGD whose momentum is not its direction has to store it.
+// Only SGD may have to store its direction, for Hypergradient: that of the other backbones follows from their state.
 template <class B>
 constexpr bool kMayStore = B::kStates < 2;
 

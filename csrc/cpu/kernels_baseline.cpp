@@ -1,4 +1,4 @@
-// The CPU loops for any processor.
+// CPU loops for any processor.
 #include "kernels.h"
 
 namespace fused_adaptive::cpu::baseline {

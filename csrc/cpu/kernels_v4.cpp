@@ -1,8 +1,8 @@
-// The CPU loops for x86-64-v4 (AVX-512).
+// CPU loops for x86-64-v4 (AVX-512).
 #include "kernels.h"
 
 #ifdef FA_X86_LEVELS
-// After every header: what they define must stay fit for any processor.
+// After all headers, since functions that they define must run on any processor.
 #if defined(__clang__)
 #pragma clang attribute push(                                                                              \
     __attribute__((target("avx2,bmi,bmi2,f16c,lzcnt,movbe,avx512f,avx512bw,avx512cd,avx512dq,avx512vl"))), \

@@ -1,4 +1,4 @@
-// The null step on the CPU: chunks, threads and vectors as in executor.cpp, and no arithmetic.
+// Null step on the CPU: chunks, threads and vectors as in executor.cpp, without arithmetic.
 #include "plan/null.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -13,7 +13,7 @@ namespace {
 
 using Pass = void (*)(const NullStep&, int64_t begin, int64_t n);
 
-// As in executor.cpp: neighbouring chunks that a thread takes at a time.
+// Adjacent chunks that a thread takes at a time, as in executor.cpp.
 constexpr int64_t kBin = 2;
 
 namespace null_baseline {
@@ -33,7 +33,7 @@ void run(const NullStep& step, Pass pass) {
 }  // namespace
 }  // namespace fused_adaptive::cpu
 
-// After every header and everything else: what is compiled here must be called where it is known to run.
+// After all headers and all other code, since only the selected loops may use these instruction sets.
 #ifdef FA_X86_LEVELS
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,bmi,bmi2"))), apply_to = function)

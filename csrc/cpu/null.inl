@@ -1,4 +1,4 @@
-// The loop of the null step. Included once for each instruction set, as kernels.inl is.
+// Loop of the null step. Included once for each instruction set, as kernels.inl.
 
 template <class Word, int kWritten, int kGrads, int kRead>
 void pass(const NullStep& s, int64_t begin, int64_t n) {

@@ -1,4 +1,4 @@
-// A chunk's arrays as the loops take them: at offsets into a tensor's, converted where they are of another type.
+// Arrays of a chunk for the loops: pointers into the arrays of a tensor, converted if they have another type.
 #pragma once
 
 #include <algorithm>
@@ -8,13 +8,13 @@
 
 namespace fused_adaptive::cpu {
 
-// A chunk of one tensor: the unit of work, and of inner products.
+// Chunk of one tensor: the unit of work and of inner products.
 struct Chunk {
   int member;
   int64_t begin, n;
 };
 
-// Elements of other types are converted a block at a time, in the first-level cache.
+// Elements that are converted at a time. They fit into the first-level cache.
 constexpr int64_t kStaged = 1024;
 
 template <class T>
@@ -48,7 +48,7 @@ constexpr DType own_dtype() {
   return sizeof(T) == 8 ? DType::f64 : DType::f32;
 }
 
-// Parameters in the type that they are computed in, exact where they have a master.
+// Loads parameters in the type of the arithmetic, exact if they have a master.
 template <class T>
 void load_weights(const Loops<T>& loops, const Member& m, int64_t begin, int64_t n, T* to) {
   const void* p = offset(m.at[kParam], m.dtype, begin);
@@ -64,14 +64,14 @@ void store_weights(const Loops<T>& loops, const Member& m, int64_t begin, int64_
   loops.store[static_cast<int>(m.dtype)](from, p, n);
 }
 
-// A chunk's parameter and gradient in the type that they are computed in: in place where they have it already.
+// Parameter and gradient of a chunk in the type of the arithmetic. They are used in place if they have this type.
 template <class T>
 class Staged {
  public:
   Staged(const Kernels& kernels, const Member& m, const Chunk& chunk, bool with_grad)
       : loops_(kernels.loops<T>()), m_(m), chunk_(chunk), with_grad_(with_grad && m.grad != nullptr) {}
 
-  // Calls body(block) for stretches of the chunk, converted where that is needed; at once where nothing is to be done.
+  // Calls body(block) for blocks of `stretch` elements; for the whole chunk if nothing has to be converted.
   template <class Body>
   void each(bool writes, int64_t stretch, const Body& body) {
     const bool p_own = m_.dtype == own_dtype<T>(), g_own = !with_grad_ || m_.grad_dtype == own_dtype<T>();

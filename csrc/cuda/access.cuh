@@ -1,4 +1,5 @@
-// Accesses of a thread: as wide as 16 bytes where addresses allow it, and all on their way before one is waited for.
+// Memory accesses of a thread: up to 16 bytes wide if addresses are aligned. All loads are issued before the first one
+// is used.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,9 +10,10 @@
 
 namespace fused_adaptive::cuda {
 
-// Blocks that a multiprocessor has room for, which bounds the registers of a thread: 64, 80 or 128. What fills the
-// memory's pipe is the bytes on their way, so threads that load more arrays, or more bytes of each, may be fewer.
-// bytes: of an element of the parameter. is_active: ActiveLR's alone, where arrays' addresses are not kept.
+// Blocks per multiprocessor. The number limits the registers of a thread to 64, 80 or 128. Bandwidth depends on the
+// bytes in flight, so fewer threads suffice if each loads more arrays or more bytes of each array.
+// bytes: size of an element of the parameter. is_active: the mode is kScalesElements, in which addresses of arrays take
+// no registers.
 constexpr int blocks_at_once(int bytes, int arrays, bool is_active) {
   const bool few = arrays <= 6;
   if (bytes == 4) return few ? 4 : 3;
@@ -41,14 +43,14 @@ struct WordOf<1> {
   using type = unsigned char;
 };
 
-// The addresses come from shared memory, where the compiler cannot see that they are those of global memory.
+// Addresses are read from shared memory, so the compiler does not know that they are in global memory.
 FA_DEVICE void assume_global(const void* address) {
 #if defined(__CUDA_ARCH__)
   __builtin_assume(__isGlobal(address));
 #endif
 }
 
-// kCount neighbours at once. kOnce: nobody reads them again, so they need not push anything out of the caches.
+// Loads kCount adjacent elements. kOnce: they are not read again, so they should not evict other data from the caches.
 template <bool kOnce = false, class E, int kCount>
 FA_DEVICE void load(E (&to)[kCount], const void* from) {
   constexpr int kBytes = kCount * sizeof(E), kWord = kBytes < 16 ? kBytes : 16;
@@ -80,7 +82,7 @@ FA_DEVICE void fill(E (&to)[kCount], E value) {
   for (int i = 0; i < kCount; ++i) to[i] = value;
 }
 
-// Where a thread's elements are in every array of a tensor: neighbours, all accessed at once...
+// Elements of a thread in every array of a tensor: adjacent elements, accessed at once.
 template <int kElements>
 struct Neighbours {
   static constexpr int kCount = kElements;
@@ -98,7 +100,7 @@ struct Neighbours {
   }
 };
 
-// ...or one by one, in a row of the block's threads each, as far as there are elements left.
+// Elements of a thread in every array of a tensor: every kThreads-th element, accessed one by one, up to `left`.
 template <int kElements>
 struct Column {
   static constexpr int kCount = kElements;

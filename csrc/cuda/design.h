@@ -1,4 +1,4 @@
-// Designs that compete until a GPU has decided between them; bench/NOTES.md says what is believed of each. For
+// Alternative designs of the kernels, to be compared on a GPU. bench/NOTES.md lists the expectations. They are for
 // developers: no design changes a result.
 #pragma once
 
@@ -8,12 +8,12 @@ namespace fused_adaptive::cuda {
 
 struct Design {
   Order chunks = Order::ranges;
-  bool powers_are_given = true;  // by the host, where it counts
-  int blocks = kMostBlocks;      // of an update on a multiprocessor, at most
+  bool powers_are_given = true;  // the host computes powers if counts are on the host
+  int blocks = kMostBlocks;      // maximum per multiprocessor in an update
 };
 
-// The designs that FUSED_ADAPTIVE_CUDA_DESIGN names, as "chunks=ticket,blocks=2"; what it leaves out is as above. An
-// unknown word is a std::runtime_error that names the choices.
+// Returns the design in FUSED_ADAPTIVE_CUDA_DESIGN, for example "chunks=ticket,blocks=2". Choices that are not named
+// have the defaults of Design. Throws std::runtime_error with the known choices for an unknown word.
 Design chosen_design();
 
 }  // namespace fused_adaptive::cuda

@@ -1,10 +1,11 @@
-// What the kernels are made of: turns of blocks, the last block, what a step's flags mean, what tensors share.
+// Device functions that kernels share: assignment of chunks to blocks, the last block, arguments of a step, weights and
+// counts of tensors.
 #pragma once
 
 #include "access.cuh"
 
 #define FA_NOINLINE __attribute__((noinline))
-#ifndef FA_SHARED  // the emulation of tests/cuda_emulation has its own
+#ifndef FA_SHARED  // tests/cuda_emulation defines its own
 #define FA_SHARED(Type, name) __shared__ Type name
 #endif
 
@@ -15,12 +16,14 @@ FA_DEVICE E* at(const Tensor& x, int role, int64_t element = 0) {
   return static_cast<E*>(x.at[role]) + element;
 }
 
-// True in every thread of the block that is the last of all launches to arrive here; it sees what the others wrote.
+// Returns true in all threads of one block: the last one of all launches that calls this. Writes of the other blocks
+// are visible to it.
 FA_DEVICE bool is_last_block(const Launch& launch) {
   FA_SHARED(bool, last);
   __syncthreads();
   if (threadIdx.x == 0) {
-    // After the barrier, so that it is for what the whole block has written, and by the thread that draws the ticket.
+    // The fence is after the barrier, so it covers the writes of the whole block, and in the thread that increments the
+    // ticket.
     __threadfence();
     last = atomicAdd(launch.ticket, 1u) == launch.blocks - 1;
     if (last) *launch.ticket = 0;  // for the next step
@@ -30,20 +33,20 @@ FA_DEVICE bool is_last_block(const Launch& launch) {
   return last;
 }
 
-// The chunk that this block takes after this one.
+// Returns the chunk that this block takes after chunk i.
 FA_DEVICE int64_t next_turn(const Turns& turns, int64_t i) {
   if (turns.order == Order::ranges) return i + 1;
   if (turns.order == Order::interleaved) return i + gridDim.x;
   FA_SHARED(unsigned, drawn);
-  __syncthreads();  // all threads have read the last one
-  // The first chunks go without a ticket. Each block draws until there are no more, so all together draw one for each
-  // chunk, and the last of them brings back the 0.
+  __syncthreads();  // all threads have read the last value of `drawn`
+  // The first gridDim chunks need no ticket. Each block draws tickets until there is no chunk left, so the number of
+  // tickets is the number of chunks, and atomicInc() resets the counter to 0 with the last ticket.
   if (threadIdx.x == 0) drawn = atomicInc(turns.next, static_cast<unsigned>(turns.count - 1));
   __syncthreads();
   return int64_t{gridDim.x} + drawn;
 }
 
-// Calls body(i) for each chunk that is this block's.
+// Calls body(i) for each chunk of this block.
 template <class Body>
 FA_DEVICE void for_turns(const Turns& turns, const Body& body) {
   const int64_t block = blockIdx.x, blocks = gridDim.x;
@@ -52,8 +55,8 @@ FA_DEVICE void for_turns(const Turns& turns, const Body& body) {
   for (int64_t i = ranges ? turns.count * block / blocks : block; i < end; i = next_turn(turns, i)) body(i);
 }
 
-// Calls body(i, chunk) for this block's chunks, and set_up(tensor) with the block at rest wherever another tensor
-// begins.
+// Calls body(i, chunk) for each chunk of this block, and set_up(tensor) between two barriers before the first chunk of
+// another tensor.
 template <class SetUp, class Body>
 FA_DEVICE void for_chunks(const Launch& launch, const SetUp& set_up, const Body& body) {
   int current = -1;
@@ -61,7 +64,7 @@ FA_DEVICE void for_chunks(const Launch& launch, const SetUp& set_up, const Body&
     const Chunk chunk = launch.chunks[i];
     if (chunk.tensor != current) {
       current = chunk.tensor;
-      __syncthreads();  // nobody works on the last tensor any more
+      __syncthreads();  // all threads have finished the last tensor
       set_up(current);
       __syncthreads();
     }
@@ -69,7 +72,7 @@ FA_DEVICE void for_chunks(const Launch& launch, const SetUp& set_up, const Body&
   });
 }
 
-// AMP: no state changes at all.
+// Returns whether AMP skips the step. A skipped step changes no state.
 FA_DEVICE bool is_skipped(const Step& step) { return step.found_inf != nullptr && *step.found_inf != 0; }
 
 FA_DEVICE Hyper hyper_of(const Step& step, int group) {
@@ -78,7 +81,7 @@ FA_DEVICE Hyper hyper_of(const Step& step, int group) {
   return hyper;
 }
 
-// Out of line as well, and only ASLR draws.
+// Not inlined, to save registers: only ASLR needs it.
 __device__ FA_NOINLINE inline double rate_factor_at(const RandomRates* random_rates, int64_t index) {
   return rate_factor(*random_rates, index);
 }
@@ -90,7 +93,8 @@ FA_DEVICE const void* grad_of(const Step& step, int tensor) {
   return step.grads != nullptr ? step.grads[tensor] : nullptr;
 }
 
-// Whether the tensor can be accessed by 16 bytes: its state is where it was, its gradient may be anywhere.
+// Returns whether accesses can be 16 bytes wide. The address of the gradient can change in each step, other addresses
+// are fixed.
 FA_DEVICE bool is_wide(const Tensor& x, const void* grad) {
   return x.aligned && reinterpret_cast<uintptr_t>(grad) % 16 == 0;
 }
@@ -100,7 +104,7 @@ FA_DEVICE double grad_factor_of(const Step& step, const Tensor& x) {
   return x.maximize ? -factor : factor;
 }
 
-// A parameter's element, exact where it has a master.
+// Returns the weight of an element, exact if the parameter has a master.
 template <class P>
 FA_DEVICE Compute<P> weight_of(const Tensor&, P p, int16_t) {
   return widen(p);
@@ -109,7 +113,7 @@ FA_DEVICE float weight_of(const Tensor& x, BFloat16 p, int16_t low) {
   return x.at[kLow] != nullptr ? join(p, low) : widen(p);
 }
 
-// The other halves of parameters, where they have one.
+// Loads the lower halves of masters if the parameter has a master.
 template <class P, class Where>
 FA_DEVICE void load_low(int16_t (&low)[Where::kCount], const Tensor& x, const Where& where) {
   if constexpr (std::is_same_v<P, BFloat16>) {
@@ -117,14 +121,14 @@ FA_DEVICE void load_low(int16_t (&low)[Where::kCount], const Tensor& x, const Wh
   }
 }
 
-// Of one element. Out of line: ten rounds of the generator are much code.
+// Returns the random bits of one element. Not inlined, since ten rounds of the generator are much code.
 __device__ FA_NOINLINE inline uint32_t random_bits_of(const Noise& noise, int64_t element) {
   uint32_t words[4];
   random_words(noise, element / kNoiseBlock, words);
   return bits_of_one(words, static_cast<int>(element % kNoiseBlock));
 }
 
-// Weights become parameters, with their other halves, or rounded one way or the other.
+// Stores weights as parameters: split if there is a master, else rounded stochastically or to nearest.
 template <class P, class Where>
 FA_DEVICE void store_weights(const Compute<P> (&weights)[Where::kCount], const Tensor& x, uint32_t rounding_step,
                              const Where& where) {
@@ -159,12 +163,12 @@ FA_DEVICE void store_weights(const Compute<P> (&weights)[Where::kCount], const T
   where.store(p, at<P>(x, kParam));
 }
 
-// A tensor's numbers by value. What it has not got is 0, and its gain 1.
+// One-element state of a tensor by value. Numbers that the tensor does not have are 0; the gain is 1.
 struct Values {
   Mirror counts;
   double gain, lr_sum, lr_last;
 
-  // Pointers to what is here.
+  // Returns pointers to the values.
   FA_DEVICE Numbers numbers() {
     Numbers n = {&gain, &lr_sum, &lr_last, &counts.step};
     n.active_step = &counts.active_step;
@@ -179,7 +183,7 @@ struct Values {
   }
 };
 
-// All are on their way before one is waited for.
+// Loads the values of a tensor. All loads are issued before the first one is used.
 FA_DEVICE Values values_at(const Numbers& n) {
   const auto or_else = [](const auto* at, auto other) { return at != nullptr ? *at : other; };
   const auto count = [&](const int64_t* at) { return or_else(at, int64_t{0}); };
@@ -192,7 +196,7 @@ FA_DEVICE Values values_at(const Numbers& n) {
   return values;
 }
 
-// What a step counts goes back.
+// Stores the numbers that a step changes.
 FA_DEVICE void put_counts(const Values& values, const Numbers n) {
   const auto put = [](auto* at, auto value) {
     if (at != nullptr) *at = value;
@@ -212,17 +216,17 @@ FA_DEVICE void put_counts(const Values& values, const Numbers n) {
   put(n.lr_last, values.lr_last);
 }
 
-// The backbone's scalars, kept while neighbouring tensors have the same.
+// Scalars of the backbone, kept while consecutive tensors have the same param group and step count.
 struct BackboneScalars {
   Scalars<double> scalars;
   Powers powers;
   double t;
-  int group;  // -1: nothing yet
+  int group;  // -1: not set
 
   FA_DEVICE bool are_of(int other_group, double other_t) const { return group == other_group && t == other_t; }
 };
 
-// One thread's work: a power for backbone_scalars(), unless it is there. counted: whether t is one more than the count.
+// Computes a power for backbone_scalars() in one thread, unless it is cached. counted: t is the step count plus 1.
 __device__ FA_NOINLINE inline void raise_power(const Step& step, int tensor, bool counted, BackboneScalars& cache,
                                                double Hyper::* beta, double Powers::* power) {
   const Tensor& x = step.tensors[tensor];
@@ -234,7 +238,7 @@ __device__ FA_NOINLINE inline void raise_power(const Step& step, int tensor, boo
   cache.powers.*power = is_given ? step.powers[x.group].powers.*power : pow(hyper.*beta, t);
 }
 
-// Two warps' work: powers in double take a while.
+// Computes the powers of both betas in two warps at the same time, since powers in double are slow.
 template <class Backbone>
 FA_DEVICE void raise_powers(const Step& step, int tensor, bool counted, BackboneScalars& cache) {
   if (!Backbone::kCorrects) return;
@@ -242,7 +246,7 @@ FA_DEVICE void raise_powers(const Step& step, int tensor, bool counted, Backbone
   if (threadIdx.x == 64) raise_power(step, tensor, counted, cache, &Hyper::beta2, &Powers::beta2);
 }
 
-// Of what raise_powers() has left, with a barrier in between.
+// Returns the scalars of step t. Expects a call of raise_powers() before, and a barrier in between.
 template <class Backbone>
 FA_DEVICE Scalars<double>& backbone_scalars(BackboneScalars& cache, const Hyper& hyper, int group, double t) {
   if (!cache.are_of(group, t)) {

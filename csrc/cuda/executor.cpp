@@ -1,7 +1,7 @@
-// A step on a GPU: which launches, in which order. The kernels decide on the device what the phase of an interval and
-// AMP's found_inf mean; where the plan counts on the host, the host counts alongside and leaves out launches that have
-// no work. Of what the device has, the host believes only what nobody else can change: replays of a CUDA graph repeat
-// what was uploaded in its capture, at times that the host does not see.
+// Step on a GPU: its launches and their order. Kernels read the phase of intervals and AMP's found_inf on the device.
+// If counts are on the host, the host also counts and leaves out launches without work. After a capture the host
+// uploads inputs in every step: replays of a CUDA graph repeat the uploads of its capture without the host, so the host
+// does not know what is on the device.
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -75,7 +75,7 @@ class CudaExecutor : public Executor {
     }
     const bool has_active = std::any_of(plan.policies.begin(), plan.policies.end(),
                                         [](const Policy& policy) { return policy.kind == PolicyKind::active; });
-    if (has_active && adjusted.empty()) {  // they are empty tensors, whose calls count all the same
+    if (has_active && adjusted.empty()) {  // all tensors are empty, but their counts must be restarted
       adjusted.push_back({adjust_kernel(DType::f32), nullptr, 0, blocks = 1, DType::f32, true});
     }
     for (const Bucket& bucket : adjusted) {
@@ -103,7 +103,7 @@ class CudaExecutor : public Executor {
  private:
   static bool may_end(const Policy& policy, bool ends) { return policy.interval > 0 && ends; }
 
-  // The stream, and the tables; counts on the device that are what they are on the host.
+  // Gets the stream, builds the tables if needed, and uploads counts that differ from those on the host.
   void begin(const Plan& plan, const std::vector<Hyper>& hypers) {
     stream_ = current_stream(device_);
     capturing_ = is_capturing(stream_);
@@ -138,7 +138,7 @@ class CudaExecutor : public Executor {
     was_captured_ |= capturing_;
     note_stream();
     if (on_device_ && !mirrors_.empty()) return;
-    // The kernels count alongside: only a count that was changed from outside has to be brought to them.
+    // Kernels count too, so only counts that other code has changed are uploaded.
     std::vector<Mirror> found;
     found.reserve(plan.members.size());
     for (const Member& m : plan.members) found.push_back(on_device_ ? first_only(m) : mirror_of(m));
@@ -148,7 +148,7 @@ class CudaExecutor : public Executor {
     }
   }
 
-  // Torch has to know of each stream that uses its memory, besides the one that was current when it gave it.
+  // Torch must know each stream that uses its memory, besides the stream that was current at the allocation.
   void note_stream() {
     if (std::find(streams_.begin(), streams_.end(), stream_) != streams_.end()) return;
     streams_.push_back(stream_);
@@ -161,7 +161,8 @@ class CudaExecutor : public Executor {
     lrs_.clear();
   }
 
-  // Of counters that live on the device, only whether a momentum buffer holds anything is told by the host.
+  // Returns the mirror of a member with counters on the device. Only its step is used, as a flag: whether the momentum
+  // buffer is initialized.
   static Mirror first_only(const Member& m) {
     Mirror mirror = {};
     mirror.step = m.first || m.at[kState0] == nullptr ? 0 : 1;
@@ -180,7 +181,7 @@ class CudaExecutor : public Executor {
     return args;
   }
 
-  // What changes from step to step, as far as it has.
+  // Uploads the inputs of a step that have changed.
   Step upload(const Plan& plan, const StepInputs& inputs) {
     Step args = step_args(plan);
     args.grads = layout_->grads;
@@ -220,7 +221,8 @@ class CudaExecutor : public Executor {
     }
   }
 
-  // Of each group, those of its first tensor in this step: mostly all have taken as many.
+  // Computes the powers for the first tensor of each param group in this step, since most tensors of a param group have
+  // the same step count.
   void give_powers(const Plan& plan, const std::vector<Hyper>& hypers, Step& args) const {
     if (on_device_ || !design_.powers_are_given || args.far_hypers != nullptr) return;
     for (const Member& m : plan.members) {
@@ -294,16 +296,16 @@ class CudaExecutor : public Executor {
     remember(plan);
   }
 
-  // The counts, which are the host's; gains and sums of rates are the device's.
+  // Returns the counts, which are on the host. Gains and sums of rates are on the device.
   static Numbers host_numbers(const Member& m) {
     Numbers n = numbers_of(m);
     n.gain = n.lr_sum = n.lr_last = nullptr;
     return n;
   }
 
-  // Whether a tensor could move (its rates and its gain are not 0) is known on the device alone. There tlr_applied_prev
-  // is right, and the host's, which goes into checkpoints, differs only where nothing moved; so does the sign of
-  // active_applied where lr is a tensor on the device.
+  // Only the device knows whether a tensor could move, that is, whether its rates and its gain are not 0.
+  // tlr_applied_prev is exact there. That of the host, which checkpoints save, differs only if nothing moved. The same
+  // applies to the sign of active_applied if lr is a tensor on the device.
   static void end_on_host(const Policy& policy, const Numbers& n, bool applied) {
     const int64_t steps = applied_steps(n, {applied, 0});
     if (policy.has_eta && steps > 0) *n.tlr_applied_prev = steps;
@@ -319,11 +321,11 @@ class CudaExecutor : public Executor {
   const bool on_device_;
   const Design design_ = chosen_design();
   std::unique_ptr<Layout> layout_;
-  std::vector<std::unique_ptr<Layout>> captured_;  // earlier ones, which CUDA graphs point to
+  std::vector<std::unique_ptr<Layout>> captured_;  // earlier layouts to which CUDA graphs point
   std::unique_ptr<Uploader> uploader_;
   Buffer mirrors_memory_;
   std::vector<bool> couples_;
-  std::vector<Mirror> mirrors_;  // what the device has counted, or was told
+  std::vector<Mirror> mirrors_;  // counts on the device, as uploaded or counted
   std::vector<const void*> grads_, found_grads_;
   std::vector<Hyper> hypers_;
   std::vector<DeviceNumber> lrs_;
@@ -349,7 +351,7 @@ std::string why_not_on_cuda(int device) {
   const cudaError_t result =
       cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(cuda::small_upload_kernel()));
   if (result == cudaSuccess) return "";
-  cudaGetLastError();  // or the next to ask would be told of it
+  cudaGetLastError();  // clears the error, else later code would get it
   return cudaGetErrorString(result);
 }
 

@@ -1,4 +1,4 @@
-// The kernels by their compile-time structure: what the executor, which is plain C++, launches.
+// Kernels by their compile-time arguments. The executor, which is plain C++, launches them.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,13 +12,13 @@ Kernel update_kernel_f64(int backbone, int mode, bool coupled);
 Kernel update_kernel_bf16(int backbone, int mode, bool coupled);
 Kernel update_kernel_f16(int backbone, int mode, bool coupled);
 
-// <coupled gradient, direction of the last step>, before it is taken [HD].
+// Measures <coupled gradient, direction of the last step> before the step is taken [HD].
 Kernel slope_kernel(int backbone, DType param);
-// num and sq of TrainableLR; the running interval becomes the previous one.
+// Measures num and sq of TrainableLR. The running interval becomes the previous one.
 Kernel measure_kernel(DType param);
-// The gains, where inner products had to be summed over ranks first. One block.
+// Adapts the gains after inner products have been summed over ranks. One block.
 Kernel finish_kernel();
-// ActiveLR's interval end outside of a step.
+// Ends ActiveLR's interval outside of a step.
 Kernel adjust_kernel(DType param);
 
 using SmallUpload = void (*)(SmallParcel);

@@ -10,7 +10,7 @@
 namespace fused_adaptive::cuda {
 namespace {
 
-// The chunks of some tensors; appends, so that the chunks of a tensor are neighbours.
+// Appends the chunks of a tensor.
 void add_chunks(std::vector<Chunk>& chunks, const Plan& plan, int member, int64_t size) {
   const int64_t numel = plan.members[member].numel;
   for (int64_t base = 0; base < numel; base += size) {
@@ -42,7 +42,7 @@ bool is_hypergradient(const Plan& plan, const Member& m) {
 
 DeviceRule device_rule_of(const Policy& policy) { return {policy, policy.members.empty() ? -1 : policy.members[0]}; }
 
-// A bucket's chunks stand in the packer until all tables are sent; an offset becomes a pointer then.
+// Until all tables are sent, a pointer holds an offset into the packer.
 template <class E>
 void to_pointer(const E*& pointer, const Buffer& memory) {
   pointer = memory.at<E>(reinterpret_cast<size_t>(pointer));
@@ -52,7 +52,7 @@ const E* as_offset(size_t offset) {
   return reinterpret_cast<const E*>(offset);
 }
 
-// Counts become those of a mirror: an address on the device, which is not to be read here.
+// Points counts to those of a mirror. Its address is on the device, so the host must not read it.
 void point_to(Mirror& mirror, Numbers& numbers) {
   const auto point = [](int64_t*& number, int64_t& to) {
     if (number != nullptr) number = &to;
@@ -144,7 +144,7 @@ void Layout::build_buckets(const Plan& plan, const std::vector<bool>& couples) {
     const auto [backbone, mode, coupled, dtype] = key;
     std::vector<Chunk> chunks;
     for (int member : members) add_chunks(chunks, plan, member, kUpdateChunk);
-    // Empty tensors need no launch, but for one that counts their steps where there is no other.
+    // Empty tensors need no launch. If there are no other tensors, one launch counts their steps.
     if (chunks.empty() && (!buckets.empty() || &members != &parts.rbegin()->second)) continue;
     const Kernel kernel = update_kernel(backbone, mode, coupled, dtype);
     const int64_t count = static_cast<int64_t>(chunks.size());
@@ -205,7 +205,7 @@ void Layout::build_units(const Plan& plan) {
 }
 
 void Layout::build_scratch(const Plan& plan) {
-  Packer sizes;  // lays it out
+  Packer sizes;  // only computes offsets
   const size_t at_ticket = sizes.add(std::vector<uint64_t>(1));
   const size_t at_grads = sizes.add(std::vector<const void*>(plan.members.size()));
   const size_t at_hypers = sizes.add(std::vector<Hyper>(plan.groups.size()));

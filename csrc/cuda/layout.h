@@ -1,4 +1,4 @@
-// How a plan's tensors are parted into launches: the tables that live on the device, and what the host keeps of them.
+// Division of a plan's tensors into launches: tables on the device, and the part of them that the host keeps.
 #pragma once
 
 #include <vector>
@@ -8,7 +8,7 @@
 
 namespace fused_adaptive::cuda {
 
-// The tensors of one update launch: equal structure.
+// Tensors of one update launch. They have the same kernel.
 struct Bucket {
   Kernel kernel;
   const Chunk* chunks;
@@ -18,7 +18,7 @@ struct Bucket {
   bool scales_elements;
 };
 
-// One launch of a policy's inner products: tensors of one type.
+// One launch of the inner products of a policy. Its tensors have the same kernel.
 struct Measurement {
   Kernel kernel;
   const Chunk* chunks;
@@ -27,7 +27,7 @@ struct Measurement {
   int64_t first_partial;
 };
 
-// All inner products of one policy.
+// Inner products of one policy.
 struct Unit {
   int rule = 0;
   std::vector<Measurement> launches;
@@ -38,11 +38,11 @@ struct Unit {
   int32_t share_count = 0;
 };
 
-// The device's copy of a plan. It is as constant as the plan; only mirrors and scratch memory change.
+// Copy of a plan on the device. It changes only with the plan, except for mirrors and scratch memory.
 class Layout {
  public:
-  // couples: of each group, whether decay goes into the gradient. Without decay it does not, were the parameter
-  // infinite. mirrors: of each member, on the device. The stream is torch's current one.
+  // couples: by param group, whether decay is added to the gradient; false without decay, since the parameter could be
+  // infinite. mirrors: by member, on the device. stream: torch's current stream.
   Layout(const Plan& plan, const Design& design, const std::vector<bool>& couples, Mirror* mirrors, bool on_device,
          int device, cudaStream_t stream);
 
@@ -51,13 +51,13 @@ class Layout {
   const Tensor* tensors = nullptr;
   const DeviceRule* rules = nullptr;
   const void** grads = nullptr;
-  Hyper* hypers = nullptr;  // null: they fit into the arguments
+  Hyper* hypers = nullptr;  // null: hyperparameters fit into the kernel arguments
   DeviceNumber* lrs = nullptr;
   uint32_t* ticket = nullptr;
   Products *partials = nullptr, *group_sums = nullptr;
   Outcome* outcomes = nullptr;
   std::vector<Bucket> buckets;
-  std::vector<Unit> units;  // by policy; without launches where it has no inner products
+  std::vector<Unit> units;  // by policy; without launches if the policy has no inner products
 
   std::vector<std::shared_ptr<void>> memory() const { return {tables_.memory(), scratch_.memory()}; }
 
@@ -76,7 +76,7 @@ class Layout {
   size_t most_partials_ = 0, most_groups_ = 0, most_shares_ = 0;
 };
 
-// What a parameter's counts are on the host.
+// Returns the counts of a member on the host.
 Mirror mirror_of(const Member& member);
 
 }  // namespace fused_adaptive::cuda

@@ -1,4 +1,4 @@
-// The update kernel: one launch moves every tensor of a bucket. A skeleton; the math of an element is element.h's.
+// Update kernel: one launch updates every tensor of a bucket. The math of an element is in element.h.
 #pragma once
 
 #include <type_traits>
@@ -7,7 +7,7 @@
 
 namespace fused_adaptive::cuda {
 
-// What the threads of a block share while it works on one tensor.
+// Data that the threads of a block share while it works on one tensor.
 template <class T>
 struct Setup {
   Tensor tensor;
@@ -15,15 +15,15 @@ struct Setup {
   BackboneScalars backbone;
   Scalars<T> scalars;
   const void* grad;
-  bool steps;  // it has a gradient
-  bool wide;   // 16 bytes at a time
-  bool adds;   // the gradient goes into grad_mean_sum
+  bool steps;  // the tensor has a gradient
+  bool wide;   // accesses of 16 bytes
+  bool adds;   // the gradient is added to grad_mean_sum
   ActiveEnd end;
   uint32_t rounding_step;
 };
 
-// Where a block comes to another tensor, first what comes from the device's memory, then one thread's work with it. Out
-// of line: their registers must not count for the elements.
+// A block that starts with another tensor calls fetch(), which reads device memory, then set_up() in one thread. Both
+// are not inlined, so that the loop over elements does not need their registers.
 template <class T>
 __device__ FA_NOINLINE void fetch(const Step& step, int tensor, Setup<T>& s) {
   constexpr int kWords = sizeof(Tensor) / 8;
@@ -63,7 +63,7 @@ __device__ FA_NOINLINE void set_up(const Step& step, Setup<T>& s) {
   s.scalars = r.as<T>();
 }
 
-// Some elements: all loads, then the arithmetic, then all stores.
+// Updates some elements: all loads, then the arithmetic, then all stores.
 template <class Backbone, int kMode, bool kCoupled, class P, class Where>
 FA_DEVICE void update_elements(const Setup<Compute<P>>& s, const Scalars<Compute<P>>& r, const Where& where) {
   constexpr int kWidth = Where::kCount;
@@ -110,15 +110,16 @@ FA_DEVICE void update_elements(const Setup<Compute<P>>& s, const Scalars<Compute
     if constexpr (kScales) grad_sum[i] = e.grad_sum;
   }
 
-  // The arrays' addresses need not be kept through the arithmetic: they are worked out again from shared memory.
+  // The barrier makes the compiler read the addresses of arrays from shared memory again, so they take no registers
+  // during the arithmetic.
   if constexpr (kScales || !Where::kAtOnce) asm volatile("" ::: "memory");
   store_weights<P>(weight, x, s.rounding_step, where);
 #pragma unroll
   for (int k = 0; k < kStates; ++k) where.store(state[k], at<T>(x, kState0 + k));
   if constexpr (kScales) {
     if (s.end.adjusts) {
-      where.load(sign, at<int8_t>(x, kSignPrev));  // here, since it would take a register all along
-      // The scalars of the rare case come from shared memory each time: they are not worth registers.
+      where.load(sign, at<int8_t>(x, kSignPrev));  // not with the other loads, since it would take registers
+      // Scalars of this rare case are read from shared memory each time and take no registers.
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) adjust_element(gain[i], grad_sum[i], sign[i], s.scalars);
       where.store(gain, at<T>(x, kGain));
@@ -135,8 +136,8 @@ FA_DEVICE void update_elements(const Setup<Compute<P>>& s, const Scalars<Compute
   }
 }
 
-// ActiveLR's interval end for elements that no step moves. Rare, so without wide accesses.
-// adjusts: the last step could move them.
+// Ends ActiveLR's interval for elements that no step updates now. This is rare, so accesses are not wide.
+// adjusts: the last step could move the elements.
 template <class T>
 __device__ FA_NOINLINE void end_chunk(const Tensor& x, const Scalars<T>& r, int64_t base, int count, bool adjusts) {
   for (int i = threadIdx.x; i < count; i += kThreads) {
@@ -147,7 +148,7 @@ __device__ FA_NOINLINE void end_chunk(const Tensor& x, const Scalars<T>& r, int6
   }
 }
 
-// After an update, by its last block: the counts of all tensors, and the sums that are one number a tensor.
+// Updates counts and sums of rates of all tensors. The last block of an update calls it.
 __device__ FA_NOINLINE inline void count_update(const Step& step) {
   for (int i = threadIdx.x; i < step.tensor_count; i += kThreads) {
     const Tensor& x = step.tensors[i];
@@ -159,19 +160,20 @@ __device__ FA_NOINLINE inline void count_update(const Step& step) {
     const Hyper hyper = hyper_of(step, x.group);
     if (x.active >= 0) count_active(step.rules[x.active], n, applied, hyper.has_rate());
     if (x.scalar >= 0) count_scalar(step.rules[x.scalar], n, applied, hyper.lr, rate_factor_of(step, x));
-    asm volatile("" ::: "memory");  // where they are need not be kept so long: it is read again, all at once
+    asm volatile("" ::: "memory");  // reads the addresses again, so they take no registers until here
     put_counts(values, x.numbers);
   }
 }
 
-// 16 bytes of parameters at a time.
+// Elements in 16 bytes of parameters.
 template <class P>
 constexpr int kVector = 16 / sizeof(P);
 
 template <class Backbone, int kMode>
 constexpr int kArrays = 2 + Backbone::kStates + ((kMode & kScalesElements) ? 2 : 0) + ((kMode & kAddsMean) ? 1 : 0);
 
-// Elements at a time where addresses, or what is left of a chunk, do not allow for that: as many as take no block away.
+// Elements at a time without wide accesses, for arrays that are not aligned and for the end of a chunk. With more,
+// fewer blocks would fit on a multiprocessor.
 template <class Backbone, int kMode, class P>
 constexpr int kRows = sizeof(P) == 4 && kArrays<Backbone, kMode> <= 4 ? 4 : 2;
 
@@ -196,7 +198,8 @@ __global__ void __launch_bounds__(kThreads, (blocks_at_once<Backbone, kMode, P>(
   };
   for_chunks(launch, prepare, [&](int64_t, const Chunk& chunk) {
     if (s.steps) {
-      // In registers, but where arrays need them all: then from shared memory at each turn.
+      // The scalars are kept in registers. With element gains arrays need all registers, so the scalars are read from
+      // shared memory.
       using Kept = const Scalars<T>;
       std::conditional_t<(kMode & kScalesElements) != 0, Kept&, Kept> r = s.scalars;
       const int wide = s.wide ? chunk.count / kVector<P> * kVector<P> : 0;
@@ -214,7 +217,7 @@ __global__ void __launch_bounds__(kThreads, (blocks_at_once<Backbone, kMode, P>(
   if (is_last_block(launch)) count_update(step);
 }
 
-// The kernels of one parameter type, by backbone, mode and whether decay is coupled.
+// Returns the kernel of one parameter type.
 template <class P>
 Kernel update_kernel(int backbone, int mode, bool coupled) {
 #define FA_MODE(name, mode) {update<name, mode, false, P>, update<name, mode, true, P>}

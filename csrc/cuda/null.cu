@@ -1,4 +1,4 @@
-// The null step on a GPU: threads, chunks, vectors and the order of accesses as in multi_tensor.cuh, and no arithmetic.
+// Null step on a GPU: threads, chunks, vectors and the order of accesses as in multi_tensor.cuh, without arithmetic.
 #include <stdexcept>
 
 #include "design.h"
@@ -9,7 +9,7 @@
 namespace fused_adaptive::cuda {
 namespace {
 
-// kWidth neighbours, from `element` on: all loads, then all stores.
+// Passes over kWidth adjacent elements: all loads, then all stores.
 template <int kWidth, class Word, int kWritten, int kGrads, int kRead>
 FA_DEVICE void pass_elements(const NullStep& s, int64_t element) {
   Word p[kWidth], g[kGrads][kWidth];
@@ -38,13 +38,13 @@ FA_DEVICE void pass_elements(const NullStep& s, int64_t element) {
   for (int k = 0; k < kWritten; ++k) store(w[k], static_cast<uint32_t*>(s.written[k]) + element);
 }
 
-// By the rule of the update kernels; it is ActiveLR's gain that is read alone.
+// As for the update kernels. In a step, the only array that is read but not written is ActiveLR's gain.
 template <class Word, int kWritten, int kGrads, int kRead>
 constexpr int blocks_at_once() {
   return cuda::blocks_at_once(sizeof(Word), 1 + kWritten + kGrads + kRead, kGrads == 1 && kRead == 1);
 }
 
-__device__ uint32_t next_chunk = 0;  // null steps come one after the other
+__device__ uint32_t next_chunk = 0;  // one counter suffices, since null steps run one after another
 
 template <class Word, int kWritten, int kGrads, int kRead>
 __global__ void __launch_bounds__(kThreads, (blocks_at_once<Word, kWritten, kGrads, kRead>()))

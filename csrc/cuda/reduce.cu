@@ -1,4 +1,4 @@
-// The kernels besides the update: inner products, ActiveLR's explicit interval end, and uploads.
+// Kernels besides the update: inner products, ActiveLR's interval end outside of a step, and uploads.
 #include "kernels.h"
 #include "multi_tensor.cuh"
 #include "reduce.cuh"
@@ -6,7 +6,7 @@
 namespace fused_adaptive::cuda {
 namespace {
 
-// ActiveLR's interval ends for every tensor that has moved in it.
+// Ends ActiveLR's interval for every tensor with applied steps in it.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 4)
     adjust(const __grid_constant__ Step step, const __grid_constant__ Launch launch) {
@@ -47,7 +47,8 @@ Kernel slope_kernel_of(DType param) {
   }
 }
 
-// One word a thread: arguments are read one address at a time, and so blocks share the time for it.
+// One word per thread. Threads that read different addresses of the arguments are serialized, so the work is divided
+// among blocks.
 template <class P>
 __global__ void __launch_bounds__(kThreads) upload(const __grid_constant__ P parcel) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;

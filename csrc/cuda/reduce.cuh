@@ -1,5 +1,5 @@
-// Inner products over tensors, and what comes of them: gains. Sums are added in the order that gain.h defines, so the
-// bits do not depend on the grid; the last block finishes.
+// Inner products over tensors, and the gains that they change. Sums are added in the order of gain.h, so the bits do
+// not depend on the grid. The last block adds the sums of chunks and adapts the gains.
 #pragma once
 
 #include "device.cuh"
@@ -8,7 +8,7 @@ namespace fused_adaptive::cuda {
 
 static_assert(kThreads * kLanesOfThread == kLanes, "each thread owns its lanes");
 
-// Before the update, the step is not counted yet in a tensor that it moves.
+// Before the update, the counts of a tensor do not include the current step.
 FA_DEVICE Uncounted uncounted_of(const Step& step, const Launch& launch, int tensor) {
   if (launch.when != When::before_update || grad_of(step, tensor) == nullptr) return {false, 0};
   const Tensor& x = step.tensors[tensor];
@@ -29,7 +29,7 @@ FA_DEVICE bool is_due(const Step& step, const Launch& launch) {
   return ends_at(rule, launch.when == When::before_update ? calls + 1 : calls);
 }
 
-// The sum of every thread's lanes; for thread 0.
+// Returns the sum of the lanes of all threads, to thread 0 only.
 FA_DEVICE Products block_sum(const double (&num)[kLanesOfThread], const double (&sq)[kLanesOfThread]) {
   struct Sums {
     Products of[kThreads];
@@ -47,17 +47,17 @@ FA_DEVICE Products block_sum(const double (&num)[kLanesOfThread], const double (
   }
   Products sum = {0, 0};
   if (thread == 0) sum = sums.of[0];
-  __syncthreads();  // the next sum overwrites this one
+  __syncthreads();  // before the next call overwrites the sums
   return sum;
 }
 
-// ---- what the last block does ----
+// ---- work of the last block ----
 
 FA_DEVICE Products sum_share(const Launch& launch, const Share& share) {
   return sum_group(launch.group_sums + share.first_group, share.group_count);
 }
 
-// products: of the whole tensor.
+// Sets the outcome of a tensor. products: inner products of the whole tensor.
 FA_DEVICE void judge_tensor(const Step& step, const Launch& launch, const Rule& rule, int share_index,
                             Products products) {
   const int tensor = launch.shares[share_index].tensor;
@@ -72,14 +72,14 @@ FA_DEVICE void judge_tensor(const Step& step, const Launch& launch, const Rule& 
   }
 }
 
-// The sums over all tensors of a global policy, in their order.
+// Returns the sums over all tensors of a global policy, in their order.
 FA_DEVICE Outcome sum_unit(const Launch& launch) {
   Outcome unit = {{0, 0}, 0, false, false};
   add_in_order(launch.outcomes, launch.share_count, [&](const Outcome& own) { add_outcome(unit, own); });
   return unit;
 }
 
-// What was measured goes into the gains; the interval that was measured is over. Outcomes are there.
+// Adapts the gains to the outcomes and restarts the measured interval.
 __device__ FA_NOINLINE inline void adapt_gains(const Step& step, const Launch& launch) {
   FA_SHARED(Outcome, unit);
   FA_SHARED(bool, any_restarts);
@@ -93,12 +93,13 @@ __device__ FA_NOINLINE inline void adapt_gains(const Step& step, const Launch& l
     const Tensor& x = step.tensors[launch.shares[i].tensor];
     adapt_gain(rule, rule.per_tensor ? own : unit, hyper_of(step, x.group).lr_scale, *x.numbers.gain, own);
     if (own.restarts) any_restarts = true;
-    // Before the update, the update's last block restarts the counts: that step still has to see them.
+    // If the measurement is before the update, the last block of the update restarts the counts, since the update still
+    // reads them.
     if (rule.kind == PolicyKind::trainable && launch.when != When::before_update) restart_trainable(x.numbers);
   }
   __syncthreads();
   if (!any_restarts) return;
-  // Only after a NaN or infinity, so one block may take its time for it.
+  // This happens only after NaN or infinity, so one block may be slow.
   for (int i = 0; i < launch.share_count; ++i) {
     if (!launch.outcomes[i].restarts) continue;
     const Tensor& x = step.tensors[launch.shares[i].tensor];
@@ -126,7 +127,8 @@ __device__ FA_NOINLINE inline void finish_measurement(const Step& step, const La
   adapt_gains(step, launch);
 }
 
-// The rest, once products have been summed over the ranks. They were so in vain where no interval ends; zeros stay.
+// Continues after products have been summed over the ranks. They are summed even if no interval ends, so they are reset
+// to 0 here for such a sum.
 __global__ void __launch_bounds__(kThreads)
     finish(const __grid_constant__ Step step, const __grid_constant__ Launch launch) {
   if (is_due(step, launch)) {
@@ -149,7 +151,7 @@ struct Measure {
   Tensor tensor;
   const void* grad;
   bool measured, wide;
-  T applied, travelled, factor;  // divide the sum of gradients and the displacement; scales the gradient
+  T applied, travelled, factor;  // divisors of the gradient sum and of the displacement; factor of the gradient
 };
 
 template <class T>
@@ -165,7 +167,7 @@ __device__ FA_NOINLINE void set_up_measure(const Step& step, const Launch& launc
   s.factor = static_cast<T>(grad_factor_of(step, x));
 }
 
-// kWidth neighbours, of kWidth lanes: their products, and the new interval's beginning.
+// Adds the products of kWidth adjacent elements to kWidth lanes and starts their new interval.
 template <int kWidth, class P>
 FA_DEVICE void measure_elements(const Measure<Compute<P>>& s, Source source, int64_t element, double* num, double* sq) {
   using T = Compute<P>;
@@ -200,7 +202,7 @@ FA_DEVICE void measure_elements(const Measure<Compute<P>>& s, Source source, int
   if (source != Source::displacement) store(sum, at<T>(x, kMeanSum, element));
 }
 
-// Calls body(width, element) for a thread's lanes of a chunk, from the first row to the last.
+// Calls wide(element) or single(element, lane) for a thread's lanes of a chunk, in ascending rows.
 template <class Wide, class Single>
 FA_DEVICE void for_lanes(const Chunk& chunk, bool is_wide, const Wide& wide, const Single& single) {
   for (int row = threadIdx.x * kLanesOfThread; row < chunk.count; row += kLanes) {
@@ -214,7 +216,7 @@ FA_DEVICE void for_lanes(const Chunk& chunk, bool is_wide, const Wide& wide, con
   }
 }
 
-// Two blocks a multiprocessor; in double, registers allow one.
+// Two blocks per multiprocessor; in double, the registers suffice only for one.
 template <class P>
 __global__ void __launch_bounds__(kThreads, sizeof(P) == 8 ? 1 : 2)
     measure(const __grid_constant__ Step step, const __grid_constant__ Launch launch) {
@@ -270,7 +272,7 @@ FA_DEVICE void slope_elements(const Slope<Compute<P>>& s, int64_t element, doubl
   P p[kWidth], g[kWidth];
   T state[kStates > 0 ? kStates : 1][kWidth], direction[kWidth];
   int16_t low[kWidth];
-  if (x.coupled) {  // otherwise the parameter is not asked for
+  if (x.coupled) {
     load(p, at<P>(x, kParam, element));
     load_low<P>(low, x, Neighbours<kWidth>{element});
   }

@@ -38,7 +38,7 @@ void Buffer::allocate_zeros(int device, size_t bytes, cudaStream_t stream) {
 
 void Packer::send(Buffer& to, int device, cudaStream_t stream) const {
   to.allocate(device, bytes_.size());
-  // From memory that is not pinned: it has been read when the call returns.
+  // The memory is not pinned, so the call returns after it has been read.
   check(cudaMemcpyAsync(to.at<void*>(), bytes_.data(), bytes_.size(), cudaMemcpyHostToDevice, stream),
         "cudaMemcpyAsync");
 }

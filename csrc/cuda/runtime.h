@@ -1,4 +1,4 @@
-// The CUDA runtime as the executor uses it, errors as exceptions, and what it has from torch: memory, streams.
+// Functions of the CUDA runtime, with exceptions for errors, and functions of torch: memory and streams.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,7 +11,7 @@
 
 namespace fused_adaptive::cuda {
 
-// Throws std::runtime_error that says what failed and why.
+// Throws std::runtime_error with `what` and the reason if the result is an error.
 void check(cudaError_t result, const char* what);
 
 class DeviceGuard {
@@ -22,16 +22,15 @@ class DeviceGuard {
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
-  int previous_ = -1;  // -1: it was the same
+  int previous_ = -1;  // -1: the device did not change
 };
 
-// Torch's current stream on the device (csrc/bindings/torch_cuda.cpp).
+// Returns torch's current stream on the device (csrc/bindings/torch_cuda.cpp).
 cudaStream_t current_stream(int device);
 bool is_capturing(cudaStream_t stream);
 
-// Memory of torch's allocator on the device, for work in the order of torch's current stream
-// (csrc/bindings/torch_cuda.cpp). It can be given back at any time, in anybody's capture of a CUDA graph too. What is
-// in it is undefined.
+// Returns uninitialized memory of torch's allocator on the device, for work on torch's current stream
+// (csrc/bindings/torch_cuda.cpp). It can be freed at any time, also during the capture of a CUDA graph.
 std::shared_ptr<void> allocate(int device, size_t bytes);
 
 // Device memory.
@@ -49,10 +48,10 @@ class Buffer {
   std::shared_ptr<void> data_;
 };
 
-// Brings arrays to the device as one block: add them all, then send.
+// Uploads several arrays as one block of memory: add() all arrays, then send().
 class Packer {
  public:
-  // Returns where the array will be in the block.
+  // Returns the offset of the array in the block.
   template <class E>
   size_t add(const std::vector<E>& values) {
     const size_t offset = (bytes_.size() + 15) / 16 * 16;
@@ -67,8 +66,8 @@ class Packer {
   std::vector<char> bytes_;
 };
 
-// Writes to the device in the order of the stream, without host memory that has to outlive the call: the bytes travel
-// in the arguments of kernels, so a captured graph has them too. A multiple of 8 bytes.
+// Uploads a multiple of 8 bytes in the order of the stream. The bytes are kernel arguments, so no host memory has to
+// outlive the call, and a captured graph contains them.
 class Uploader {
  public:
   explicit Uploader(int device);
@@ -78,7 +77,7 @@ class Uploader {
   bool takes_large_ = false;
 };
 
-// Blocks that fill the device: at most one a chunk, and at most so many on a multiprocessor.
+// Returns the number of blocks that fill the device, at most one per chunk and at most `most` per multiprocessor.
 unsigned grid_size(const void* kernel, int64_t chunks, int device, int most = kMostBlocks);
 template <class... Args>
 unsigned grid_size(void (*kernel)(Args...), int64_t chunks, int device, int most = kMostBlocks) {

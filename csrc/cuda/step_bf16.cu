@@ -1,4 +1,4 @@
-// The update kernels of bf16 parameters, in a file of their own so that they compile side by side.
+// Update kernels of bf16 parameters, in a separate file for parallel compilation.
 #include "kernels.h"
 #include "multi_tensor.cuh"
 

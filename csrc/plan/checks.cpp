@@ -1,5 +1,5 @@
-// What every step checks before it changes anything, and what it is given. Steps of many small tensors spend their time
-// here, so that a tensor may cost some tens of nanoseconds.
+// Checks of every step before it changes anything, and its inputs. They take most of the time of steps with many small
+// tensors, so a tensor must not take more than some tens of nanoseconds.
 #include <torch/csrc/stable/ops.h>
 
 #include <cstring>
@@ -37,7 +37,8 @@ bool same_device(const Tensor& tensor, int32_t type, int32_t index) {
   return own_type == type && (own_index == index || type == aoti_torch_device_type_cpu());
 }
 
-// Whether flat storage means the same elements as in the parameter. Strides of dimensions of size 1 mean nothing.
+// Returns whether the elements are in the same order in memory as those of the parameter. Strides of dimensions of size
+// 1 do not matter.
 bool TensorPlan::has_extents(size_t member, const View& tensor) const {
   const Extents& own = extents_of_[member];
   if (tensor.dims != own.dims) return false;
@@ -55,15 +56,15 @@ void TensorPlan::begin_check() {
   overwritten_ = -1;
 }
 
-// Whether a parameter and its state are what and where they were when the plan was built.
+// Marks the plan as stale if the tensor has another address, dtype or layout than when the plan was built.
 void TensorPlan::look_at(size_t member, size_t number, const View& tensor) {
   const void* expected = places_[first_place_[member] + number];
   const Extents& own = extents_of_[member];
-  if (own.parked && number == 0) {  // what has no memory may have any shape, but a gradient asks for both
+  if (own.parked && number == 0) {  // stale once it has memory and its shape again
     is_stale_ |= tensor.at != nullptr && has_extents(member, tensor);
     return;
   }
-  is_stale_ |= expected != nullptr && tensor.at != expected;  // an empty one may be anywhere
+  is_stale_ |= expected != nullptr && tensor.at != expected;  // an empty tensor may have any address
   if (number == 0) is_stale_ |= tensor.dtype != own.dtype || !has_extents(member, tensor);
 }
 
@@ -81,7 +82,7 @@ void TensorPlan::take(size_t member, const View& grad) {
   m.grad = m.numel > 0 ? grad.at : m.at[kParam];
   if (m.grad == nullptr) refuse();
   if (m.numel > 0 && m.grad == m.at[kParam]) overwritten_ = static_cast<int64_t>(member);
-  // A buffer that the first update makes has to be bound first.
+  // A momentum buffer must be bound before its first update.
   if (kStructures[plan_.groups[m.group].backbone].is_lazy && m.at[kState0] == nullptr) lacks_state_ = true;
 }
 

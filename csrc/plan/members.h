@@ -1,4 +1,4 @@
-// What executors need to know of a plan's members besides intervals.h.
+// Helpers of the executors for the members and policies of a plan.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +16,7 @@ inline int mode_of(const Member& m) {
   return (m.active >= 0 ? kScalesElements : 0) | (m.at[kMeanSum] != nullptr ? kAddsMean : 0);
 }
 
-// The numbers of a tensor whose counts, gains and sums are all the host's.
+// Returns pointers to the one-element state of a member. For parameters on a GPU some of them are to device memory.
 inline Numbers numbers_of(const Member& m) {
   const auto real = [&](Role role) { return static_cast<double*>(m.at[role]); };
   const auto whole = [&](Role role) { return static_cast<int64_t*>(m.at[role]); };
@@ -34,7 +34,7 @@ inline double tensor_gain(const Member& m) {
   return m.at[kTensorGain] == nullptr ? 1.0 : *static_cast<double*>(m.at[kTensorGain]);
 }
 
-// Without decay the parameter stays out of the gradient, were it infinite.
+// Without decay the parameter is not added, even as 0 * p: p could be infinite.
 template <class T>
 bool decay_is_coupled(const Group& group, const Scalars<T>& r) {
   return group.coupled && r.weight_decay != 0;
@@ -44,7 +44,8 @@ inline double rate_factor_of(const Member& m, const StepInputs& inputs) {
   return inputs.random_rates == nullptr ? 1.0 : rate_factor(*inputs.random_rates, m.index);
 }
 
-// Of every policy, whether the step under way is the last of its interval. The count is the same in all its tensors.
+// Returns for each policy whether the current step is the last of its interval. All tensors of a policy have the same
+// count.
 inline std::vector<bool> ending_policies(const Plan& plan) {
   std::vector<bool> ending;
   for (const Policy& policy : plan.policies) {
@@ -55,7 +56,7 @@ inline std::vector<bool> ending_policies(const Plan& plan) {
   return ending;
 }
 
-// The tensors of a policy, parted by gain: calls body(begin, end) with their numbers.
+// Calls body(begin, end) for each gain of a policy, with the numbers of the members that share it.
 template <class Body>
 void for_units(const Policy& policy, const Body& body) {
   const int* members = policy.members.data();
@@ -67,7 +68,7 @@ void for_units(const Policy& policy, const Body& body) {
   for (int i = 0; i < n; ++i) body(members + i, members + i + 1);
 }
 
-// From the inner products of this rank's parts to those of whole tensors, on the CPU.
+// Replaces the inner products of this rank's shards by those of whole tensors, on the CPU.
 inline void sum_over_ranks(const Plan& plan, std::vector<Products>& products) {
   if (plan.sharing.sum == nullptr) return;
   std::copy(products.begin(), products.end(), plan.sharing.products);
@@ -75,7 +76,7 @@ inline void sum_over_ranks(const Plan& plan, std::vector<Products>& products) {
   std::copy_n(plan.sharing.products, products.size(), products.begin());
 }
 
-// The backbone's scalars for the tensors of a group, which mostly have taken the same number of steps.
+// Keeps the scalars of the last param group and step count, since most tensors of a param group have the same count.
 class ScalarsCache {
  public:
   const Scalars<double>& get(int backbone, int group, const Hyper& hyper, double t) {

@@ -1,5 +1,5 @@
-// The null step: reads and writes the streams of a step and does no arithmetic. How fast it runs is how fast a step
-// could be: bench/step/ceilings.py measures it. Not part of any optimizer.
+// Null step: reads and writes the arrays of a step without its arithmetic. Its speed is the upper bound of the speed of
+// a step, which bench/step/ceilings.py measures. It is not part of any optimizer.
 #pragma once
 
 #include <cstdint>
@@ -9,30 +9,30 @@ namespace fused_adaptive {
 
 constexpr int kMostWritten = 5, kMostGrads = 2, kMostRead = 2;
 
-// One flat array of n elements each; a word is 2 or 4 bytes of a parameter and its gradient, 4 bytes of state.
+// Flat arrays of n elements each. An element has 2 or 4 bytes in a parameter and its gradient, 4 bytes in the state.
 struct NullStep {
   void* param;                    // read and written
   void* written[kMostWritten];    // state that is read and written
-  const void* grads[kMostGrads];  // read, of the parameter's type: two where a policy makes a pass of its own
+  const void* grads[kMostGrads];  // read, of the parameter's type; two if a policy reads the gradient in its own pass
   const void* read[kMostRead];    // state that is only read
   int n_written, n_grads, n_read;
   int param_bytes;
   int64_t n;
-  // 0, which compilers do not know: what is read has to be, and nothing changes. Tests pass other masks, and see in the
-  // result that every element of every array was there.
+  // The mask is 0, so nothing changes. Compilers do not know its value, so they cannot remove reads. Tests pass other
+  // masks and check in the result that every element of every array was read.
   uint32_t mask;
 };
 
-// The streams of which steps there are: written, grads and read of
-//   a backbone with 0 to 3 states; + a sum of gradients (TrainableLR); + a gain and a sum (ActiveLR); + both;
-//   Hypergradient's pass over gradient and state.
+// Numbers of written arrays, gradients and read arrays of the steps that exist: a backbone with 0 to 3 states, without
+// or with a sum of gradients (TrainableLR), a gain and a sum (ActiveLR), or both; and Hypergradient's extra pass over
+// gradient and state.
 #define FA_FOR_EACH_STREAMS(X) \
   X(0, 1, 0)                   \
   X(1, 1, 0)                   \
   X(2, 1, 0) X(3, 1, 0) X(4, 1, 0) X(1, 1, 1) X(2, 1, 1) X(3, 1, 1) X(4, 1, 1) X(5, 1, 1) X(1, 2, 1) X(2, 2, 2)
 
-// Calls body(word, written, grads, read) with the numbers as types, so that a loop or kernel is chosen by them; not at
-// all where there is no such step.
+// Calls body(word, written, grads, read) with the numbers as types, which select a loop or kernel. Does not call it if
+// no step has these numbers.
 template <int kValue>
 using Number = std::integral_constant<int, kValue>;
 

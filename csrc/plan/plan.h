@@ -1,5 +1,5 @@
-// A plan: the parameters of an optimizer on one device with the addresses of their state, checked once, so that a step
-// takes the gradients alone. What a step does with it is up to an Executor.
+// Plan: the parameters of an optimizer on one device and the addresses of their state. They are checked once, so a step
+// takes only the gradients. An Executor runs the step.
 #pragma once
 
 #include <array>
@@ -18,36 +18,36 @@ namespace fused_adaptive {
 
 enum class DType : int { f32, f64, bf16, f16, i8, i64, i16 };
 
-// What a tensor's dtype is: its parameter's; float64 for float64 parameters, else float32; torch's for `step`; or
-// fixed.
+// Dtype of a tensor. parameter: that of the parameter. state: float64 for float64 parameters, else float32. step: that
+// of torch's `step`. Others are fixed.
 enum class Made { parameter, state, step, float64, int8, int16, int64 };
 
-// What a parameter's tensors are to the kernels: the name here, the name in Python, the dtype. Those that are shaped as
+// Roles of a parameter's tensors in the kernels: name in C++, name in Python, dtype. Roles of tensors with the shape of
 // the parameter come first.
-#define FA_FOR_EACH_SHAPED_ROLE(X)                                                                         \
-  X(Param, "param", parameter)                                                                             \
-  X(State0, "state0", state) /* the backbone's, in the order of its struct: momentum_buffer, or exp_avg */ \
-  X(State1, "state1", state)                                                                               \
-  X(State2, "state2", state)                                                                               \
-  X(Gain, "element_gain", state)                                                                           \
-  X(GradSum, "grad_sum", state)                                                                            \
-  X(SignPrev, "grad_sign_prev", int8)                                                                      \
-  X(MeanSum, "grad_mean_sum", state)                                                                       \
-  X(Previous, "previous", state) /* grad_mean_prev or direction_prev */                                    \
-  X(Start, "interval_start", state)                                                                        \
-  X(Low, "master_low", int16) /* the other half of a bfloat16 parameter's float32 weight */
-#define FA_FOR_EACH_NUMBER_ROLE(X)                                                                               \
-  X(Step, "step", step)                                                                                          \
-  X(TensorGain, "gain", float64)                                                                                 \
-  X(LrSum, "lr_sum", float64)                                                                                    \
-  X(LrLast, "lr_last", float64)                                                                                  \
-  X(ActiveStep, "active_step", int64)                                                                            \
-  X(ActiveApplied, "active_applied", int64)                                                                      \
-  X(TlrStep, "tlr_step", int64)                                                                                  \
-  X(TlrApplied, "tlr_applied", int64)                                                                            \
-  X(TlrAppliedPrev, "tlr_applied_prev", int64)                                                                   \
-  X(DirectionValid, "direction_valid", int64) /* Hypergradient: whether there is a direction of the last step */ \
-  X(RoundingStep, "rounding_step", int64)     /* a bfloat16 parameter that has it is rounded stochastically */
+#define FA_FOR_EACH_SHAPED_ROLE(X)                                                                          \
+  X(Param, "param", parameter)                                                                              \
+  X(State0, "state0", state) /* of the backbone, in the order of its struct: momentum_buffer, or exp_avg */ \
+  X(State1, "state1", state)                                                                                \
+  X(State2, "state2", state)                                                                                \
+  X(Gain, "element_gain", state)                                                                            \
+  X(GradSum, "grad_sum", state)                                                                             \
+  X(SignPrev, "grad_sign_prev", int8)                                                                       \
+  X(MeanSum, "grad_mean_sum", state)                                                                        \
+  X(Previous, "previous", state) /* grad_mean_prev or direction_prev */                                     \
+  X(Start, "interval_start", state)                                                                         \
+  X(Low, "master_low", int16) /* lower half of a bfloat16 parameter's master */
+#define FA_FOR_EACH_NUMBER_ROLE(X)                                                                     \
+  X(Step, "step", step)                                                                                \
+  X(TensorGain, "gain", float64)                                                                       \
+  X(LrSum, "lr_sum", float64)                                                                          \
+  X(LrLast, "lr_last", float64)                                                                        \
+  X(ActiveStep, "active_step", int64)                                                                  \
+  X(ActiveApplied, "active_applied", int64)                                                            \
+  X(TlrStep, "tlr_step", int64)                                                                        \
+  X(TlrApplied, "tlr_applied", int64)                                                                  \
+  X(TlrAppliedPrev, "tlr_applied_prev", int64)                                                         \
+  X(DirectionValid, "direction_valid", int64) /* Hypergradient: whether the last direction is known */ \
+  X(RoundingStep, "rounding_step", int64)     /* a bfloat16 parameter with it is rounded stochastically */
 
 #define FA_ENUMERATOR(name, text, made) k##name,
 enum Role : int { FA_FOR_EACH_SHAPED_ROLE(FA_ENUMERATOR) FA_FOR_EACH_NUMBER_ROLE(FA_ENUMERATOR) kRoles };
@@ -58,33 +58,32 @@ struct Policy : Rule {
   std::vector<int> members;  // in the order of the parameters
 };
 
-// A param group's structure.
+// Options of a param group that are fixed when the plan is built.
 struct Group {
   int backbone = 0;
   bool coupled = false, maximize = false;
 };
 
-// A parameter that has state. What every step's checks ask for, and the first of the addresses, come first: with many
-// small tensors, steps take as long as fetching lines of caches does.
+// Parameter with state. The fields that every step checks and the first addresses come first, since the time of steps
+// with many small tensors depends on the number of cache lines that they load.
 struct alignas(64) Member {
-  // of the step under way
-  const void* grad = nullptr;  // null: it does not take part
+  const void* grad = nullptr;  // of the current step; null: no gradient
   int64_t numel = 0;
-  int64_t index = 0;  // its position over all param groups
+  int64_t index = 0;  // position of the parameter over all param groups
   int64_t seed = 0;   // of stochastic rounding
   int group = 0;
-  int active = -1, scalar = -1;  // its policies: ActiveLR; TrainableLR or Hypergradient
+  int active = -1, scalar = -1;  // policies: ActiveLR; TrainableLR or Hypergradient
   DType dtype = DType::f32;
   DType grad_dtype = DType::f32;
   bool step_is_double = false;
   bool adapts = false;
-  bool first = false;              // its momentum buffer holds nothing yet
-  std::array<void*, kRoles> at{};  // null where its state has no such entry
+  bool first = false;              // the momentum buffer is not initialized yet
+  std::array<void*, kRoles> at{};  // addresses by role; null: the state has no such entry
 };
 
-// A number on the device, float32 or float64.
+// Number on the device, float32 or float64.
 struct DeviceNumber {
-  const void* at = nullptr;  // null: there is none
+  const void* at = nullptr;  // null: no such number
   bool is_double = false;
 
   FA_INLINE double value() const {
@@ -92,48 +91,49 @@ struct DeviceNumber {
   }
 };
 
-// What changes from step to step.
+// Inputs of one step besides gradients.
 struct StepInputs {
-  std::vector<Hyper> hypers;                  // of each group
-  std::vector<DeviceNumber> lrs;              // of each group whose lr is a tensor on the device; empty: none is
-  const RandomRates* random_rates = nullptr;  // ASLR's; on the device; null: none
-  DeviceNumber grad_scale;                    // AMP and clipping, on the device
+  std::vector<Hyper> hypers;                  // by param group
+  std::vector<DeviceNumber> lrs;              // by param group, for an lr that is a tensor on the device; or empty
+  const RandomRates* random_rates = nullptr;  // of ASLR, on the device; null: none
+  DeviceNumber grad_scale;                    // of AMP and clipping, on the device
   const float* found_inf = nullptr;
 };
 
-// Where other ranks hold parts of a plan's parameters: how inner products become those of the whole.
+// Sums the inner products of shards over the ranks.
 struct Sharing {
-  Products* products = nullptr;  // of each member, on the plan's device
-  void (*sum)() = nullptr;       // sums them over the ranks, on the current stream; null: every parameter is whole
+  Products* products = nullptr;  // by member, on the plan's device
+  void (*sum)() = nullptr;       // sums products over the ranks, on the current stream; null: no parameter is sharded
 };
 
 struct Plan;
 
-// What those who own memory have to know of the last step or interval's end on a GPU.
+// How the last step or interval end on a GPU used the memory of the plan. The owner of the memory needs this to keep it
+// alive.
 struct Traces {
-  bool is_captured = false;   // a CUDA graph points to the plan's memory now
-  bool is_elsewhere = false;  // it ran on a stream that the memory has not been used on before
+  bool is_captured = false;   // a CUDA graph points to the memory now
+  bool is_elsewhere = false;  // it ran on a stream that has not used the memory before
 };
 
 class Executor {
  public:
   virtual ~Executor() = default;
-  // Gradients, grad_scale and found_inf have been checked.
+  // Expects gradients, grad_scale and found_inf that have been checked.
   virtual void step(Plan& plan, const StepInputs& inputs) = 0;
   virtual void end_interval(Plan& plan, const std::vector<Hyper>& hypers) = 0;
   virtual Traces take_traces() { return {}; }
-  virtual std::vector<std::shared_ptr<void>> memory() const { return {}; }  // on a GPU
+  virtual std::vector<std::shared_ptr<void>> memory() const { return {}; }  // of the executor, on a GPU
 };
 
 std::unique_ptr<Executor> make_cpu_executor(const Plan& plan);
 #ifdef FUSED_ADAPTIVE_WITH_CUDA
-// on_device: counters live on the device and may be read and counted there alone (capturable, fused AMP).
+// on_device: counters are on the device, and only the device reads and counts them (capturable, fused AMP).
 std::unique_ptr<Executor> make_cuda_executor(const Plan& plan, int device, bool on_device);
-// "", or why the kernels cannot run on this GPU: they are compiled for others, for example.
+// Returns why the kernels cannot run on this GPU, for example because they are compiled for other GPUs; "" if they can.
 std::string why_not_on_cuda(int device);
 #endif
 
-// The pure data of a plan; the torch tensors that keep it alive are in tensors.h.
+// Data of a plan without torch's types. tensors.h builds it from tensors.
 struct Plan {
   std::vector<Group> groups;
   std::vector<Member> members;

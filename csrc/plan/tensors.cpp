@@ -1,4 +1,4 @@
-// Building a plan from tensors, all of which are checked before anything is written.
+// Builds a plan from tensors. All of them are checked before anything is written.
 #include "tensors.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -71,7 +71,7 @@ bool same_sizes(const Tensor& a, const Tensor& b) {
   return x.size() == y.size() && std::equal(x.begin(), x.end(), y.begin());
 }
 
-// Whether flat storage means the same elements in both. Strides of dimensions of size 1 mean nothing.
+// Returns whether the elements of both are in the same order in memory. Strides of dimensions of size 1 do not matter.
 bool same_layout(const Tensor& a, const Tensor& b) {
   const auto sizes = a.sizes(), x = a.strides(), y = b.strides();
   for (size_t i = 0; i < sizes.size(); ++i) {
@@ -80,7 +80,7 @@ bool same_layout(const Tensor& a, const Tensor& b) {
   return true;
 }
 
-// Every element once and no gaps, in whatever order.
+// Returns whether the elements fill the memory without gaps or overlaps, in any order of dimensions.
 bool is_dense(const Tensor& tensor) {
   const auto sizes = tensor.sizes(), strides = tensor.strides();
   std::vector<std::pair<int64_t, int64_t>> dims;
@@ -226,7 +226,8 @@ void TensorPlan::share(Tensor products, void (*sum)()) {
   shared_ = {std::move(products)};
 }
 
-// A kernel reads what its mode needs without asking: all of it has to be there, and nothing that would change the mode.
+// Kernels read the arrays of their mode without checks, so each must exist. An array that would change the mode must
+// not exist.
 void TensorPlan::check_complete(const Member& m) const {
   const auto need = [&](Role role, bool needed) {
     FA_CHECK((m.at[role] != nullptr) == needed, "parameter ", m.index,
@@ -279,7 +280,7 @@ void TensorPlan::finish() {
     places_.push_back(nullptr);
     if (b.role == kParam && extents_of_[member].parked) continue;
     void* address = b.tensor.data_ptr();
-    // An empty tensor has no address, but the role is there.
+    // An empty tensor has no address, but its role must not count as missing.
     static char nowhere[16];
     m.at[b.role] = address != nullptr ? address : nowhere;
     if (b.tensor.numel() == 0) continue;

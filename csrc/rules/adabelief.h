@@ -1,4 +1,4 @@
-// AdaBelief, as the authors' package 0.2.1.
+// AdaBelief, as in version 0.2.1 of the authors' package.
 #pragma once
 
 #include "moments.h"

@@ -1,4 +1,4 @@
-// Adam and AdamW, as torch.optim.Adam and AdamW.
+// Adam and AdamW, as in torch.optim.
 #pragma once
 
 #include "moments.h"

@@ -1,15 +1,18 @@
-// The backbones: how a gradient moves the moments and becomes a direction u. The one native definition: the CPU loops
-// and the CUDA kernels include it. The torch definition, which is its oracle, is fused_adaptive/core/backbone.py.
+// Backbones: they update the state with a gradient and return the direction u. This is the only native definition; the
+// CPU loops and the CUDA kernels include it. It is tested against the torch definition: the interface in
+// fused_adaptive/core/backbone.py and the backbones in fused_adaptive/optimizers/.
 //
 // A backbone is a struct with
-//   kStates                      how many arrays of state it has; the order is that of declarations.py's STATE_NAMES
-//   kIsLazy                      its state is made by the first update
-//   kStoresDirection             Hypergradient cannot tell the last direction from the state
-//   kCorrects                    prepare() asks for the powers
-//   prepare(hyper, t, powers, r) the scalars r of step t, in double
-//   update(g, s, scalars)        moves the state s by the gradient g and returns u
-//   direction(s, scalars)        the u that the present state stands for
-// To add one: a header with the struct, its include and a line in FA_FOR_EACH_BACKBONE here, and its torch form.
+//   kStates                      number of state arrays, in the order of STATE_NAMES in declarations.py
+//   kIsLazy                      whether the first update creates the state
+//   kStoresDirection             whether the last direction cannot be computed from the state and must be stored for
+//                                Hypergradient
+//   kCorrects                    whether prepare() needs the powers of the betas
+//   prepare(hyper, t, powers, r) computes the scalars r of step t, in double
+//   update(g, s, scalars)        updates the state s with the gradient g and returns u
+//   direction(s, scalars)        returns the u of the current state
+// A new backbone needs a header with the struct, its include and its line in FA_FOR_EACH_BACKBONE here, and its torch
+// definition.
 #pragma once
 
 #include "adabelief.h"
@@ -19,7 +22,7 @@
 
 namespace fused_adaptive {
 
-// Every backbone's compile-time structure, in the order of their numbers.
+// Backbones with their structure, in the order of BackboneId.
 #define FA_FOR_EACH_BACKBONE(X) \
   X(SgdPlain)                   \
   X(SgdMomentum)                \
@@ -39,7 +42,7 @@ enum BackboneId : int {
 };
 constexpr int kBackbones = kAdaBeliefRectifyAmsgrad + 1;
 
-// What has to be known of a backbone outside of its loops.
+// Properties of a backbone that code outside its loops needs.
 struct Structure {
   const char* name;
   int states;

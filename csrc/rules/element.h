@@ -1,16 +1,16 @@
-// The skeleton of one element's step, around the backbone: decay, apply, gain, accumulation, interval end. What the CPU
-// loops and the CUDA kernels do to each element, whatever brings it there.
+// Step of one element around the backbone: decay, apply, gain, accumulation, interval end. The CPU loops and the CUDA
+// kernels share it.
 #pragma once
 
 #include "backbones.h"
 
 namespace fused_adaptive {
 
-// What an update kernel does besides moving the parameter. The bits are independent.
+// What an update kernel does besides updating the parameter. The bits are independent.
 enum Mode : int {
   kRate = 0,            // one rate for the whole tensor
-  kAddsMean = 1,        // + the sum of gradients that TrainableLR takes its mean from
-  kScalesElements = 2,  // a rate for each element, and the sum of gradients whose sign ActiveLR compares
+  kAddsMean = 1,        // sums gradients for TrainableLR's mean
+  kScalesElements = 2,  // a rate for each element; sums gradients for ActiveLR, which compares the signs of sums
   kScalesAndAdds = 3,
 };
 constexpr int kModes = 4;
@@ -24,7 +24,7 @@ struct Element {
   T grad_sum;
 };
 
-// One step: g is the gradient as it stands in p.grad. Returns the direction u.
+// Takes one step with g, an element of p.grad, neither unscaled nor negated. Returns the direction u.
 template <class Backbone, int kMode, bool kCoupled, class T>
 FA_INLINE T step_element(Element<T, Backbone::kStates>& e, T g, const Scalars<T>& r) {
   g = g * r.grad_factor;
@@ -45,9 +45,9 @@ FA_INLINE T step_element(Element<T, Backbone::kStates>& e, T g, const Scalars<T>
   return u;
 }
 
-// ActiveLR's interval end [ActiveLR, Algorithm 1]. Signs are compared, never the product of two sums, which underflows.
-// Where the sum is not finite the gain shrinks, and the next sign is 0. Gains that hold stay where one of the signs is
-// 0.
+// Ends ActiveLR's interval for one element [ActiveLR, Algorithm 1]. Signs are compared, since the product of two sums
+// could underflow. If the sum is not finite, the gain shrinks and the stored sign is 0. With r.holds, the gain stays if
+// one of the signs is 0.
 template <class T>
 FA_INLINE void adjust_element(T& gain, T& grad_sum, int8_t& sign_prev, const Scalars<T>& r) {
   const bool finite = is_finite(grad_sum);

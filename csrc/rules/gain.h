@@ -1,13 +1,14 @@
-// The gains of whole tensors: what an interval's inner products do to them. Shared by host and device.
+// Gains of whole tensors, and how the inner products of an interval change them. Shared by host and device.
 #pragma once
 
 #include "portable.h"
 
 namespace fused_adaptive {
 
-// Inner products are summed in this order, whatever the device, grid or number of threads: element e of a chunk goes to
-// the float64 sum e mod kLanes, in ascending e; a thread's kLanesOfThread neighbouring sums are added pairwise, then
-// the threads' by halves; then the chunks, in groups of kGroup, in ascending order.
+// The summation order of inner products does not depend on the device, the grid or the number of threads. Element e of
+// a chunk is added to the float64 lane e mod kLanes, in ascending e. The kLanesOfThread adjacent lanes of a thread
+// are added pairwise, then the sums of threads by halves, then the sums of chunks in groups of kGroup, in ascending
+// order.
 constexpr int64_t kChunk = 16384;
 constexpr int kLanes = 1024;
 constexpr int kLanesOfThread = 4;
@@ -15,13 +16,13 @@ constexpr int kGroup = 256;
 
 FA_INLINE int64_t chunks_of(int64_t numel) { return (numel + kChunk - 1) / kChunk; }
 
-// num and sq of TrainableLR; Hypergradient uses the first alone.
+// num and sq of TrainableLR; Hypergradient uses num only.
 struct Products {
   double num, sq;
 };
 
-// Calls add(value) for each of them, in ascending order. Eight are loaded at a time, so that only the additions wait
-// for one another; past the end the last one is loaded again.
+// Calls add(value) for each value in ascending order. Eight values are loaded at a time, so only the additions depend
+// on one another. Past the end the last value is loaded again.
 template <class E, class Add>
 FA_INLINE void add_in_order(const E* values, int64_t count, const Add& add) {
   constexpr int kAhead = 8;
@@ -34,7 +35,7 @@ FA_INLINE void add_in_order(const E* values, int64_t count, const Add& add) {
   }
 }
 
-// The sum over the chunks of one tensor, or over one group of them at a time.
+// Returns the sum over one group of chunks of a tensor.
 FA_INLINE Products sum_group(const Products* partials, int64_t count) {
   Products sum = {0, 0};
   add_in_order(partials, count, [&](const Products& one) {
@@ -54,7 +55,7 @@ FA_INLINE Products sum_chunks(const Products* partials, int64_t count) {
   return sum;
 }
 
-// Eq. 9 of [TLR]: 1 + num/den, within [3/4, 1 + c]; 3/4 where they are not finite or the curvature is negative.
+// Returns 1 + num/den, bounded to [3/4, 1 + c] [TLR, Eq. 9]; 3/4 if num or sq is not finite or den is not positive.
 FA_INLINE double newton_factor(Products products, double c) {
   const double shrink = 0.75;
   if (!is_finite(products.num) || !is_finite(products.sq)) return shrink;
@@ -70,13 +71,13 @@ FA_INLINE double bounded(double gain, double lowest, double highest) {
   return gain < lowest ? lowest : (gain > highest ? highest : gain);
 }
 
-// What a gain moves by: the step size times the sum of lr * <., .> over its tensors, by the square of the largest
-// reference rate of their groups. Not finite where there is no such rate.
+// Returns what is added to a gain: the step size times the sum of lr * <., .> over its tensors, divided by the square
+// of the largest reference rate of their param groups. Not finite if that rate is 0.
 FA_INLINE double ascent(double step_size, double slope, double lr_scale) {
   return step_size * slope / (lr_scale * lr_scale);
 }
 
-// The gain is never negative, and stays where the amount is not finite.
+// Returns the gain plus the amount, at least 0 and within the bounds; the gain itself if the amount is not finite.
 FA_INLINE double ascended(double gain, double amount, double lowest, double highest) {
   if (!is_finite(amount)) return gain;
   return bounded(gain + amount > 0 ? gain + amount : 0, lowest, highest);

@@ -1,12 +1,12 @@
-// The numbers of a param group, and what becomes of them before a step: scalars that all elements of a tensor share.
+// Hyperparameters of a param group, and the scalars that are computed from them in each step.
 #pragma once
 
 #include "portable.h"
 
 namespace fused_adaptive {
 
-// Hyperparameters of a param group. lr_ref: its reference rate; lr_scale: the largest one of the groups under its
-// scalar gain.
+// Hyperparameters of a param group. lr_ref is its reference rate, lr_scale the largest reference rate of the param
+// groups that share its scalar gain.
 #define FA_FOR_EACH_HYPER(X) \
   X(lr) X(weight_decay) X(beta1) X(beta2) X(eps) X(momentum) X(dampening) X(lr_ref) X(lr_scale)
 struct Hyper {
@@ -14,31 +14,31 @@ struct Hyper {
   FA_FOR_EACH_HYPER(FA_FIELD)
 #undef FA_FIELD
 
-  // Without a rate a tensor cannot move, and teaches nothing.
+  // Without a rate a tensor does not move, so its step gives no information on the rate.
   FA_INLINE bool has_rate() const { return lr != 0 && lr_ref != 0; }
 };
 constexpr int kHypers = sizeof(Hyper) / sizeof(double);
 
-// beta1 and beta2 to the power of the number of steps.
+// beta1 and beta2 to the power of the step count.
 struct Powers {
   double beta1, beta2;
 };
 FA_INLINE Powers powers_of(const Hyper& h, double t) { return {pow(h.beta1, t), pow(h.beta2, t)}; }
 
-// What all elements of a tensor share in one step. Computed in double and rounded once.
+// Scalars that all elements of a tensor share in one step. Computed in double and rounded once.
 template <class T>
 struct Scalars {
   T grad_factor;                       // 1/grad_scale, negative when maximizing
   T alpha;                             // lr times the gains of the whole tensor
-  T weight_decay;                      // coupled: added to the gradient as often; decoupled: times alpha
-  T shrink;                            // decoupled decay without element gains: p loses this part of itself
+  T weight_decay;                      // coupled: times p, added to the gradient; decoupled: times alpha
+  T shrink;                            // decoupled decay without element gains: p -= shrink * p
   T decay1, weight1, decay2, weight2;  // beta1, 1-beta1, beta2, 1-beta2; SGD: momentum, 1-dampening
   T numerator, scale, eps;             // u = numerator*m / (scale*sqrt(v) + eps)
   T high, low, lowest, highest;        // ActiveLR
-  Switch<T> divides;                   // off: u = numerator*m (a moment that cannot be rectified yet)
-  Switch<T> uses_max;                  // the denominator is the running maximum
+  Switch<T> divides;                   // off: u = numerator*m, since the variance cannot be rectified yet
+  Switch<T> uses_max;                  // the denominator uses the running maximum
   Switch<T> first;                     // the momentum buffer does not exist yet
-  bool holds;                          // ActiveLR leaves gains where there is nothing to compare
+  bool holds;                          // ActiveLR keeps the gain if one of the signs is 0
 
   template <class U>
   FA_INLINE Scalars<U> as() const {
@@ -53,8 +53,8 @@ struct Scalars {
   }
 };
 
-// The rate part of the scalars. factor: the gains of the whole tensor and ASLR's draw. Only an adapting policy clamps
-// the decay: torch does not.
+// Sets the scalars that depend on the rate. factor is the gain of the whole tensor times ASLR's random rate. The decay
+// is clamped only with an adapting policy, since torch does not clamp it.
 FA_INLINE void prepare_rate(const Hyper& h, double factor, bool adapts, Scalars<double>& r) {
   r.alpha = h.lr * factor;
   r.weight_decay = h.weight_decay;

@@ -1,18 +1,18 @@
-// What a step and an interval's end do to the numbers that a tensor has one of: counts, sums of rates, gains. The one
-// native definition: the CPU, the CUDA kernels and the host beside them call it, each with the addresses that it can
-// reach.
+// Updates of the one-element state of a tensor (counts, sums of rates, gains) in a step and at the end of an interval.
+// This is the only native definition: the CPU backend, the CUDA kernels and the CUDA host code call it, each with
+// addresses that it can access.
 #pragma once
 
 #include "policy.h"
 
 namespace fused_adaptive {
 
-// Null where a tensor has no such number, or where the caller cannot reach it.
+// A pointer is null if the tensor has no such number or the caller cannot access it.
 struct Numbers {
   double *gain, *lr_sum, *lr_last;
-  void* step;  // float, or double
+  void* step;  // float or double
   int64_t *active_step, *active_applied, *tlr_step, *tlr_applied, *tlr_applied_prev, *direction_valid;
-  int64_t* rounding_step;  // null: it is rounded to nearest
+  int64_t* rounding_step;  // null: rounds to nearest
   bool step_is_double;
 
   FA_INLINE double step_count() const {
@@ -32,34 +32,33 @@ struct Numbers {
   }
 };
 
-// Whether the call that makes it `calls` in the running interval ends it.
+// Returns whether the running interval ends with its call number `calls`.
 FA_INLINE bool ends_at(const Rule& rule, int64_t calls) { return rule.interval > 0 && calls >= rule.interval; }
 
 // ---- ActiveLR ----
 
-// What becomes of a tensor's sums and gains.
+// What a step or an interval end does to the sums and element gains of a tensor.
 struct ActiveEnd {
-  bool fresh;    // its sum of gradients is still 0
-  bool ends;     // its interval ends
-  bool adjusts;  // and the last step could move the tensor
+  bool fresh;    // the sum of gradients is still 0
+  bool ends;     // the interval ends
+  bool adjusts;  // the interval ends and the last step could move the tensor
 };
 
-// In a step. applies: the tensor takes part.
+// Returns the ActiveEnd of a step. applies: the tensor has a gradient.
 FA_INLINE ActiveEnd end_in_step(const Rule& rule, const Numbers& n, bool applies, bool has_rate) {
   const bool fresh = *n.active_applied == 0;
   const bool ends = ends_at(rule, *n.active_step + 1) && (applies || !fresh);
   return {fresh, ends, ends && (applies ? has_rate : *n.active_applied > 0)};
 }
 
-// Outside of one.
+// Returns the ActiveEnd of end_interval().
 FA_INLINE ActiveEnd end_by_hand(const Numbers& n) {
   return {*n.active_applied == 0, *n.active_applied != 0, *n.active_applied > 0};
 }
 
 FA_INLINE void restart_active(const Numbers& n) { *n.active_step = *n.active_applied = 0; }
 
-// The count of applied steps is negative if the last of them had no rate, since intervals that end by hand have to
-// know.
+// The count of applied steps is negative if the last of them had no rate, since end_by_hand() needs this.
 FA_INLINE void count_active(const Rule& rule, const Numbers& n, bool applied, bool has_rate) {
   if (ends_at(rule, *n.active_step + 1)) return restart_active(n);
   *n.active_step += 1;
@@ -70,13 +69,13 @@ FA_INLINE void count_active(const Rule& rule, const Numbers& n, bool applied, bo
 
 // ---- TrainableLR and Hypergradient ----
 
-// What of the step under way is not in the numbers yet: a tensor that is measured before its update is not counted.
+// The current step of a tensor that is measured before its update, since its Numbers do not include that step yet.
 struct Uncounted {
   bool applies;
-  double lr;  // with ASLR's draw
+  double lr;  // times ASLR's random rate
 };
 
-// Steps of the running interval that were applied to the tensor.
+// Returns the number of steps of the running interval that were applied to the tensor.
 FA_INLINE int64_t applied_steps(const Numbers& n, const Uncounted& uncounted) {
   return *n.tlr_applied + uncounted.applies;
 }
@@ -85,23 +84,24 @@ FA_INLINE double lr_sum(const Numbers& n, const Uncounted& uncounted) {
   return uncounted.applies ? *n.lr_sum + uncounted.lr : *n.lr_sum;
 }
 
-// Whether the tensor could move in TrainableLR's interval; by measured directions, also by its gain.
+// Returns whether the tensor could move in TrainableLR's interval: the sum of its rates is not 0 and, unless the source
+// is the gradient, its gain is not 0.
 FA_INLINE bool is_measurable(const Rule& rule, const Numbers& n, const Uncounted& uncounted) {
   return lr_sum(n, uncounted) != 0 && (rule.source == Source::gradient || *n.gain != 0);
 }
 
-// Hypergradient measures a tensor that takes part, has a rate and has a direction.
+// Returns whether Hypergradient measures the tensor: it has a gradient, a rate and a direction of the last step.
 FA_INLINE bool has_slope(const Numbers& n, bool applies, bool has_rate) {
   return applies && has_rate && *n.direction_valid != 0;
 }
 
-// Whether the step's gradient goes into the interval's sum: the mean is taken before the interval's last update, with
-// that step's gradient in it.
+// Returns whether the update adds the gradient to grad_mean_sum. It does not in the last step of an interval whose
+// source is the gradient: the measurement before that update already includes the gradient.
 FA_INLINE bool adds_mean(const Rule& rule, const Numbers& n) {
   return !(rule.source == Source::gradient && ends_at(rule, *n.tlr_step + 1));
 }
 
-// What was measured of one tensor, or of all tensors under a gain.
+// Measurement of one tensor, or the sum over all tensors that share a gain.
 struct Outcome {
   Products products;
   double slope;  // lr * <., .>
@@ -112,7 +112,7 @@ FA_INLINE Outcome outcome_of_slope(Products products, bool measured, double lr) 
   return {products, measured ? lr * products.num : 0, measured, false};
 }
 
-// Of TrainableLR's interval. The slope is lr * <sum G, sum G_prev> [TLR, D.4].
+// Returns the outcome of TrainableLR's interval. The slope is lr * <sum G, sum G_prev> [TLR, D.4].
 FA_INLINE Outcome outcome_of_interval(const Rule& rule, const Numbers& n, Products products, const Uncounted& uncounted,
                                       double lr) {
   Outcome own = {products, 0, is_measurable(rule, n, uncounted), false};
@@ -125,7 +125,7 @@ FA_INLINE Outcome outcome_of_interval(const Rule& rule, const Numbers& n, Produc
   return own;
 }
 
-// The sums over the tensors of a global gain, in their order.
+// Adds the outcome of one tensor to that of a global gain. Tensors are added in their order.
 FA_INLINE void add_outcome(Outcome& unit, const Outcome& own) {
   if (!own.measured) return;
   unit.products.num += own.products.num;
@@ -134,8 +134,8 @@ FA_INLINE void add_outcome(Outcome& unit, const Outcome& own) {
   unit.measured = true;
 }
 
-// A tensor's gain, by what was measured under it. Sets own.restarts where the next interval has nothing to compare
-// with.
+// Adapts the gain of a tensor to the outcome of its unit. Sets own.restarts if the products are not finite, so the next
+// interval has nothing to compare with.
 FA_INLINE void adapt_gain(const Rule& rule, const Outcome& unit, double lr_scale, double& gain, Outcome& own) {
   if (rule.kind == PolicyKind::hypergradient) {
     gain = ascended(gain, ascent(rule.hyper_lr, unit.slope, lr_scale), rule.lowest, rule.highest);
@@ -152,7 +152,8 @@ FA_INLINE void restart_trainable(const Numbers& n) {
   if (n.lr_sum != nullptr) *n.lr_sum = 0;
 }
 
-// After the update. An interval that is measured before it is over; others are ended by who measures them.
+// Counts a step after its update. If the source is the gradient, the interval was measured before the update and is
+// restarted here. Other intervals are restarted after their measurement.
 FA_INLINE void count_scalar(const Rule& rule, const Numbers& n, bool applied, double lr, double rate_factor) {
   if (rule.kind == PolicyKind::hypergradient) {
     if (applied) *n.direction_valid = 1;

@@ -1,4 +1,4 @@
-// What the backbones with a mean and a second moment share.
+// Base class of the backbones with a first and a second moment.
 #pragma once
 
 #include "hyper.h"
@@ -22,7 +22,7 @@ struct Moments {
     r.numerator = 1 / (1 - powers.beta1);
     r.scale = 1 / sqrt(1 - powers.beta2);
   }
-  // u = (m/bc1) * r*sqrt(bc2) / (sqrt(v) + eps) where the variance can be rectified [RAdam, Eq. 3 and 4], else m/bc1
+  // u = (m/bc1) * r*sqrt(bc2) / (sqrt(v) + eps) if the variance can be rectified [RAdam, Eq. 3 and 4], else m/bc1
   static FA_INLINE void prepare_rectified(const Hyper& h, double t, Powers powers, bool at_five, Scalars<double>& r) {
     const double correction2 = 1 - powers.beta2;
     const double rho_inf = 2 / (1 - h.beta2) - 1, rho = rho_inf - 2 * t * powers.beta2 / correction2;
@@ -39,10 +39,10 @@ struct Moments {
   static FA_INLINE void update_mean(T g, T* s, const Scalars<T>& r) {
     s[0] = r.decay1 * s[0] + r.weight1 * g;
   }
-  // The larger; NaN if one of them is.
+  // Returns the larger of both; NaN if one of them is NaN.
   template <class T>
   static FA_INLINE T maximum(T a, T b) {
-    return ((b > a) | (b != b)) ? b : a;  // no short circuit: it would be a branch in a vector loop
+    return ((b > a) | (b != b)) ? b : a;  // || would be a branch in a vectorized loop
   }
   template <bool kMax, class T>
   static FA_INLINE T quotient(const T* s, const Scalars<T>& r) {

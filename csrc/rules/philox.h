@@ -1,12 +1,12 @@
-// The counter-based generator of stochastic rounding and of ASLR's draws: no state, the same everywhere. The torch
-// definition, which is its oracle, is fused_adaptive/core/philox.py.
+// Counter-based random number generator of stochastic rounding and of ASLR's random rates. It has no state and gives
+// the same numbers on every backend. Tested against the torch definition in fused_adaptive/core/philox.py.
 #pragma once
 
 #include "portable.h"
 
 namespace fused_adaptive {
 
-// Philox4x32-10 [Salmon et al., SC 2011]: the counter x becomes four random words.
+// Philox4x32-10 [Salmon et al., SC 2011]: replaces the counter x by four random words.
 FA_INLINE void philox(uint64_t key, uint32_t (&x)[4]) {
   uint32_t key0 = static_cast<uint32_t>(key), key1 = static_cast<uint32_t>(key >> 32);
   for (int round = 0; round < 10; ++round) {

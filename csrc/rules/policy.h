@@ -1,4 +1,4 @@
-// A policy's arguments.
+// Arguments of a policy.
 #pragma once
 
 #include "gain.h"
@@ -9,18 +9,18 @@ namespace fused_adaptive {
 enum class PolicyKind : int { active, trainable, hypergradient };
 enum class Source : int { displacement, gradient, preconditioned };
 
-// A policy's arguments.
+// Arguments of a policy with their types.
 struct Rule {
   PolicyKind kind;
-  int64_t interval = 0;  // 0: only end_interval() ends one
+  int64_t interval = 0;  // 0: only end_interval() ends an interval
   bool per_tensor = false;
-  double lowest = 0, highest = 0;  // of gains
+  double lowest = 0, highest = 0;  // bounds of gains
   // ActiveLR
   bool has_increment = false;
   double increment = 0, high = 0, low = 1;
   bool holds = false;
   // TrainableLR
-  double c = 0;  // the largest relative growth
+  double c = 0;  // largest relative growth of a gain in one interval
   Source source = Source::displacement;
   bool has_eta = false;
   double eta = 0;
@@ -28,7 +28,7 @@ struct Rule {
   double hyper_lr = 0;
 };
 
-// A policy's arguments as they come: numbers, of which NaN stands for None.
+// Arguments of a policy as Python passes them: as doubles, with NaN for None.
 #define FA_FOR_EACH_ARGUMENT(X) \
   X(interval) X(per_tensor) X(lowest) X(highest) X(increment) X(high) X(low) X(holds) X(c) X(source) X(eta) X(hyper_lr)
 struct Arguments {
@@ -59,7 +59,7 @@ inline Rule rule_of(PolicyKind kind, const Arguments& from) {
   return rule;
 }
 
-// ActiveLR's part of the scalars, for the tensors of one group.
+// Sets ActiveLR's scalars for the tensors of one param group.
 FA_INLINE void prepare_active(const Rule& rule, const Hyper& hyper, Scalars<double>& r) {
   r.high = rule.has_increment ? rule.increment / hyper.lr_ref : rule.high;
   r.low = rule.low;

@@ -1,4 +1,4 @@
-// What lets one source run as a CPU loop, as a CUDA kernel, and as a CUDA kernel's body under g++.
+// Helpers for code that is compiled as CPU loops, as CUDA kernels, and as emulated CUDA kernels with g++.
 #pragma once
 
 #include <cmath>
@@ -6,8 +6,8 @@
 #include <cstring>
 #include <type_traits>
 
-// Always inlined: the same function is compiled for several instruction sets, and a copy that is emitted out of line
-// for the widest could be the one that the linker keeps for all.
+// Functions are always inlined, since they are compiled for several instruction sets. Of out-of-line copies the linker
+// keeps one for all callers, and that could be the one for the widest instruction set.
 #if defined(__CUDACC__)
 #include <cuda_fp16.h>
 #define FA_INLINE __host__ __device__ __forceinline__
@@ -17,7 +17,7 @@
 
 namespace fused_adaptive {
 
-// Storage of bfloat16 and float16; arithmetic is in float.
+// Storage types of bfloat16 and float16; arithmetic is in float.
 struct BFloat16 {
   uint16_t bits;
 };
@@ -59,7 +59,8 @@ FA_INLINE float widen(Half x) {
 #if defined(__CUDA_ARCH__)
   return __half2float(__ushort_as_half(x.bits));
 #else
-  // Moving the exponent's bias is a product with 2^112, exact also for subnormals; only infinity and NaN need more.
+  // A product with 2^112 corrects the bias of the exponent, also exactly for subnormals. Infinity and NaN also need the
+  // largest exponent.
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16;
   const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fff) << 13;
   const float finite = bit_cast<float>(magnitude) * 0x1p112f;
@@ -68,7 +69,7 @@ FA_INLINE float widen(Half x) {
 #endif
 }
 
-// Rounds to nearest, ties to even, as torch does.
+// Round to nearest, ties to even, as torch does.
 FA_INLINE void narrow(float x, float& to) { to = x; }
 FA_INLINE void narrow(double x, double& to) { to = x; }
 FA_INLINE void narrow(float x, BFloat16& to) {
@@ -82,7 +83,7 @@ FA_INLINE void narrow(float x, Half& to) {
 #else
   const uint32_t bits = bit_cast<uint32_t>(x);
   const uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
-  // Below 2^-14 the result is subnormal: adding 1/2 leaves its bits, rounded by the adder, at the end of the mantissa.
+  // Below 2^-14 the result is subnormal: the sum with 1/2 has its rounded bits in the last bits of the mantissa.
   const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
   const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   uint32_t half = magnitude < 0x38800000u ? subnormal : normal;
@@ -92,7 +93,7 @@ FA_INLINE void narrow(float x, Half& to) {
 #endif
 }
 
-// The type that parameters of type P are computed in, and that their state has.
+// Type of the arithmetic and of the state of parameters of type P.
 template <class P>
 struct ComputeOf {
   using type = float;
@@ -104,8 +105,8 @@ struct ComputeOf<double> {
 template <class P>
 using Compute = typename ComputeOf<P>::type;
 
-// A choice that all elements of a tensor share. As a bit mask it costs two operations in a vector loop, where a bool
-// would be a branch that keeps compilers from making it one.
+// Boolean that all elements of a tensor share. It is a bit mask, since a bool would be a branch that prevents
+// vectorization of a loop.
 template <class T>
 struct Switch {
   using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
@@ -118,7 +119,7 @@ struct Switch {
   FA_INLINE operator bool() const { return mask != 0; }
   FA_INLINE T choose(T if_on, T if_off) const {
 #if defined(__CUDA_ARCH__)
-    return mask != 0 ? if_on : if_off;  // a predicate is cheaper there, and takes no register
+    return mask != 0 ? if_on : if_off;  // on a GPU a predicate is cheaper and takes no register
 #endif
     return bit_cast<T>(static_cast<Bits>((bit_cast<Bits>(if_on) & mask) | (bit_cast<Bits>(if_off) & ~mask)));
   }

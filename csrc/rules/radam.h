@@ -1,4 +1,4 @@
-// Rectified Adam, as torch.optim.RAdam.
+// Rectified Adam, as in torch.optim.RAdam.
 #pragma once
 
 #include "moments.h"

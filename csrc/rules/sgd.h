@@ -1,4 +1,4 @@
-// SGD with momentum, dampening and Nesterov, as torch.optim.SGD.
+// SGD with momentum, dampening and Nesterov momentum, as in torch.optim.SGD.
 #pragma once
 
 #include "hyper.h"

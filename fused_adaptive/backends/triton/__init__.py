@@ -1,11 +1,11 @@
-"""The Triton backend: the same steps for NVIDIA and AMD GPUs from one source, without a compiler at installation.
+"""Triton backend: steps for NVIDIA and AMD GPUs from one source, without a compiler at installation.
 
-``math.py`` has each backbone's update, ``kernels.py`` the skeleton around it, ``prepare.py`` the prologue that decides
-on the device what a step has to do, ``reduce.py`` the inner products, ``tables.py`` what of it all lives on the device,
-``launch.py`` the plan of a step. Triton itself is imported when the first step is taken.
+``math.py`` has the updates of backbones, ``kernels.py`` the update kernel, ``prepare.py`` the kernel that computes
+scalars and flags of a step on the device, ``reduce.py`` the inner products, ``tables.py`` the tables on the device,
+``plan.py`` the launches, and ``launch.py`` the step over all plans. Triton is imported in the first step.
 
 With ``TRITON_INTERPRET=1`` in the environment, set before Triton is imported, kernels run on CPU tensors through
-Triton's interpreter: slowly, for tests.
+Triton's interpreter. This is slow and for tests only.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ INSTALL = "pip install 'triton>=3.6'"
 
 
 def why_not(devices: Iterable[torch.device]) -> str:
-    """Why this backend cannot run on these devices, and what to do; "" if it can. Does not import Triton."""
+    """Returns why this backend cannot run on these devices, and what to do; "" if it can. Does not import Triton."""
     try:
         installed = version("triton")
     except PackageNotFoundError:
@@ -76,13 +76,13 @@ def _why_not_on(device: torch.device) -> str:
 def step(
     participants: Participants, found_inf: Tensor | None, grad_scale: Tensor | None, random_rates: RandomRates | None
 ) -> None:
-    """One optimizer step, in place. Arguments and errors are those of :func:`reference.step`.
+    """Takes one optimizer step in place. Arguments and errors are those of :func:`reference.step`.
 
-    The host neither waits for the device nor reads from it. The first step of a process compiles the kernels that it
-    needs, which takes seconds; Triton keeps them on disk.
+    The host neither waits for the device nor reads from it. The first step of a process compiles its kernels, which
+    takes seconds; Triton caches them on disk.
 
     Raises:
-        RuntimeError: also in a CUDA graph's capture, where the optimizer counts on the host, or tables had to be built.
+        RuntimeError: also during the capture of a CUDA graph, if counts are on the host or tables have to be built.
     """
     from . import launch
 

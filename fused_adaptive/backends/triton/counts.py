@@ -1,7 +1,7 @@
-"""Counts that live on the host, as torch's ``step`` does: the kernels count on the device, the host alongside."""
+"""Counts on the host, as torch's ``step``. Kernels count on the device, and the host counts separately."""
 
 # pyright: reportPrivateImportUsage=false
-# (torch has its own optimizers count with these.)
+# (torch's own optimizers count with these functions.)
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from torch import Tensor
 from ...core.declarations import ROLES
 from ...policies import ActiveLR, Hypergradient, Policy, TrainableLR
 
-#: The roles that are counts: on the host, or on the device where the group is capturable or fused.
+#: Roles of counts. They are on the device if the param group is capturable or fused, else on the host.
 COUNTERS = tuple(name for name, role in ROLES.items() if role.dtype in ("step", "int64") and name != "rounding_step")
 
 
 class HostCounts:
-    """The counts of one plan.
+    """Counts of one plan.
 
     Args:
         bound: state by role and member, see plans.collect_state.
-        members: of every policy, its tensors.
+        members: tensors of each policy.
     """
 
     def __init__(self, bound: Mapping[str, Mapping[int, Tensor]], members: Mapping[Policy, Sequence[int]]) -> None:
         self._bound, self._members = bound, members
         self._tensors = [t for role in COUNTERS for t in bound.get(role, {}).values()]
-        self._versions: list[int] | None = None  # as the device has them
+        self._versions: list[int] | None = None  # versions when host and device were equal
 
     def have_changed(self) -> bool:
-        """Whether someone has written to them since the device had the same; or nobody can tell."""
+        """Returns whether other code may have written to them since the device had the same counts."""
         return self._versions is None or self._versions != self._current()
 
     def remember(self) -> None:
-        """The device has the same."""
+        """Notes that the device has the same counts now."""
         self._versions = self._current()
 
     def _current(self) -> list[int] | None:
@@ -44,10 +44,10 @@ class HostCounts:
         return [t._version for t in self._tensors]
 
     def rows(self, fresh: Iterable[int], count: int, on_device: bool) -> Tensor:
-        """All of them, a row a tensor, as int64; the first of a row is a float64.
+        """Returns all counts as int64, one row per tensor. The first number of a row is the bits of a float64.
 
-        An SGD has no step: 0 stands for "no momentum buffer yet", as for those in ``fresh``. The others stay 0 where
-        they are on the device: kernels read them there, and the host would wait.
+        SGD has no step: 0 says that there is no momentum buffer yet, as for tensors in ``fresh``. With ``on_device``
+        the other counts are 0: kernels read those on the device, and the host would wait for them.
         """
         rows = torch.zeros(count, len(COUNTERS), dtype=torch.int64)
         steps, fresh = rows.view(torch.float64), set(fresh)
@@ -59,12 +59,12 @@ class HostCounts:
         return rows.flatten()
 
     def step(self, ending: dict[Policy, bool], moved: Sequence[int], resting: Sequence[int]) -> None:
-        """One step.
+        """Counts one step.
 
         Args:
-            ending: of each policy, whether its interval ends.
-            moved: the tensors with a gradient.
-            resting: those of them without a rate.
+            ending: by policy, whether its interval ends.
+            moved: tensors with a gradient.
+            resting: tensors with a gradient but without a rate.
         """
         self._add("step", moved)
         for policy, ends in ending.items():
@@ -92,11 +92,11 @@ class HostCounts:
         self.remember()
 
     def restart(self, policies: Sequence[Policy] | dict[Policy, list[int]], moved: Sequence[int] = ()) -> None:
-        """As the device does: a new interval, after a last step that has moved these.
+        """Starts a new interval, as the device does. ``moved``: tensors that the last step has moved.
 
-        Whether a tensor could move (its rates and its gain are not 0) is known on the device alone. There
-        tlr_applied_prev is right, and the host's, which goes into checkpoints, differs only where nothing moved; so
-        does the sign of active_applied where lr is a tensor on the device.
+        Only the device knows whether a tensor could move, that is, whether its rates and its gain are not 0.
+        tlr_applied_prev is exact there. That of the host, which checkpoints save, differs only if nothing moved. The
+        same applies to the sign of active_applied if lr is a tensor on the device.
         """
         for policy in policies:
             if policy.counter is None:

@@ -1,4 +1,4 @@
-"""What stands where in the tables that the kernels read: columns, and bits of flags."""
+"""Columns of the tables that the kernels read, and bits of flags."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def _argument(name: str) -> tl.constexpr:
     return tl.constexpr(1 + Rule._fields.index(name))
 
 
-# A row of `tensors`, int64, a parameter: a column for each role, then what else there is of it. Addresses are the
-# device's; where the counts live on the host, they are those of its mirrors.
+# Row of `tensors`, int64, one per parameter: the address of the tensor of each role, then other properties. Addresses
+# are on the device; if counts are on the host, their addresses are those of mirrors.
 PARAM = _column("param")
 STATE0 = _column("state0")
 STATE1 = _column("state1")
@@ -41,11 +41,11 @@ NUMEL = tl.constexpr(len(ROLES))
 INDEX = tl.constexpr(len(ROLES) + 1)  # position over all param groups
 GROUP = tl.constexpr(len(ROLES) + 2)
 ACTIVE = tl.constexpr(len(ROLES) + 3)  # row of its ActiveLR in `rules`; -1: none
-SCALAR = tl.constexpr(len(ROLES) + 4)  # of its TrainableLR or Hypergradient
+SCALAR = tl.constexpr(len(ROLES) + 4)  # row of its TrainableLR or Hypergradient; -1: none
 TRAITS = tl.constexpr(len(ROLES) + 5)
 TENSOR_FIELDS = tl.constexpr(32)
 
-# TRAITS.
+# Bits of TRAITS.
 STEP_IS_DOUBLE = tl.constexpr(1)
 ADAPTS = tl.constexpr(2)
 MAXIMIZES = tl.constexpr(4)
@@ -53,11 +53,11 @@ ALIGNED = tl.constexpr(8)  # every address is a multiple of 16
 STORES_DIRECTION = tl.constexpr(16)
 STATE_IS_DOUBLE = tl.constexpr(32)
 RECTIFIES = tl.constexpr(64)
-AT_FIVE = tl.constexpr(128)  # rectified from ρ = 5 on, not only beyond
+AT_FIVE = tl.constexpr(128)  # rectifies if ρ >= 5, not only if ρ > 5
 COUPLES = tl.constexpr(256)
 HAS_MOMENTS = tl.constexpr(512)
 
-# A row of `hypers`, float64, a param group.
+# Row of `hypers`, float64, one per param group.
 LR = tl.constexpr(Hyper._fields.index("lr"))
 WEIGHT_DECAY = tl.constexpr(Hyper._fields.index("weight_decay"))
 BETA1 = tl.constexpr(Hyper._fields.index("beta1"))
@@ -69,7 +69,7 @@ LR_REF = tl.constexpr(Hyper._fields.index("lr_ref"))
 LR_SCALE = tl.constexpr(Hyper._fields.index("lr_scale"))
 HYPER_FIELDS = tl.constexpr(len(Hyper._fields))
 
-# A row of `rules`, float64, a policy: its kind, then its rule.
+# Row of `rules`, float64, one per policy: its kind, then its arguments.
 KIND = tl.constexpr(0)
 INTERVAL = _argument("interval")
 PER_TENSOR = _argument("per_tensor")
@@ -93,10 +93,10 @@ DISPLACEMENT = tl.constexpr(SOURCES.index("displacement"))
 GRADIENT = tl.constexpr(SOURCES.index("gradient"))
 PRECONDITIONED = tl.constexpr(SOURCES.index("preconditioned"))
 
-# A row of `scalars`, float64, a parameter: what all its elements share in a step, written by `prepare`.
+# Row of `scalars`, float64, one per parameter: numbers that its elements share in a step, written by `prepare`.
 S_GRAD_FACTOR = tl.constexpr(0)  # 1/grad_scale, negative when maximizing
 S_LR = tl.constexpr(1)
-S_DRAW = tl.constexpr(2)
+S_RATE_FACTOR = tl.constexpr(2)
 S_WEIGHT_DECAY = tl.constexpr(3)
 S_DECAY1 = tl.constexpr(4)
 S_WEIGHT1 = tl.constexpr(5)
@@ -111,14 +111,14 @@ S_HIGH = tl.constexpr(13)
 S_LOW = tl.constexpr(14)
 S_LOWEST = tl.constexpr(15)
 S_HIGHEST = tl.constexpr(16)
-S_APPLIED = tl.constexpr(17)  # steps and rates of TrainableLR's interval, as it ends
-S_LR_SUM = tl.constexpr(18)
+S_APPLIED = tl.constexpr(17)  # applied steps of TrainableLR's interval, with this step
+S_LR_SUM = tl.constexpr(18)  # sum of their rates
 S_LR_SCALE = tl.constexpr(19)
 SCALAR_FIELDS = tl.constexpr(20)
 
-# `flags`, int32, a parameter: what it has to do in this step, decided by `prepare`.
-STEPS = tl.constexpr(1)  # it has a gradient
-WIDE = tl.constexpr(2)  # 16 bytes at a time
+# Bits of `flags`, int32, one per parameter, written by `prepare`.
+STEPS = tl.constexpr(1)  # the parameter has a gradient
+WIDE = tl.constexpr(2)  # accesses of 16 bytes
 FIRST = tl.constexpr(4)  # the momentum buffer does not exist yet
 DIVIDES = tl.constexpr(8)
 DIVIDES_PREV = tl.constexpr(16)
@@ -126,25 +126,25 @@ USES_MAX = tl.constexpr(32)
 ADAPTIVE = tl.constexpr(64)  # the decay is clamped
 FRESH = tl.constexpr(128)  # ActiveLR's sum is 0
 ENDS = tl.constexpr(256)  # ActiveLR's interval ends
-HOLDS_ZERO = tl.constexpr(512)  # ActiveLR leaves gains where there is nothing to compare
-ADDS = tl.constexpr(1024)  # the gradient goes into grad_mean_sum
-DUE = tl.constexpr(2048)  # its inner products are measured
-SLOPES = tl.constexpr(4096)  # Hypergradient measures it
+HOLDS_ZERO = tl.constexpr(512)  # ActiveLR keeps the gain if one of the signs is 0
+ADDS = tl.constexpr(1024)  # the gradient is added to grad_mean_sum
+DUE = tl.constexpr(2048)  # the policy measures inner products in this step
+SLOPES = tl.constexpr(4096)  # Hypergradient measures this parameter
 ADJUSTS = tl.constexpr(8192)  # ActiveLR's interval ends, and its last step could move the tensor
 
-# `outcomes`, float64, a policy's tensor.
+# Row of `outcomes`, float64, one per tensor of a policy.
 O_NUM = tl.constexpr(0)
 O_SQ = tl.constexpr(1)
 O_SLOPE = tl.constexpr(2)
 O_MEASURED = tl.constexpr(3)
 OUTCOME_FIELDS = tl.constexpr(4)
 
-# A row of `chunks`, int64: tensor, first element, number of elements. Of `shares`, int64: tensor, first group, number
-# of groups. Of `groups`, int64: first partial sum, number of them.
+# Row of `chunks`, int64: tensor, first element, number of elements. Row of `shares`, int64: tensor, first group, number
+# of groups. Row of `groups`, int64: first partial sum, number of partial sums.
 CHUNK_FIELDS = tl.constexpr(3)
 SHARE_FIELDS = tl.constexpr(3)
 GROUP_FIELDS = tl.constexpr(2)
 
-# The order of inner products (csrc/rules/gain.h).
+# Summation order of inner products, see csrc/rules/gain.h.
 LANES = tl.constexpr(1024)
 GROUP_SIZE = tl.constexpr(256)

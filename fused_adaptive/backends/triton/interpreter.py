@@ -1,4 +1,4 @@
-"""Whether kernels are compiled or interpreted."""
+"""Detection of Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def is_interpreted() -> bool:
-    """Whether Triton runs kernels through its interpreter, on CPU tensors."""
+    """Returns whether Triton runs kernels through its interpreter, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")

@@ -1,7 +1,7 @@
-"""The update kernel: one launch moves every tensor of a bucket. A skeleton; a backbone's math is an argument of it.
+"""Update kernel, and ActiveLR's interval end inside and outside of a step.
 
-A program takes one chunk of one tensor. What the chunk has to do stands in tables that ``prepare`` has filled, so that
-a kernel reads numbers and flags and decides nothing. Also here: ActiveLR's interval end, inside and outside of a step.
+One launch of the update kernel updates every tensor of a bucket; the math of the backbone is an argument. A program
+takes one chunk of one tensor. ``prepare`` has written the scalars and flags of each tensor, so kernels only read them.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
@@ -18,19 +18,19 @@ from .math import is_finite, narrow, widen
 
 @triton.jit
 def address_of(row, FIELD: tl.constexpr, STORED: tl.constexpr, base):
-    """Of a tensor's array, from element ``base`` on."""
+    """Returns the address of element ``base`` of an array of the tensor."""
     return tl.load(row + FIELD) + base * (STORED.primitive_bitwidth // 8)
 
 
 @triton.jit
 def scalar(row, FIELD: tl.constexpr, TYPE: tl.constexpr):
-    """A number that all elements of a tensor share: computed in float64, rounded once."""
+    """Returns a number that all elements of a tensor share. It is computed in float64 and rounded once."""
     return tl.load(row + FIELD).to(TYPE)
 
 
 @triton.jit
 def pointer(address, STORED: tl.constexpr, WIDE: tl.constexpr):
-    """WIDE: the compiler may take it for a multiple of 16. (It listens only where the pointer is made.)"""
+    """Returns a pointer. WIDE: it is a multiple of 16. The compiler must know this where the pointer is created."""
     at = address.to(tl.pointer_type(STORED))
     if WIDE:
         at = tl.multiple_of(at, 16)
@@ -39,7 +39,7 @@ def pointer(address, STORED: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def read(address, start, count, STORED: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr, ONCE: tl.constexpr = 0):
-    """``BLOCK`` neighbours from ``start`` on. ONCE: nobody reads them again, so they need not stay in the caches."""
+    """Reads ``BLOCK`` adjacent elements from ``start`` on. ONCE: they are not read again; caches need not keep them."""
     policy: tl.constexpr = "evict_first" if ONCE else ""
     offsets = start + tl.arange(0, BLOCK)
     at = pointer(address, STORED, WIDE) + offsets
@@ -52,7 +52,7 @@ def read(address, start, count, STORED: tl.constexpr, BLOCK: tl.constexpr, WIDE:
 
 @triton.jit
 def read_if(wanted, address, start, count, STORED: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr):
-    """As ``read``; if not wanted, zeros without an access."""
+    """Same as ``read``; if not wanted, returns zeros without an access."""
     offsets = start + tl.arange(0, BLOCK)
     at = pointer(address, STORED, WIDE) + offsets
     if WIDE:
@@ -90,7 +90,7 @@ def step_block(
     BLOCK: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """One step of ``BLOCK`` elements: all loads, then the arithmetic, then all stores."""
+    """Takes one step of ``BLOCK`` elements: all loads, then the arithmetic, then all stores."""
     p_at, g_at, s0_at, s1_at, s2_at, mean_at, gain_at, sum_at, direction_at = arrays
     grad_factor, alpha, weight_decay, shrink, keeps, adds = rate
     p = widen(read(p_at, start, count, STORED, BLOCK, WIDE), TYPE)
@@ -146,11 +146,11 @@ def step_block(
 
 @triton.jit
 def end_chunk(row, shared, flag, base, count, TYPE: tl.constexpr, BLOCK: tl.constexpr):
-    """ActiveLR's interval end [ActiveLR, Algorithm 1].
+    """Ends ActiveLR's interval for one chunk [ActiveLR, Algorithm 1].
 
-    Signs are compared, never the product of two sums, which underflows. Where the sum is not finite the gain shrinks,
-    and the next sign is 0. Gains that hold stay where one of the signs is 0; all do where the last step had no rate.
-    Rare, so without wide accesses.
+    Signs are compared, since the product of two sums could underflow. If the sum is not finite, the gain shrinks and
+    the stored sign is 0. With HOLDS_ZERO, the gain stays if one of the signs is 0. Without ADJUSTS, all gains stay,
+    since the last step had no rate. Interval ends are rare, so accesses are not wide.
     """
     adjusts, holds = (flag & ADJUSTS) != 0, (flag & HOLDS_ZERO) != 0
     gain_at = address_of(row, ELEMENT_GAIN, TYPE, base)
@@ -195,18 +195,21 @@ def update(
     BLOCK: tl.constexpr,
     TAIL: tl.constexpr,
 ):
-    """One step of one chunk.
+    """Takes one step of one chunk.
 
     Args:
-        chunks, tensors, scalars, flags: the tables of ``fields``.
-        grads: addresses, int64, a tensor; 0 where it has none.
-        UPDATE, STATES: the backbone, from ``math``, and how many arrays of state it has.
-        ADDS_MEAN: the gradients are summed for TrainableLR.
-        SCALES: each element has a gain, ActiveLR's.
-        STORES: the direction is kept, for Hypergradient.
-        COUPLED: decay goes into the gradient.
-        STORED, TYPE: how parameters and gradients are stored, and what is computed in, which the state is stored in.
-        BLOCK, TAIL: elements at a time; of what is left, or not aligned.
+        chunks, tensors, scalars, flags: tables of ``fields``.
+        grads: address of each tensor's gradient, int64; 0: no gradient.
+        UPDATE: update of the backbone, from ``math``.
+        STATES: number of state arrays of the backbone.
+        ADDS_MEAN: whether gradients are summed for TrainableLR.
+        SCALES: whether elements have gains, for ActiveLR.
+        STORES: whether the direction is stored, for Hypergradient.
+        COUPLED: whether decay is added to the gradient.
+        STORED: storage type of parameters and gradients.
+        TYPE: type of the arithmetic and of the state.
+        BLOCK: elements at a time with wide accesses.
+        TAIL: elements at a time for the end of a chunk and for arrays that are not aligned.
     """
     chunk = chunks + tl.program_id(0).to(tl.int64) * CHUNK_FIELDS
     tensor, base, count = tl.load(chunk), tl.load(chunk + 1), tl.load(chunk + 2).to(tl.int32)
@@ -225,9 +228,9 @@ def update(
             address_of(row, PREVIOUS, TYPE, base),
         )
         gain = tl.load(tl.load(row + GAIN).to(tl.pointer_type(tl.float64)))
-        alpha = tl.load(shared + S_LR) * (tl.load(shared + S_DRAW) * gain)
+        alpha = tl.load(shared + S_LR) * (tl.load(shared + S_RATE_FACTOR) * gain)
         shrink = alpha * tl.load(shared + S_WEIGHT_DECAY)
-        if (flag & ADAPTIVE) != 0:  # torch's does not
+        if (flag & ADAPTIVE) != 0:  # without an adapting policy the decay is not clamped, as in torch
             shrink = tl.where(shrink > 1, 1.0, shrink)
         rate = (
             scalar(shared, S_GRAD_FACTOR, TYPE),
@@ -262,13 +265,13 @@ def update(
             )  # fmt: skip
     if SCALES:
         if (flag & ENDS) != 0:
-            tl.debug_barrier()  # other threads may have written what this one reads next
+            tl.debug_barrier()  # end_chunk may read what other threads have written
             end_chunk(row, shared, flag, base, count, TYPE, TAIL)
 
 
 @triton.jit
 def end_active(chunks, tensors, scalars, flags, TYPE: tl.constexpr, BLOCK: tl.constexpr):
-    """ActiveLR's interval end outside of a step, for every tensor that has moved in it."""
+    """Ends ActiveLR's interval outside of a step, for every tensor with applied steps in it."""
     chunk = chunks + tl.program_id(0).to(tl.int64) * CHUNK_FIELDS
     tensor, base, count = tl.load(chunk), tl.load(chunk + 1), tl.load(chunk + 2).to(tl.int32)
     flag = tl.load(flags + tensor)

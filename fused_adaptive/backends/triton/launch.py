@@ -1,4 +1,4 @@
-"""A step: which plans, and what of AMP is decided where. The launches of a plan are in ``plan.py``."""
+"""Steps over all plans, and AMP on the host or the device. ``plan.py`` has the launches of a plan."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def step(
     participants: Participants, found_inf: Tensor | None, grad_scale: Tensor | None, random_rates: RandomRates | None
 ) -> None:
     on_host = found_inf is not None and found_inf.device.type == "cpu"
-    if on_host and is_interpreted():  # there, the CPU is the device
+    if on_host and is_interpreted():  # in the interpreter, the CPU is the device
         on_host = not all(map(on_device, participants.views))
     if found_inf is not None and on_host and bool(found_inf):
         participants.check_gradients()
@@ -42,9 +42,9 @@ def end_interval(participants: Participants) -> None:
 
 
 def _plans(participants: Participants) -> list[TritonPlan] | None:
-    """One plan a device and place of the counters.
+    """Returns one plan per device and location of counters.
 
-    None where a gain is shared by tensors of several plans, or follows inner products that are summed over ranks.
+    Returns None if tensors of several plans share a gain, or if a gain depends on inner products over several ranks.
     """
     if participants.plans is None:
         scalar = (views for policy, views in participants.members.items() if isinstance(policy, ScalarPolicy))

@@ -1,15 +1,15 @@
-"""The backbones in Triton: how a gradient moves the moments and becomes a direction ``u``, and what else is arithmetic.
+"""Arithmetic of backbones and gains in Triton, the same for all GPUs.
 
-Once for every GPU. The torch form, which is its oracle, is :mod:`fused_adaptive.core.backbone`; the native one is
-in ``csrc/rules``, and every operation here is in the order it has there, so that where the arithmetic is that of
-IEEE 754 the bits are the same. Kernels are compiled without contraction to fused multiply-adds.
+It is tested against the torch definition: the interface in :mod:`fused_adaptive.core.backbone` and the backbones in
+``fused_adaptive/optimizers/``. Operations have the same order as in the native definition in ``csrc/rules``, so results
+of IEEE 754 arithmetic have the same bits. Kernels are compiled without contraction to fused multiply-adds.
 
-An ``update`` takes the gradient, three arrays of state (of which it uses its own) and the scalars of the step ``r``,
-and returns the direction and the new state. A ``direction`` gives the ``u`` that the present state stands for.
+An ``update`` takes the gradient, three arrays of state (some of which it may not use) and the scalars ``r`` of the
+step. It returns the direction ``u`` and the new state. A ``direction`` returns the ``u`` of the current state.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
-# (Triton's functions take what its compiler makes of their arguments, which type checkers do not see.)
+# (Triton's compiler determines the types of arguments; type checkers do not see them.)
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import triton.language as tl
 
 @triton.jit
 def widen(x, TYPE: tl.constexpr):
-    """What was loaded, in the type that is computed in. bfloat16 is stored as its bits."""
+    """Converts loaded values to the type of the arithmetic. bfloat16 is loaded as its bits."""
     if x.dtype == tl.uint16:
         wide = (x.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
@@ -31,7 +31,7 @@ def widen(x, TYPE: tl.constexpr):
 
 @triton.jit
 def narrow(x, STORED: tl.constexpr):
-    """Rounded to nearest, ties to even. To bfloat16 in integers: Triton's interpreter truncates."""
+    """Rounds to nearest, ties to even. bfloat16 is rounded with integers, since Triton's interpreter truncates it."""
     if STORED == tl.uint16:  # noqa: SIM300
         bits = x.to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
@@ -46,7 +46,7 @@ def narrow(x, STORED: tl.constexpr):
 
 @triton.jit
 def divide(x, y):
-    """Correctly rounded: a float32 ``/`` is not on NVIDIA."""
+    """Returns the correctly rounded quotient. A float32 ``/`` is not correctly rounded on NVIDIA GPUs."""
     if x.dtype == tl.float32:
         quotient = tl.div_rn(x, y)
     else:
@@ -70,7 +70,7 @@ def is_finite(x):
 
 @triton.jit
 def larger(a, b):
-    """The larger; NaN if one of them is."""
+    """Returns the larger of both; NaN if one of them is NaN."""
     return tl.where((b > a) | (b != b), b, a)
 
 
@@ -98,7 +98,7 @@ def sgd_nesterov(g, s0, s1, s2, r):
 
 @triton.jit
 def adam(g, s0, s1, s2, r):
-    """AdamW and RAdam, whose difference is one of scalars."""
+    """AdamW and RAdam. They differ only in their scalars."""
     decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first = r
     mean = decay1 * s0 + weight1 * g
     square = decay2 * s1 + (weight2 * g) * g
@@ -116,7 +116,7 @@ def adam_amsgrad(g, s0, s1, s2, r):
 
 @triton.jit
 def belief(g, s0, s1, s2, r):
-    """AdaBelief, rectified or not."""
+    """AdaBelief, with and without rectification."""
     decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first = r
     mean = decay1 * s0 + weight1 * g
     surprise = g - mean
@@ -160,9 +160,9 @@ def quotient_of_max(s0, s1, s2, r):
 
 @triton.jit
 def _product(a_high, a_low, b_high, b_low):
-    """A product of two numbers that are sums of two float64 each, to about 100 bits [Dekker 1971]."""
+    """Returns the product of two numbers, each a sum of two float64, with about 100 bits [Dekker 1971]."""
     p = a_high * b_high
-    t = a_high * 134217729.0  # 2²⁷ + 1 parts 53 bits into halves
+    t = a_high * 134217729.0  # 2²⁷ + 1 splits 53 bits into halves
     a1 = t - (t - a_high)
     a2 = a_high - a1
     t = b_high * 134217729.0
@@ -176,10 +176,10 @@ def _product(a_high, a_low, b_high, b_low):
 
 @triton.jit
 def power(base, exponent):
-    """``base ** exponent`` for float64 bases in [0, 1) and whole exponents, rounded once as far as can be told.
+    """Returns ``base ** exponent`` for float64 bases in [0, 1) and integer exponents, almost always correctly rounded.
 
-    By squaring, with twice the digits: plain squaring would lose as many ulps as there were steps, and Triton has no
-    ``pow`` that its interpreter knows too.
+    It squares repeatedly with twice the precision, since in float64 the error would be as many ulps as steps. Triton
+    has no ``pow`` that its interpreter supports.
     """
     high, low = base * 0 + 1.0, base * 0
     square_high, square_low = base, base * 0
@@ -196,10 +196,10 @@ def power(base, exponent):
 
 @triton.jit
 def corrections(beta1, beta2, t, rectifies, at_five):
-    """Of step ``t``: ``u = numerator·m / (scale·√v + ε)`` if it divides, else ``u = numerator·m``.
+    """Returns numerator, scale and divides of step ``t``.
 
-    Where it rectifies [RAdam, Eq. 3 and 4], a variance that cannot be rectified yet does not divide. Returns
-    numerator, scale, divides.
+    ``u = numerator·m / (scale·√v + ε)`` if divides, else ``u = numerator·m``. The latter is the case if the backbone
+    rectifies [RAdam, Eq. 3 and 4] and the variance cannot be rectified yet.
     """
     n = t.to(tl.int64)
     power2 = power(beta2, n)
@@ -227,14 +227,17 @@ def bounded(gain, lowest, highest):
 
 @triton.jit
 def ascended(gain, amount, lowest, highest):
-    """The gain is never negative, and stays where the amount is not finite."""
+    """Returns the gain plus the amount, at least 0 and within the bounds; the gain if the amount is not finite."""
     moved = gain + amount
     return tl.where(is_finite(amount), bounded(tl.where(moved > 0, moved, 0.0), lowest, highest), gain)
 
 
 @triton.jit
 def newton_factor(num, sq, c):
-    """Eq. 9 of [TLR]: 1 + num/den, within [3/4, 1 + c]; 3/4 where not finite or where the curvature is negative."""
+    """Returns 1 + num/den, bounded to [3/4, 1 + c] [TLR, Eq. 9]; 3/4 if num or sq is not finite or den is not positive.
+
+    It is 1 if num is 0.
+    """
     curvature, bound = 4.0 * (sq - num), num / c
     den = tl.where(curvature > bound, curvature, bound)
     factor = 1.0 + num / den

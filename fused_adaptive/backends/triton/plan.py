@@ -1,12 +1,12 @@
-"""The plan of one device's tensors: which launches, in which order, over tables that live on the device.
+"""TritonPlan of the tensors of one device: launches and their order, over tables on the device.
 
-A step uploads what has changed (gradients' addresses, hyperparameters, counts that someone set), launches the prologue,
-one update a bucket, and what a policy measures. Where the counts live on the host, the host counts alongside the device
-and leaves out the launches that have no work.
+A step uploads inputs that have changed (addresses of gradients, hyperparameters, counts that other code has set) and
+launches ``prepare``, one update per bucket, and the measurements of policies. If counts are on the host, the host also
+counts and leaves out launches without work.
 """
 
 # pyright: reportArgumentType=false
-# (Triton's compile-time arguments are plain values to those who launch.)
+# (Launches pass plain values for Triton's compile-time arguments.)
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ if TYPE_CHECKING:
 
 
 def on_device(view: ParamView) -> bool:
-    """Whether its counters are on the GPU (``capturable`` or ``fused``)."""
+    """Returns whether the counters of the parameter are on the GPU (``capturable`` or ``fused``)."""
     may_be = view.param.device.type != "cpu" or is_interpreted()
     return may_be and bool(view.group.get("capturable") or view.group.get("fused"))
 
 
 class TritonPlan:
-    """The tensors of one device, with the tables over them.
+    """Tensors of one device and their tables.
 
     Args:
-        views: parameters whose state is complete.
-        participants: what they are a part of.
+        views: parameters with complete state.
+        participants: participants to which the views belong.
     """
 
     def __init__(self, views: Sequence[ParamView], participants: Participants) -> None:
@@ -75,7 +75,7 @@ class TritonPlan:
             for policy, members in participants.members.items()
         }
         self._members: dict[Policy, list[int]] = {policy: own for policy, own in parted.items() if own}
-        # What has to stay where it is for the tables to hold. The host's counts are read, not pointed to.
+        # The tables are valid as long as these addresses do not change. Counts on the host have no address in a table.
         states = [
             t for role, own in self._bound.items() if role not in COUNTERS or self.on_device for t in own.values()
         ]
@@ -92,14 +92,14 @@ class TritonPlan:
         self._tables: Tables | None = None
         self._couples: list[bool] = []
         self._uploader = Uploader(self.device)
-        # The device's copies of counts that are on the host; whatever becomes of the tables, they go on.
+        # Device copies of counts on the host. They are kept when the tables are rebuilt.
         self._mirrors = torch.zeros(len(views) * len(COUNTERS), dtype=torch.int64, device=self.device)
         self._has_mirrors = False
-        self._streams: list[int] = []  # that have used the tables
+        self._streams: list[int] = []  # streams that have used the tables
         self._written = Written(self._params, self._bound.values())
 
     def _check_state(self) -> None:
-        """A kernel takes addresses for what the table says they are."""
+        """Checks shapes, dtypes, devices and overlaps of state, since kernels only get addresses."""
         ranges = []
         for role, own in self._bound.items():
             for i, t in own.items():
@@ -127,14 +127,16 @@ class TritonPlan:
             )
 
     def holds(self) -> bool:
-        """Whether parameters and state are where they were when the plan was built."""
+        """Returns whether parameters and state have the addresses and layouts that they had when the plan was built."""
         return [t.data_ptr() for t in self._watched] == self._addresses and _forms(self._dense) == self._forms
 
     def take_gradients(self, make_dense: bool = False) -> int:
-        """Collects this step's gradients and checks them; plans.READY if the step can be taken. Changes nothing.
+        """Collects and checks the gradients of this step. Returns plans.READY if the step can be taken.
+
+        It does not change parameters or state.
 
         Args:
-            make_dense: gives those that are laid out otherwise than their parameters, or in another dtype, a copy.
+            make_dense: whether gradients with another layout or dtype than their parameters are copied.
         """
         if not self.holds():
             return plans.STALE
@@ -150,26 +152,26 @@ class TritonPlan:
             forms = [f for f, g in zip(forms, self._grads, strict=True) if g is not None]
         if any(g.layout != torch.strided for g in present) or _forms(present) != forms:
             return plans.GRADIENTS
-        # Others of that kind are views of complex numbers, and not dense.
+        # Lazy tensors with more than one element are views of complex tensors, so they are not dense.
         if any(plans.is_lazy(g) for i in self._of_one if (g := self._grads[i]) is not None):
             return plans.GRADIENTS
-        # An empty tensor has no address, but takes part; 0 is for those that do not.
+        # An empty gradient has no address, but 0 means that there is no gradient.
         self._pointers = [0 if g is None else g.data_ptr() or 16 for g in self._grads]
-        if any(map(eq, self._pointers, self._addresses)):  # the first of these are the parameters'
+        if any(map(eq, self._pointers, self._addresses)):  # the first addresses are those of the parameters
             for view, pointer, address in zip(self._views, self._pointers, self._addresses, strict=False):
                 if pointer == address != 0:
                     raise RuntimeError(
                         f"the gradient of parameter {view.index} is the parameter itself: it would be overwritten "
                         "while it is read; clone it"
                     )
-        if self._views[0].backbone.name == "SGD":  # a buffer that the first update makes has to be there first
+        if self._views[0].backbone.name == "SGD":  # a momentum buffer must be in the tables before its first update
             for i, pointer in enumerate(self._pointers):
                 if pointer and self._views[i].group["momentum"] != 0 and i not in self._bound.get("state0", {}):
                     return plans.STALE
         return plans.READY
 
     def step(self, found_inf: Tensor | None, grad_scale: Tensor | None, random_rates: Tensor | None) -> Sequence[Any]:
-        """The step with the gradients that were taken. Returns what a CUDA graph points to that it was captured in."""
+        """Takes a step with the collected gradients. Returns the objects to which a CUDA graph points if capturing."""
         if found_inf is not None and not self.on_device:
             raise RuntimeError("found_inf on the device needs counters on the device: use fused=True")
         for param, dense in self._copies:
@@ -204,12 +206,12 @@ class TritonPlan:
             self._counts.step(ending, moved, resting)
         for param, dense in self._copies:
             param.copy_(dense)
-        self._grads = []  # a gradient must not live longer than its parameter's .grad
+        self._grads = []  # the plan must not keep gradients alive between steps
         self._written.raise_versions([i for i, pointer in enumerate(self._pointers) if not pointer])
         return self._captured(inputs)
 
     def end_interval(self) -> Sequence[Any]:
-        """Ends the running interval of every policy. Returns what ``step`` does."""
+        """Ends the running interval of every policy. Returns the same as ``step``."""
         for param, dense in self._copies:
             dense.copy_(param)
         with _launching(self.device):
@@ -238,10 +240,10 @@ class TritonPlan:
     def _captured(self, inputs: Sequence[Any]) -> Sequence[Any]:
         return (self, self._tables, *self._uploader.memory(), *inputs) if self._capturing else ()
 
-    # ---- what goes to the device ----
+    # ---- uploads ----
 
     def _begin(self) -> Tables:
-        """The tables, with this step's gradients and hyperparameters, and counts that are what they are on the host."""
+        """Returns the tables after uploading gradients, hyperparameters and counts that differ from the host's."""
         capturing = self._capturing = plans.is_capturing(self.device)
         if capturing and not self.on_device:
             raise RuntimeError(
@@ -272,7 +274,7 @@ class TritonPlan:
         return self._tables
 
     def _note_stream(self, tables: Tables) -> None:
-        """Tells torch's allocator of each stream that uses its memory, besides the one that it was given for."""
+        """Registers the current stream with torch's allocator, which only knows the stream of each allocation."""
         stream = None if self.device.type != "cuda" else torch.cuda.current_stream()
         if stream is None or stream.cuda_stream in self._streams:
             return
@@ -314,7 +316,7 @@ class TritonPlan:
         return inputs
 
     def _measure(self, tables: Tables, unit: Unit) -> None:
-        """The inner products of a policy, and the gains that come of them."""
+        """Measures the inner products of a policy and adapts its gains."""
         for launch in unit.measurements:
             stored, computed = STORED[launch.dtype]
             lanes = self._lanes_of(launch.dtype.itemsize)
@@ -352,7 +354,7 @@ class TritonPlan:
         )
 
     def _ending(self, tables: Tables) -> dict[Policy, bool]:
-        """Of each policy, whether this step may end its interval: where the device counts, it decides itself."""
+        """Returns for each policy whether this step may end its interval. Counters on the device are not read."""
         ending = {}
         for policy in tables.policies:
             if isinstance(policy, Hypergradient):
@@ -366,7 +368,6 @@ class TritonPlan:
         return ending
 
 
-#: Roles of one element.
 def _dtypes(role: str, param: Tensor) -> tuple[torch.dtype, ...]:
     declared = ROLES[role].dtype
     if declared == "step":
@@ -390,6 +391,6 @@ def _measures_before(policy: Policy) -> bool:
 
 @contextmanager
 def _launching(device: torch.device) -> Iterator[None]:
-    """The device's own context; in the interpreter, arithmetic as silent as a GPU's."""
+    """Makes the device current. In the interpreter, NumPy's warnings on arithmetic are off, as a GPU gives none."""
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext(), np.errstate(all="ignore"):
         yield

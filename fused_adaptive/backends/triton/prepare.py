@@ -1,8 +1,8 @@
-"""The prologue of a step: counts it, and works out what all elements of a tensor share. One program for many tensors.
+"""First kernel of a step: counts the step and computes scalars and flags of each tensor. A program takes many tensors.
 
-Whether AMP skips the step, which interval ends, how many steps a tensor has taken: all of it is decided here, on the
-device, and written down as scalars and flags. The kernels after it decide nothing, so none of them can disagree, and a
-captured CUDA graph goes through interval ends and skipped steps.
+On the device it determines whether AMP skips the step, which intervals end, and how many steps a tensor has taken. The
+other kernels only read the scalars and flags, so they cannot disagree. A captured CUDA graph can therefore include
+interval ends and skipped steps.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
@@ -19,13 +19,13 @@ from .math import corrections
 
 @triton.jit
 def column(table, FIELD: tl.constexpr, here):
-    """One entry of many rows; 0 where there is no row."""
+    """Loads one column of many rows; 0 if there is no row."""
     return tl.load(table + FIELD, mask=here, other=0)
 
 
 @triton.jit
 def value_at(row, FIELD: tl.constexpr, TYPE: tl.constexpr, here):
-    """The number that an entry is the address of."""
+    """Loads the number whose address is in a column; 0 if there is no row."""
     return tl.load(column(row, FIELD, here).to(tl.pointer_type(TYPE)), mask=here, other=0)
 
 
@@ -41,7 +41,7 @@ def bit(condition, FLAG: tl.constexpr):
 
 @triton.jit
 def count_step(row, traits, counts, moves):
-    """The step count of each tensor with the step under way in it; stored where the tensor moves."""
+    """Returns the step count of each tensor including the current step. It is stored for tensors with a gradient."""
     is_double = (traits & STEP_IS_DOUBLE) != 0
     as_double, as_single = counts & is_double, counts & (is_double == 0)
     before = tl.where(
@@ -57,7 +57,7 @@ def count_step(row, traits, counts, moves):
 
 @triton.jit
 def rate_factor(random_rates, index):
-    """What ASLR multiplies the rates of the tensors at these positions by [ASLR, Eq. 10]."""
+    """Returns the factors of tensors' rates [ASLR, Eq. 10]. ``index``: their positions over all param groups."""
     step, width = tl.load(random_rates + 1), tl.load((random_rates + 2).to(tl.pointer_type(tl.float64)))
     zeros = (index * 0).to(tl.uint32)
     low, high = (step & 0xFFFFFFFF).to(tl.uint32), ((step >> 32) & 0xFFFFFFFF).to(tl.uint32)
@@ -67,7 +67,7 @@ def rate_factor(random_rates, index):
 
 @triton.jit
 def prepare_active(row, shared, rules, here, moves, has_rate, lr_ref, NOW: tl.constexpr):
-    """ActiveLR: the interval's phase. Returns flags."""
+    """ActiveLR: counts the step in its interval and sets scalars. Returns flags."""
     active = column(row, ACTIVE, here)
     has = here & (active >= 0)
     rule = rules + tl.where(has, active, 0) * RULE_FIELDS
@@ -82,7 +82,7 @@ def prepare_active(row, shared, rules, here, moves, has_rate, lr_ref, NOW: tl.co
         calls = value_at(row, ACTIVE_STEP, tl.int64, has) + 1
         interval = column(rule, INTERVAL, has).to(tl.int64)
         over = has & (interval > 0) & (calls >= interval)
-        # Negative if the last step had no rate: intervals that end by hand have to know.
+        # Negative if the last step had no rate, since end_interval() needs this.
         steps = tl.where(applied < 0, -applied, applied) + 1
         applied = tl.where(moves, tl.where(has_rate, steps, -steps), applied)
         ends = over & (applied != 0)
@@ -92,7 +92,7 @@ def prepare_active(row, shared, rules, here, moves, has_rate, lr_ref, NOW: tl.co
     put_at(row, ACTIVE_STEP, tl.int64, has, calls)
     put_at(row, ACTIVE_APPLIED, tl.int64, has, applied)
     increment = column(rule, INCREMENT, has)
-    # Where there is no rate, nothing is adjusted.
+    # If lr_ref is 0, the tensor has no rate and its gains are not adjusted.
     grows = (increment == increment) & (lr_ref != 0)
     high = tl.where(grows, increment / tl.where(grows, lr_ref, 1.0), column(rule, HIGH, has))
     tl.store(shared + S_HIGH, high, mask=has)
@@ -104,8 +104,8 @@ def prepare_active(row, shared, rules, here, moves, has_rate, lr_ref, NOW: tl.co
 
 
 @triton.jit
-def prepare_trainable(row, shared, rule, has, moves, lr, random_rates, NOW: tl.constexpr):
-    """TrainableLR: the interval's phase, and what it has been so far. Returns flags."""
+def prepare_trainable(row, shared, rule, has, moves, lr, factor, NOW: tl.constexpr):
+    """TrainableLR: counts the step in its interval and sets the interval's scalars. Returns flags."""
     applied = value_at(row, TLR_APPLIED, tl.int64, has)
     lr_sum = value_at(row, LR_SUM, tl.float64, has)
     adds = has
@@ -114,11 +114,11 @@ def prepare_trainable(row, shared, rule, has, moves, lr, random_rates, NOW: tl.c
         calls = applied * 0
     else:
         applied = applied + moves.to(tl.int64)
-        lr_sum = lr_sum + tl.where(moves, lr * random_rates, 0.0)
+        lr_sum = lr_sum + tl.where(moves, lr * factor, 0.0)
         calls = value_at(row, TLR_STEP, tl.int64, has) + 1
         interval = column(rule, INTERVAL, has).to(tl.int64)
         ends = has & (interval > 0) & (calls >= interval)
-        # A mean is taken before the interval's last update, with that step's gradient in it.
+        # If the source is the gradient, the measurement before the last update already includes the gradient.
         adds = has & ((ends & (column(rule, SOURCE, has) == GRADIENT)) == 0)
         eta = column(rule, ETA, has)
         put_at(row, LR_LAST, tl.float64, has & (eta == eta), lr)
@@ -146,16 +146,16 @@ def prepare(
     NOW: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Counts a step and prepares its kernels.
+    """Counts a step and writes the scalars and flags for its kernels.
 
     Args:
-        tensors, hypers, rules: the tables of ``fields``.
-        grads: addresses, int64, a tensor; 0 where it has none.
-        random_rates: what ASLR draws from, see core.random_rates.RandomRates.table.
-        grad_scale, found_inf: AMP's, float32; a single 1 and a single 0 without it.
-        scalars, flags: what is written.
-        RANDOM_RATES: each tensor's rate is drawn.
-        NOW: ``end_interval()``, outside of a step: there are no gradients.
+        tensors, hypers, rules: tables of ``fields``.
+        grads: address of each tensor's gradient, int64; 0: no gradient.
+        random_rates: inputs of ASLR's random rates, see core.random_rates.RandomRates.table.
+        grad_scale, found_inf: of AMP, one element each, float32, or for grad_scale float64; 1 and 0 without AMP.
+        scalars, flags: tables of ``fields`` that are written.
+        RANDOM_RATES: whether rates are random.
+        NOW: whether this is ``end_interval()``, outside of a step. There are no gradients then.
     """
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here = i < tensor_count
@@ -165,7 +165,7 @@ def prepare(
     alive = here
     if not NOW:
         skips = tl.load(found_inf + i * 0, mask=here, other=0)
-        alive = here & (skips == 0)  # else AMP skips the step: nothing changes, no count either
+        alive = here & (skips == 0)  # if AMP skips the step, no state and no count changes
         grad = tl.load(grads + i, mask=alive, other=0)
     moves = grad != 0
     traits = column(row, TRAITS, alive).to(tl.int32)
@@ -194,7 +194,7 @@ def prepare(
         numerator, scale, divides = corrections(beta1, beta2, t, rectifies, at_five)
         slopes = has_scalar & (kind == HYPERGRADIENT)
         if tl.max(slopes.to(tl.int32), axis=0) != 0:
-            # The direction of the last step, by the betas of today.
+            # The direction of the last step, with the current betas.
             numerator_prev, scale_prev, divides_prev = corrections(beta1, beta2, t - 1.0, rectifies, at_five)
             tl.store(shared + S_NUMERATOR_PREV, numerator_prev, mask=slopes)
             tl.store(shared + S_SCALE_PREV, scale_prev, mask=slopes)
@@ -210,7 +210,7 @@ def prepare(
         unscaled = 1.0 / tl.load(grad_scale).to(tl.float64)
         tl.store(shared + S_GRAD_FACTOR, tl.where((traits & MAXIMIZES) != 0, -unscaled, unscaled), mask=alive)
         tl.store(shared + S_LR, lr, mask=alive)
-        tl.store(shared + S_DRAW, factor, mask=alive)
+        tl.store(shared + S_RATE_FACTOR, factor, mask=alive)
         tl.store(shared + S_WEIGHT_DECAY, weight_decay, mask=alive)
         tl.store(shared + S_DECAY1, tl.where(has_moments, beta1, momentum), mask=alive)
         tl.store(shared + S_WEIGHT1, 1.0 - tl.where(has_moments, beta1, dampening), mask=alive)

@@ -1,9 +1,9 @@
-"""Inner products over tensors, and what comes of them: gains.
+"""Inner products over tensors, and the gains that they change.
 
-Sums are added in the order of ``csrc/rules/gain.h``, whatever the device and the layout of threads: element ``e`` of a
-chunk goes to the float64 sum ``e mod 1024``, in ascending order; neighbouring sums are added pairwise by fours, then by
-halves; then a tensor's chunks, by groups of 256, in ascending order; then the tensors. So the bits are those of the
-native backend.
+Sums are added in the order of ``csrc/rules/gain.h``, which does not depend on the device or the layout of threads:
+element ``e`` of a chunk is added to the float64 lane ``e mod 1024``, in ascending order; four adjacent lanes are added
+pairwise, then their sums by halves; then the chunks of a tensor in groups of 256, in ascending order; then the tensors.
+So the bits are the same as in the native backend.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
@@ -22,7 +22,7 @@ from .prepare import column, put_at, value_at
 
 @triton.jit
 def ordered_sum(lanes):
-    """Of 1024 lanes: by fours, then by halves. A sum of two is the same in either order."""
+    """Returns the sum of 1024 lanes: by fours, then by halves. Axes have two elements, whose order does not matter."""
     sums = tl.sum(tl.reshape(tl.sum(tl.reshape(lanes, [512, 2]), axis=1), [256, 2]), axis=1)
     sums = tl.sum(tl.reshape(sums, [2, 128]), axis=0)
     sums = tl.sum(tl.reshape(sums, [2, 64]), axis=0)
@@ -46,14 +46,15 @@ def measure(
     STORED: tl.constexpr,
     TYPE: tl.constexpr,
 ):
-    """TrainableLR: num and sq of one chunk, whose running interval becomes the previous one and begins anew.
+    """TrainableLR: measures num and sq of one chunk. The running interval becomes the previous one; a new one starts.
 
     Args:
-        chunks, tensors, scalars, flags: the tables of ``fields``.
-        grads: addresses, int64, a tensor: the gradients that are not in the sum yet; 0 for none.
-        partials: of this launch's chunks, two float64 each.
+        chunks, tensors, scalars, flags: tables of ``fields``.
+        grads: address of each tensor's gradient that is not in the sum yet, int64; 0: none.
+        partials: two float64 for each chunk of this launch.
         SOURCE_OF: DISPLACEMENT, GRADIENT or PRECONDITIONED.
-        STORED, TYPE: of the parameters, and what is computed in.
+        STORED: storage type of the parameters.
+        TYPE: type of the arithmetic and of the state.
     """
     i = tl.program_id(0).to(tl.int64)
     chunk = chunks + i * CHUNK_FIELDS
@@ -99,7 +100,7 @@ def measure(
             wide = mean.to(tl.float64)
             nums += tl.where(counted, wide * previous.to(tl.float64), 0.0)
             sqs += tl.where(counted, wide * direction.to(tl.float64), 0.0)
-            tl.debug_barrier()  # what is stored need not be by the thread that has loaded it
+            tl.debug_barrier()  # an element may be stored by another thread than the one that loads it
             if SOURCE_OF != DISPLACEMENT:
                 write(sum_at, first, count, tl.zeros([LANES], TYPE), TYPE, LANES, WIDE=False)
             if SOURCE_OF != GRADIENT:
@@ -122,11 +123,12 @@ def slope(
     STORED: tl.constexpr,
     TYPE: tl.constexpr,
 ):
-    """Hypergradient: ``⟨ĝ, u_prev⟩`` of one chunk, before the step is taken.
+    """Hypergradient: measures ``⟨ĝ, u_prev⟩`` of one chunk before the step is taken.
 
     Args:
-        DIRECTION, STATES: the backbone's, from ``math``; None and 0 where directions are stored.
-        others: as of ``measure``.
+        DIRECTION: direction of the backbone, from ``math``; None if directions are stored.
+        STATES: number of state arrays of the backbone; 0 if directions are stored.
+        others: see ``measure``.
     """
     i = tl.program_id(0).to(tl.int64)
     chunk = chunks + i * CHUNK_FIELDS
@@ -155,7 +157,7 @@ def slope(
             for first in range(0, count, LANES):
                 inside = first + tl.arange(0, LANES) < count
                 g = widen(read(g_at, first, count, STORED, LANES, WIDE=False), TYPE) * factor
-                if couples:  # otherwise the parameter is not asked for
+                if couples:
                     g += weight_decay * widen(read(p_at, first, count, STORED, LANES, WIDE=False), TYPE)
                 if STATES == 0:
                     u = read(address_of(row, PREVIOUS, TYPE, base), first, count, TYPE, LANES, WIDE=False)
@@ -174,7 +176,7 @@ def slope(
 
 @triton.jit
 def sum_in_order(values, first, count, STRIDE: tl.constexpr):
-    """Of many stretches of ``values``, each by one lane, in ascending order; many loads on their way at once."""
+    """Sums ranges of ``values``, one per lane, in ascending order. Eight loads are issued at a time."""
     total = tl.zeros_like(first).to(tl.float64)
     for begin in range(0, tl.max(count, axis=0).to(tl.int32), 8):
         for k in tl.static_range(8):
@@ -199,12 +201,12 @@ def finish(
     outcomes,
     BLOCK: tl.constexpr,
 ):
-    """The gains of one policy, from the partial sums of its chunks. One program.
+    """Adapts the gains of one policy to the partial sums of its chunks. One program.
 
     Args:
-        tensors, scalars, flags, groups, shares: the tables of ``fields``.
-        rule: the policy's row.
-        partials: two float64 a chunk, of all launches of the policy.
+        tensors, scalars, flags, groups, shares: tables of ``fields``.
+        rule: row of the policy.
+        partials: two float64 for each chunk of all launches of the policy.
         group_sums, outcomes: scratch memory.
     """
     first_tensor = tl.load(shares)
@@ -217,9 +219,9 @@ def finish(
             at = group_sums + 2 * (begin + lane)
             tl.store(at, sum_in_order(partials, first, count, 2), mask=here)
             tl.store(at + 1, sum_in_order(partials + 1, first, count, 2), mask=here)
-        tl.debug_barrier()  # other threads read them
+        tl.debug_barrier()  # before other threads read the group sums
 
-        # Of the rule, every lane has its own copy: the interpreter cannot spread a condition over lanes.
+        # Every lane has its own copy of the rule, since the interpreter cannot broadcast a condition over lanes.
         own_rule = rule + lane * 0
         is_slope = tl.load(own_rule + KIND) == HYPERGRADIENT
         per_tensor = tl.load(own_rule + PER_TENSOR) != 0
@@ -243,7 +245,7 @@ def finish(
             moved = (lr_sum != 0) & ((needs_gain == 0) | (gain != 0))
             measured = here & tl.where(is_slope, (flag & SLOPES) != 0, moved)
             by_eta = measured & has_eta
-            # [TLR, D.4]: the product of the sums is that of the means, times both intervals' steps.
+            # The product of the sums is the product of the means times the steps of both intervals [TLR, D.4].
             applied_prev = value_at(row, TLR_APPLIED_PREV, tl.int64, by_eta).to(tl.float64)
             put_at(row, TLR_APPLIED_PREV, tl.int64, by_eta, applied.to(tl.int64))
             lr = tl.where(is_slope, column(shared, S_LR, here), value_at(row, LR_LAST, tl.float64, by_eta))
@@ -274,7 +276,7 @@ def finish(
             newton = bounded(gain * newton_factor(num, sq, growth), lowest, highest)
             adapted = tl.where(is_slope | has_eta, climbed, newton)
             put_at(row, GAIN, tl.float64, here & (is_slope | measured), adapted)
-            # The next interval has nothing to compare with one that was not finite.
+            # If products are not finite, the next interval has nothing to compare with.
             decisive_num, decisive_sq = tl.where(has_eta, own_num, num), tl.where(has_eta, own_sq, sq)
             spoilt = (is_finite(decisive_num) & is_finite(decisive_sq)) == 0
             restarts = here & own_measured & spoilt & (is_slope == 0)
@@ -286,7 +288,7 @@ def finish(
 
 @triton.jit
 def total_of(outcomes, share_count):
-    """The sums over all tensors of a global policy, in their order."""
+    """Returns the sums over all tensors of a global policy, in their order."""
     num, sq = tl.full([], 0.0, tl.float64), tl.full([], 0.0, tl.float64)
     slopes, measured = tl.full([], 0.0, tl.float64), tl.full([], 0.0, tl.float64)
     for begin in range(0, share_count, 4):
@@ -303,7 +305,7 @@ def total_of(outcomes, share_count):
 
 @triton.jit
 def forget(tensors, shares, outcomes, begin, end):
-    """Zeros for what is remembered of intervals that were not finite. One program may take its time for it."""
+    """Sets ``previous`` to 0 for tensors whose products were not finite. This is rare, so one program may be slow."""
     for i in range(begin, end):
         if tl.load(outcomes + i * OUTCOME_FIELDS + O_MEASURED) != 0:
             row = tensors + tl.load(shares + i * SHARE_FIELDS) * TENSOR_FIELDS

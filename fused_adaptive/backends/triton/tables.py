@@ -1,4 +1,4 @@
-"""What of a plan lives on the device: tensors by address, chunks, rules, and scratch memory."""
+"""Tables of a plan on the device: addresses of tensors, chunks, rules, and scratch memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .. import plans
 from . import fields, math
 from .counts import COUNTERS
 
-#: The columns of a tensor's row, by the role that plans.collect_state gives a tensor.
+#: Columns of a tensor's row, by the roles of plans.collect_state.
 COLUMNS = {role: column for column, role in enumerate(ROLES)}
 KINDS = {ActiveLR: fields.ACTIVE_LR, TrainableLR: fields.TRAINABLE_LR, Hypergradient: fields.HYPERGRADIENT}
 SOURCES = {"displacement": fields.DISPLACEMENT, "gradient": fields.GRADIENT, "preconditioned": fields.PRECONDITIONED}
@@ -27,7 +27,7 @@ SOURCES = {"displacement": fields.DISPLACEMENT, "gradient": fields.GRADIENT, "pr
 
 @dataclass(frozen=True)
 class Structure:
-    """A backbone to the kernels: its functions, its arrays of state, and where its scalars come from."""
+    """Backbone in the kernels: its functions, its number of state arrays, and the traits that select its scalars."""
 
     update: Any
     direction: Any
@@ -56,7 +56,7 @@ STRUCTURES = {
     for name, (update, direction, traits) in _RULES.items()
 }
 
-#: How parameters are stored, and what they are computed in. bfloat16 is loaded as its bits.
+#: Storage type of parameters and type of the arithmetic, by dtype. bfloat16 is loaded as its bits.
 STORED = {
     torch.float64: (tl.float64, tl.float64),
     torch.float32: (tl.float32, tl.float32),
@@ -67,7 +67,7 @@ STORED = {
 
 @dataclass(frozen=True)
 class Kind:
-    """What the tensors of one update launch have in common."""
+    """Properties that the tensors of one update launch share."""
 
     structure: Structure
     adds_mean: bool
@@ -78,11 +78,11 @@ class Kind:
 
     @property
     def arrays(self) -> int:
-        """Arrays that a step reads."""
+        """Number of arrays that a step reads."""
         return 2 + self.structure.states + 2 * self.scales + self.adds_mean
 
     def constants(self) -> dict[str, Any]:
-        """The compile-time arguments of kernels.update that are not sizes."""
+        """Returns the compile-time arguments of kernels.update except sizes."""
         stored, computed = STORED[self.dtype]
         return {
             "UPDATE": self.structure.update,
@@ -98,7 +98,7 @@ class Kind:
 
 @dataclass
 class Measurement:
-    """One launch of a policy's inner products."""
+    """One launch of the inner products of a policy."""
 
     chunks: Tensor
     first_partial: int
@@ -108,7 +108,7 @@ class Measurement:
 
 @dataclass
 class Unit:
-    """A policy that measures, with what its kernels need."""
+    """Policy with inner products, and the tables of its kernels."""
 
     policy: Policy
     rule: Tensor
@@ -118,23 +118,23 @@ class Unit:
 
 
 def chunks_of(members: Sequence[int], numels: Sequence[int], size: int) -> list[tuple[int, int, int]]:
-    """The chunks of some tensors: tensor, first element, number of elements."""
+    """Returns the chunks of some tensors: tensor, first element, number of elements."""
     return [(m, base, min(size, numels[m] - base)) for m in members for base in range(0, numels[m], size)]
 
 
 class Tables:
-    """The device's copy of a plan: as constant as the plan, but for mirrors and scratch memory.
+    """Copy of a plan on the device. It changes only with the plan, except for mirrors and scratch memory.
 
     Args:
-        views: the parameters of one device.
-        params: what is updated: the parameters, or dense copies of them.
-        bound: their state by role and member, see plans.collect_state.
-        members: of every policy, its tensors, by their place in ``views``.
-        coupled: of each member, whether decay goes into the gradient. Without decay it does not, were the parameter
+        views: parameters of one device.
+        params: tensors that are updated: the parameters, or dense copies of them.
+        bound: state by role and member, see plans.collect_state.
+        members: positions in ``views`` of the tensors of each policy.
+        coupled: by member, whether decay is added to the gradient; false without decay, since the parameter could be
             infinite.
-        mirrors: the counts that the device keeps of its own, a row a tensor.
-        on_device: whether counters live on the device.
-        chunk_size: elements that an update program takes, by dtype.
+        mirrors: copies on the device of counts on the host, one row per tensor.
+        on_device: whether counters are on the device.
+        chunk_size: elements of a chunk of an update, by dtype.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class Tables:
         self.outcomes = self._zeros(shares * fields.OUTCOME_FIELDS.value, torch.float64)
 
     def memory(self) -> list[Tensor]:
-        """Its own tensors on the device, those of which others are parts included."""
+        """Returns its own tensors on the device, including those of which other tensors are views."""
         own = [value for value in vars(self).values() if isinstance(value, Tensor)]
         own += [chunks for _, chunks in self.buckets]
         own += [t for unit in self.units for t in (unit.groups, unit.shares, *(m.chunks for m in unit.measurements))]
@@ -208,7 +208,7 @@ class Tables:
         for i, (view, p, row) in enumerate(zip(views, params, rows, strict=True)):
             traits = self.structures[i].traits
             step = bound.get("step", {}).get(i)
-            if step is None or not on_device:  # an SGD has no count of its own: 0 is "no buffer yet"
+            if step is None or not on_device:  # SGD has no step: 0 in its mirror says that there is no buffer yet
                 row[fields.STEP.value] = self.mirror(i, "step")
                 traits |= fields.STEP_IS_DOUBLE.value
             elif step.dtype == torch.float64:
@@ -238,7 +238,7 @@ class Tables:
         return rows
 
     def mirror(self, member: int, counter: str) -> int:
-        """The address of a host counter's copy on the device. That of ``step`` is a float64."""
+        """Returns the address of the device copy of a host counter. The copy of ``step`` is a float64."""
         return self.mirrors.data_ptr() + 8 * (member * len(COUNTERS) + COUNTERS.index(counter))
 
     def _kind(self, member: int, dtype: torch.dtype, row: Sequence[int], coupled: bool) -> Kind:

@@ -1,4 +1,4 @@
-"""What changes from step to step, on its way to the device without the host's waiting for it."""
+"""Uploads of the inputs of a step. The host does not wait for them."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from . import fields
 
 
 class Uploader:
-    """Gradients' addresses and hyperparameters on the device, sent when they have changed.
+    """Uploads addresses of gradients and hyperparameters when they have changed.
 
-    Copies start from pinned memory and are asynchronous. Each has a buffer of its own, which torch's allocator hands
-    out again only when the stream has passed the copy: reuse is guarded by its events. A captured CUDA graph copies
-    anew whenever it is replayed, and the host does not see when: from the first capture on each step sends its own.
+    Copies are asynchronous and from pinned memory. Each copy has its own buffer, which torch's allocator reuses only
+    after the copy, since it records events. A captured CUDA graph repeats its copy in every replay without the host, so
+    from the first capture on every step uploads its inputs.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._known: Any = None  # what the device has
-        self._sent: Tensor | None = None  # what was captured last
+        self._known: Any = None  # values on the device
+        self._sent: Tensor | None = None  # buffer of the last capture
         self._spare: Tensor | None = None  # memory cannot be pinned during a capture
         self.resize(0, 0)
 
     def resize(self, tensors: int, groups: int) -> None:
-        """Makes room for so many tensors and param groups."""
+        """Allocates memory for the numbers of tensors and param groups."""
         self._size = tensors + groups * fields.HYPER_FIELDS.value
         self._device_memory = torch.zeros(max(self._size, 1), dtype=torch.int64, device=self._device)
         self.grads = self._device_memory[:tensors]
@@ -35,16 +35,16 @@ class Uploader:
         self._known, self._sent, self._spare = None, None, None
 
     def memory(self) -> list[Tensor]:
-        """What a graph that was just captured points to."""
+        """Returns the memory to which a graph that was just captured points."""
         return [self._device_memory, *(() if self._sent is None else (self._sent,))]
 
     def send(self, pointers: list[int], groups: plans.GroupNumbers, capturing: bool) -> None:
-        """This step's gradients and hyperparameters.
+        """Uploads the gradients and hyperparameters of this step.
 
         Args:
-            pointers: one a tensor; 0 where it has no gradient.
-            groups: the param groups. An lr that is a tensor on the device stays there.
-            capturing: a CUDA graph.
+            pointers: address of each tensor's gradient; 0: no gradient.
+            groups: the param groups. An lr that is a tensor on the device is copied without the host.
+            capturing: whether a CUDA graph is being captured.
         """
         numbers, rates = groups.read(self._device)
         if capturing or self._sent is not None or (pointers, numbers) != self._known:
@@ -60,7 +60,7 @@ class Uploader:
             self._spare = self._pinned()
 
     def copy(self, values: Tensor, to: Tensor) -> None:
-        """Any other table."""
+        """Uploads another table."""
         if self._device.type == "cuda":
             values = torch.empty_like(values, pin_memory=True).copy_(values)
         to.copy_(values, non_blocking=True)
