@@ -1,4 +1,4 @@
-"""TritonPlan of the tensors of one device: launches and their order, over tables on the device.
+"""Plan of the tensors of one device: launches and their order, over tables on the device.
 
 A step uploads inputs that have changed (addresses of gradients, hyperparameters, counts that other code has set) and
 launches ``prepare``, one update per bucket, and the measurements of policies. If counts are on the host, the host also
