@@ -1,4 +1,4 @@
-"""The CUDA executor and every one of its kernels, run on the CPU, against the float64 reference."""
+"""The CUDA executor and all of its kernels, run on the CPU, against the float64 reference."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).remo
 
 
 def parameters(dtype: torch.dtype, sizes: list[int] = SIZES) -> list[Tensor]:
-    """The last one is misaligned."""
+    """Returns parameters; the last one is misaligned."""
     generator = torch.Generator().manual_seed(0)
     values = [torch.randn(n, generator=generator).to(dtype) for n in sizes]
     return [v.requires_grad_() for v in [*values, torch.randn(4098, generator=generator).to(dtype)[1:]]]
 
 
 def set_gradients(params: list[Tensor], step: int, missing: float = 0.0, scale: float = 1.0) -> None:
-    """Random ones, some of them missing, one of them misaligned."""
+    """Sets random gradients, some of them missing, one of them misaligned."""
     generator = torch.Generator().manual_seed(1000 + step)
     for i, p in enumerate(params):
         values = torch.randn(p.numel() + 1, generator=generator) + 0.3 * (-1) ** i
@@ -85,7 +85,7 @@ class Pair:
         reference, before = self.twin.optimizer, [q.detach().clone() for q in self.twin.params]
         state_before = [{name: v.clone() for name, v in self.optimizer.state.get(p, {}).items()} for p in self.params]
         reference._random_rates = random_rates
-        reference.found_inf, reference.grad_scale = found_inf, grad_scale  # as GradScaler does
+        reference.found_inf, reference.grad_scale = found_inf, grad_scale  # as in GradScaler
         skips = found_inf is not None and bool(found_inf)
         self.emulated.step(found_inf, grad_scale, None if random_rates is None else random_rates.table, skips)
         reference.step()
@@ -116,7 +116,7 @@ class Pair:
 @pytest.mark.parametrize("structure", BACKBONES)
 def test_every_kernel_is_within_rounding_of_the_float64_reference(structure, mode, dtype):
     for decoupled in (False, True):
-        # Both ways of counting, and every order of blocks, in turns.
+        # Both ways of counting and all orders of blocks alternate.
         variant = BACKBONES.index(structure) + list(MODES).index(mode) + DTYPES.index(dtype) + decoupled
         pair = Pair(structure, MODES[mode], decoupled, dtype, on_device=variant % 2 == 1, order=variant % 3)
         for step in range(7):
@@ -195,7 +195,7 @@ def test_intervals_ended_by_hand_and_restarted(mode, on_device):
         if step in (0, 3, 4):
             pair.end_interval()
         if step == 5:
-            pair.optimizer.restart_interval()  # the host's counts change, and the device has to follow
+            pair.optimizer.restart_interval()  # changes the host's counts, which the device has to follow
     assert pair.worst <= 1.0
 
 
@@ -229,8 +229,8 @@ def test_gradients_that_are_not_finite(policy, bad):
             )
 
 
-def test_without_decay_the_parameter_stays_out_of_the_gradient():
-    """Also where the decay goes away between two steps."""
+def test_without_decay_the_gradient_does_not_depend_on_the_parameter():
+    """Also if decay is set to 0 between two steps."""
     pair = Pair("SgdMomentum", POLICIES["hypergradient-global"], False, torch.float32)
     for step in range(6):
         for optimizer in (pair.optimizer, pair.twin.optimizer):
@@ -258,7 +258,7 @@ def run(policy: Any, dtype: torch.dtype = torch.float32, **options: Any) -> list
 @pytest.mark.parametrize(
     "policy", [MODES["elements-mean"], POLICIES["preconditioned-global"], POLICIES["hypergradient-global"]]
 )
-def test_the_same_bits_whatever_the_grid_the_order_and_the_design(policy, monkeypatch):
+def test_the_same_bits_with_any_grid_order_and_design(policy, monkeypatch):
     expected = run(policy)
     for options in ({"order": 1}, {"order": 2, "processors": 7}, {"processors": 1}, {"on_device": True}):
         assert all(map(torch.equal, run(policy, **options), expected)), options
@@ -268,7 +268,7 @@ def test_the_same_bits_whatever_the_grid_the_order_and_the_design(policy, monkey
             assert all(map(torch.equal, run(policy, **options), expected)), (design, options)
 
 
-def test_a_design_that_there_is_not_is_refused_with_the_choices(monkeypatch):
+def test_an_unknown_design_is_refused_with_the_choices(monkeypatch):
     monkeypatch.setenv(DESIGN, "blocks=2,chunks=random")
     pair = Pair("AdamWPlain", None, True, torch.float32)
     set_gradients(pair.params, 0)
@@ -276,8 +276,8 @@ def test_a_design_that_there_is_not_is_refused_with_the_choices(monkeypatch):
         pair.step()
 
 
-def test_powers_of_tensors_with_counts_of_their_own(monkeypatch):
-    """The host gives those of a group's first tensor; kernels raise the others, whichever comes first."""
+def test_powers_of_tensors_with_different_counts(monkeypatch):
+    """The host passes the powers of a group's first tensor; kernels compute the others, in any order of tensors."""
     results = []
     for design in ("set_up=host", "set_up=device"):
         monkeypatch.setenv(DESIGN, design)
@@ -291,7 +291,7 @@ def test_powers_of_tensors_with_counts_of_their_own(monkeypatch):
     assert all(map(torch.equal, *results))
 
 
-def test_float64_trajectories_are_those_of_the_reference():
+def test_float64_trajectories_equal_those_of_the_reference():
     for structure, policy in [("AdamWPlain", MODES["elements-mean"]), ("SgdNesterov", POLICIES["displacement-global"])]:
         pair = Pair(structure, policy, True, torch.float64)
         pair.twin.follow()
@@ -339,11 +339,11 @@ def test_launches_of_a_step():
     pair = Pair("AdamWPlain", MODES["mean"], True, torch.float32)
     set_gradients(pair.params, 0)
     first, *others = [launches(pair, step) for step in range(5)]
-    assert others == [2, 1, 2, 1]  # one, and one more where an interval ends
-    assert first == 3  # the counts and the gradients' addresses go to the device
+    assert others == [2, 1, 2, 1]  # one launch, and one more at an interval's end
+    assert first == 3  # counts and addresses of gradients are uploaded
 
 
-def test_what_cannot_be_captured_says_so():
+def test_a_step_that_cannot_be_captured_raises_an_error():
     for on_device, expected in ((False, "capturable=True"), (True, "take one step before the capture")):
         pair = Pair("AdamWPlain", None, True, torch.float32, on_device=on_device)
         set_gradients(pair.params, 0)
@@ -359,7 +359,7 @@ FAR = 2**31 + 2**20
 
 
 def test_elements_beyond_2_to_the_31():
-    """Every address lies FAR elements below the memory, and the chunks begin there."""
+    """All addresses are FAR elements below the memory, and the chunks begin at FAR."""
     library = build.library(
         [
             ("cuda/layout.cpp", "for (int64_t base = 0; base < numel", f"for (int64_t base = {FAR}; base < numel"),
@@ -393,7 +393,7 @@ MUTANTS = {
         [("rules/intervals.h", "if (ends_at(rule, *n.active_step + 1)) return restart_active(n);", "")],
     ),
 }
-#: Chunks that nobody takes, or two blocks; powers of another count.
+#: Patches of designs: chunks that no block takes, or that two take; powers of another count.
 MUTANTS_OF_DESIGNS = {
     "a ticket that is not brought back": (
         "chunks=ticket",
