@@ -1,4 +1,4 @@
-"""Fixtures for every test: a fixed seed, one thread, and GPU tests that show as skipped where there is no GPU."""
+"""Fixtures for all tests: a fixed seed and one thread. GPU tests are skipped if there is no GPU."""
 
 import pytest
 import torch
@@ -12,12 +12,12 @@ from .common.covering import covering
 @pytest.fixture(autouse=True)
 def _seed_and_threads():
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # tests run side by side, and their tensors are small
+    torch.set_num_threads(1)  # tests run in parallel, and their tensors are small
 
 
 @pytest.fixture(scope="module")
 def reference_backend():
-    """For what only the reference promises, torch's bits, and for deliberate mistakes that are made in Python."""
+    """Uses the reference backend: for tests of its equality with torch, and of mistakes that are made in Python."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(backends.ENVIRONMENT_VARIABLE, "reference")
         yield
@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items):
 
 
 def _thin(items):
-    """Of a test that is marked ``thinned``, cases that meet no new pair of values become heavy."""
+    """Marks a case of a ``thinned`` test as heavy if it meets no new pair of values."""
     products = {}
     for item in items:
         if item.get_closest_marker("thinned") and not item.get_closest_marker("heavy"):

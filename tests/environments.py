@@ -1,15 +1,15 @@
-"""README's table of environments: the tests under other versions of Python and torch, one environment at a time.
+"""Runs the tests under other versions of Python and torch, and writes README's table of environments.
 
 ::
 
-    python -m tests.environments                       # those of ENVIRONMENTS: gigabytes and a quarter of an hour each
-    python -m tests.environments python3.12=2.11.0     # this one; the others' results stay
-    python -m tests.environments python3.13=newest -- tests/engine    # tries these tests, records nothing
-    python -m tests.environments --table               # the table alone, from the results that are there
+    python -m tests.environments                       # all of ENVIRONMENTS: gigabytes, a quarter of an hour each
+    python -m tests.environments python3.12=2.11.0     # only this one; the other results are kept
+    python -m tests.environments python3.13=newest -- tests/engine    # runs these tests, records nothing
+    python -m tests.environments --table               # only writes the table, from the existing results
 
-Each is made in ``build/environments`` from the working tree's files, and deleted before the next. A wheel that the
-torch of the running environment has built must step in all of them, since the library asks for torch's stable interface
-only. Results are in ``docs/environments.json``.
+Each environment is made in ``build/environments`` from the files of the working tree, and deleted before the next. A
+wheel built with the torch of the running environment must work in all of them, since the library uses only torch's
+stable interface. Results are in ``docs/environments.json``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FOLDER = ROOT / "build" / "environments"
 RESULTS, README = ROOT / "docs" / "environments.json", ROOT / "README.md"
 BEGIN, END = "<!-- environments:begin -->", "<!-- environments:end -->"
 
-#: Interpreter and torch: the oldest, one between, the newest that is to be had.
+#: Interpreter and torch: the oldest, one between, and the newest that is available.
 ENVIRONMENTS = ("python3.10=2.10.0", "python3.13=2.12.0", "python3.13=newest")
 CPU = {"FUSED_ADAPTIVE_BUILD": "cpu", "FUSED_ADAPTIVE_REQUIRE_EXT": "cpu"}
 
@@ -59,7 +59,7 @@ def copy_of_the_tree(to: Path) -> Path:
 
 
 def requirements(torch: str) -> list[str]:
-    """What an environment for the tests needs, without this package."""
+    """Returns what an environment for the tests needs, without this package."""
     import tomllib
 
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
@@ -75,7 +75,7 @@ def run(*command: str | Path, cwd: Path, **variables: str) -> str:
 
 
 def build_wheel() -> Path:
-    """With the torch of this environment, which the tests are developed with."""
+    """Builds a wheel with the torch of this environment."""
     tree = copy_of_the_tree(FOLDER / "tree")
     pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", FOLDER, "."]
     run(*pip, cwd=tree, **CPU)
@@ -108,7 +108,7 @@ def try_one(interpreter: str, torch: str, files: list[str], wheel: Path) -> dict
 
 
 def outcomes(report: Path) -> dict[str, Any]:
-    """How many tests passed, failed and were skipped, and which failed, from pytest's report."""
+    """Returns the numbers of passed, failed and skipped tests and the names of failures, from pytest's report."""
     cases = list(ElementTree.parse(report).getroot().iter("testcase"))
     failed = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
     skipped = [c for c in cases if c.find("skipped") is not None]
@@ -118,7 +118,7 @@ def outcomes(report: Path) -> dict[str, Any]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The results as Markdown."""
+    """Returns the results as Markdown."""
     lines = [
         "| Python | torch | passed | failed | skipped | a wheel built with | date |",
         "|---|---|---:|---:|---:|---|---|",

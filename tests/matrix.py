@@ -1,18 +1,18 @@
-"""README's matrix, feature × backend, made from the outcomes of the tests themselves.
+"""Makes README's table of features and backends from the outcomes of the tests.
 
-A test says which feature it holds by a marker::
+A marker says which feature a test covers::
 
-    @pytest.mark.feature("closures")                       # on every backend that runs here, by FUSED_ADAPTIVE_BACKEND
+    @pytest.mark.feature("closures")                       # each backend that runs here, by FUSED_ADAPTIVE_BACKEND
     @pytest.mark.feature("empty tensors", backend="reference")
     @pytest.mark.feature("parity", backend="native-cuda", emulated=True)  # the kernels' source, executed on the CPU
-    @pytest.mark.feature("parity", backend="native-cuda", ptx=True)       # what the compiler makes of it, likewise
+    @pytest.mark.feature("parity", backend="native-cuda", ptx=True)       # their PTX, executed on the CPU
 
 A test with a parameter ``backend`` needs no ``backend=``; with the marker ``gpu``, "native" is "native-cuda". Then::
 
     python -m tests.matrix                # runs the marked tests, writes docs/matrix.json and README's table
-    python -m tests.matrix tests/training …   # runs the marked tests of these files; the other results stay
-    python -m tests.matrix --only PART …  # those of the features whose names contain one of these, likewise
-    python -m tests.matrix --table        # the table alone, from the results that are there
+    python -m tests.matrix tests/training …   # runs the marked tests of these files; keeps the other results
+    python -m tests.matrix --only PART …  # runs the tests of features whose names contain one of these
+    python -m tests.matrix --table        # only writes the table, from the existing results
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ ROOT = Path(__file__).parent.parent
 RESULTS, README = ROOT / "docs" / "matrix.json", ROOT / "README.md"
 BEGIN, END = "<!-- matrix:begin -->", "<!-- matrix:end -->"
 
-#: The columns; one that has no test at all is left out.
+#: The columns. A column without tests is left out.
 BACKENDS = {
     "reference": "reference",
     "native": "native, CPU",
     "native-cuda": "native, CUDA",
     "triton": "Triton",
 }
-#: The order of the rows; features that are not named here follow.
+#: The order of the rows. Features that are not named here follow.
 ORDER = (
     "every optimizer, policy, decay and dtype within rounding of float64",
     "golden trajectories in float64",
@@ -82,24 +82,23 @@ ORDER = (
     "Lightning Trainer",
 )
 
-#: Tests of one file that hold features of the CUDA kernels, whose source they execute on the CPU.
+#: Tests of one file that cover features of the CUDA kernels. They execute the kernels' source on the CPU.
 EMULATED = {
     "test_every_kernel_is_within_rounding_of_the_float64_reference": ORDER[0],
-    "test_float64_trajectories_are_those_of_the_reference": ORDER[1],
+    "test_float64_trajectories_equal_those_of_the_reference": ORDER[1],
     "test_amp_maximize_and_draws": "GradScaler, with and without fused=True",
-    "test_the_same_bits_whatever_the_grid_and_the_order": "the same bits with any number of threads, any grid",
+    "test_the_same_bits_with_any_grid_order_and_design": "the same bits with any number of threads, any grid",
     "test_elements_beyond_2_to_the_31": "a tensor of more than 2³¹ elements",
     "test_intervals_ended_by_hand_and_restarted": "end_interval() by hand",
 }
 
-#: What stands for a run on a GPU, the nearest to it first: the PTX that the compiler makes of the kernels, executed on
-#: the CPU, and their source.
+#: What replaces a run on a GPU, nearest to it first: the PTX of the kernels, or their source, executed on the CPU.
 INSTEAD = ("PTX", "emulated")
 
 Features = dict[str, dict[str, dict[str, Any]]]
 
 
-# ---- the plugin: what is marked, and how it went ----
+# ---- plugin: records markers and outcomes ----
 
 
 class Recorder:
@@ -154,12 +153,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def features_of(item: pytest.Item) -> list[dict[str, Any]]:
-    """What the markers of a test say, with its backend filled in."""
+    """Returns the arguments of a test's markers, with its backend filled in."""
     from fused_adaptive import backends
 
     found = []
     marks = list(item.iter_markers("feature"))
-    if item.path.stem == "test_cuda_emulation" and getattr(item, "originalname", "") in EMULATED:
+    if item.path.parent.name == "cuda_emulation" and getattr(item, "originalname", "") in EMULATED:
         feature = EMULATED[getattr(item, "originalname", "")]
         marks.append(pytest.mark.feature(feature, backend="native-cuda", emulated=True).mark)
     for mark in marks:
@@ -170,18 +169,18 @@ def features_of(item: pytest.Item) -> list[dict[str, Any]]:
         backend = backends.select("auto", ()).name if auto else backend
         if backend == "native" and item.get_closest_marker("gpu"):
             backend = "native-cuda"
-        # Where there is no GPU, Triton's kernels run in its interpreter.
+        # Triton's kernels run in its interpreter if there is no GPU.
         emulated = arguments.get("emulated") or (backend == "triton" and not item.get_closest_marker("gpu"))
         instead = "PTX" if arguments.get("ptx") else "emulated" if emulated else ""
         found.append({"feature": arguments["feature"], "backend": backend, "instead": instead, "auto": auto})
     return found
 
 
-# ---- the command ----
+# ---- command ----
 
 
 def run(files: list[str], only: list[str]) -> dict[str, Any]:
-    """Runs the marked tests, once more for each further backend, and returns the results."""
+    """Runs the marked tests, again for each further backend, and returns the results."""
     import torch
 
     from fused_adaptive import backends
@@ -215,7 +214,7 @@ def merge(into: dict[str, Any], cell: dict[str, Any]) -> None:
 
 
 def verdict(cell: dict[str, Any] | None) -> str:
-    """What stands in the table."""
+    """Returns the text of a cell of the table."""
     if cell is None:
         return "–"
     outcomes = list(cell["tests"].values())
@@ -231,7 +230,7 @@ def verdict(cell: dict[str, Any] | None) -> str:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
+    """Returns the results as Markdown."""
     features: Features = results["features"]
     columns = [name for name in BACKENDS if any(name in cells for cells in features.values())]
     lines = ["| | " + " | ".join(BACKENDS[name] for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
@@ -246,7 +245,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def count(features: Features) -> int:
-    """Tests that ran, with all their parameters."""
+    """Returns the number of tests that ran, with all their parameters."""
     cells = [cell for of_feature in features.values() for cell in of_feature.values()]
     return sum(n for cell in cells for own in cell["tests"].values() for o, n in own.items() if o != "skipped")
 

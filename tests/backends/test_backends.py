@@ -1,4 +1,4 @@
-"""The registry, and the environment report."""
+"""Selection of a backend, and the environment report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_reference_is_always_available():
     assert fa.AdamW(parameters(), backend="reference")._backend.name == "reference"
 
 
-def test_every_backend_says_why_it_cannot_run():
+def test_every_backend_gives_a_reason_if_it_cannot_run():
     for name, reason in fa.backends.available().items():
         assert name in backends.NAMES
         assert reason == "" or len(reason) > 10
@@ -32,7 +32,7 @@ def test_every_backend_says_why_it_cannot_run():
 
 @pytest.fixture
 def fake(monkeypatch):
-    """A backend that cannot run on the CPU, ahead of the others."""
+    """A backend that cannot run on the CPU and has precedence over the others."""
     module = SimpleNamespace(name="fake", why_not=lambda devices: "no fake device in this machine")
     load = backends._load
     monkeypatch.setattr(backends, "NAMES", ("fake", "reference"))
@@ -40,7 +40,7 @@ def fake(monkeypatch):
     return module
 
 
-def test_a_backend_that_cannot_run_is_passed_over_or_refused_with_its_reason(fake, monkeypatch):
+def test_a_backend_that_cannot_run_is_skipped_by_auto_and_refused_by_name(fake, monkeypatch):
     assert fa.backends.available()["fake"] == "no fake device in this machine"
     assert backends.select("auto", [torch.device("cpu")]).name == "reference"
     with pytest.raises(RuntimeError, match="'fake' cannot run: no fake device"):
@@ -63,8 +63,8 @@ def test_the_environment_variable_overrides_auto_only(fake, monkeypatch):
         fa.AdamW(parameters())
 
 
-def test_a_backend_gets_every_step_and_every_end(fake):
-    """The interface that kernels plug into: tensors with state, and of every policy its tensors."""
+def test_backend_is_called_for_every_step_and_interval_end(fake):
+    """The interface for kernels: tensors with state, and the tensors of every policy."""
     calls = []
     fake.why_not = lambda devices: ""
     fake.step = lambda participants, found_inf, grad_scale, draw: calls.append(
@@ -78,7 +78,7 @@ def test_a_backend_gets_every_step_and_every_end(fake):
     assert calls == [(6, [policy]), [policy]]
 
 
-def test_backend_is_chosen_anew_when_a_group_comes_from_another_device(fake):
+def test_backend_is_selected_again_when_a_group_on_another_device_is_added(fake):
     fake.why_not = lambda devices: "only the CPU" if torch.device("meta") in set(devices) else ""
     optimizer = fa.AdamW(parameters())
     assert optimizer._backend.name == "fake"
@@ -90,7 +90,7 @@ def test_backend_is_chosen_anew_when_a_group_comes_from_another_device(fake):
     assert len(strict.param_groups) == 1
 
 
-def test_foreach_and_fused_choose_nothing():
+def test_foreach_and_fused_do_not_select_a_backend():
     runs = [
         train(fa.AdamW(parameters(), lr=0.1, foreach=f, fused=u), 4) for f in (None, True, False) for u in (None, True)
     ]
@@ -104,7 +104,7 @@ def test_environment_report():
     assert ("cuda            none" in out) == (not torch.cuda.is_available())
 
 
-def test_the_reference_refuses_to_be_captured(monkeypatch):
+def test_reference_cannot_be_captured(monkeypatch):
     optimizer = fa.SGD(parameters(), lr=0.1, backend="reference")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
@@ -114,8 +114,8 @@ def test_the_reference_refuses_to_be_captured(monkeypatch):
     assert all_equal(before, optimizer.param_groups[0]["params"])
 
 
-def test_a_library_without_code_for_a_gpu_is_passed_over_with_the_reason(monkeypatch):
-    """As one that was built for other compute capabilities, without PTX for this one."""
+def test_a_library_without_code_for_this_gpu_is_skipped_with_a_reason(monkeypatch):
+    """The library was built for other compute capabilities and has no PTX for this one."""
     if native.why_not([torch.device("cpu")]):
         pytest.skip("no native library")
     cuda = [torch.device("cuda", 0)]
@@ -134,7 +134,7 @@ def test_a_library_without_code_for_a_gpu_is_passed_over_with_the_reason(monkeyp
     assert backends.select("auto", cuda).name == "native"
 
 
-def test_that_synchronisations_can_be_looked_for_is_no_error():
-    """torch.cuda.set_sync_debug_mode says this the first time, and warnings are errors here."""
+def test_warning_of_sync_debug_mode_is_not_an_error():
+    """torch.cuda.set_sync_debug_mode warns at its first call, and other warnings are errors in the tests."""
     text = "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations"
     warnings.warn(text, UserWarning, stacklevel=1)

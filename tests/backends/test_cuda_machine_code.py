@@ -1,6 +1,6 @@
-"""What nvcc makes of the CUDA kernels: registers, spills and the width of memory accesses, for each architecture.
+"""Machine code of the CUDA kernels for each architecture: registers, spills and the width of memory accesses.
 
-The compilation takes minutes; it is kept in build/ for as long as the sources stay as they are.
+Compilation takes minutes. Results are cached in build/ until the sources change.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FLAGS = ["-std=c++17", "-O3", "--fmad=false", "-lineinfo", "-Xcompiler", "-ffp-c
 
 
 def find(tool: str) -> str | None:
-    """A tool of CUDA's: on the path, in CUDA's folder, or in one of the Python packages that bring it."""
+    """Finds a CUDA tool: on the path, in CUDA's folder, or in a Python package."""
     homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
     folders = [Path(home, "bin") for home in homes if home]
     folders += [
@@ -43,7 +43,7 @@ pytestmark = [pytest.mark.heavy, pytest.mark.skipif(NVCC is None, reason="no nvc
 
 @dataclass(frozen=True)
 class Usage:
-    """What ptxas says of one kernel."""
+    """Resources of one kernel, as reported by ptxas."""
 
     registers: int
     stack: int
@@ -58,7 +58,7 @@ class Code:
 
 
 def with_includes(path: Path) -> set[Path]:
-    """A source and all of ours that it includes."""
+    """Returns a source and all our files that it includes."""
     names = re.findall(r'#include "(.*)"', path.read_text())
     own = {path.parent / name if (path.parent / name).exists() else CSRC / name for name in names}
     return {path}.union(*map(with_includes, own))
@@ -95,15 +95,15 @@ def compiled(name: str, architecture: str) -> Code:
 
 @cache
 def built(name: str) -> dict[str, Code]:
-    """A file, by architecture; two at a time."""
+    """Compiles a file for each architecture, two at a time."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    with open(CACHE / "lock", "w") as lock, ThreadPoolExecutor(2) as workers:  # tests run side by side
+    with open(CACHE / "lock", "w") as lock, ThreadPoolExecutor(2) as workers:  # tests run in parallel
         fcntl.flock(lock, fcntl.LOCK_EX)
         return dict(zip(ARCHITECTURES, workers.map(lambda a: compiled(name, a), ARCHITECTURES), strict=True))
 
 
 def usages(name: str, architecture: str) -> dict[str, Usage]:
-    """Of every kernel of a file, by its demangled name."""
+    """Returns the resources of every kernel of a file, by demangled name."""
     found = {}
     for block in built(name)[architecture].log.split("Compiling entry function")[1:]:
         mangled = re.findall(r"'(\S+)'", block)[0]
@@ -124,20 +124,20 @@ def test_no_kernel_spills(name, architecture):
         assert len(found) == 80  # 10 backbones, 4 modes, 2 decays
         assert {kernel: u for kernel, u in found.items() if u.stack} == {}
     if name == "step_f32":
-        # Four blocks a multiprocessor, or three where seven arrays and more keep the memory as busy.
+        # At least four blocks a multiprocessor. Three are enough for kernels with seven or more arrays.
         few = {kernel: u for kernel, u in found.items() if arrays(kernel) <= 6}
         assert len(few) == 60
         assert max(u.registers for u in few.values()) <= 64
         assert max(u.registers for u in found.values()) <= 80
     if name in ("step_bf16", "step_f16"):
-        # Three with four arrays, or with ActiveLR's.
+        # Three blocks for kernels with four arrays, or with ActiveLR's.
         few = {k: u for k, u in found.items() if arrays(k) <= 4 or (arrays(k) <= 6 and ", 2, " in k)}
         assert len(few) == 34
         assert max(u.registers for u in few.values()) <= 80
 
 
 def arrays(kernel: str) -> int:
-    """How many arrays an update kernel goes through, by its demangled name; see multi_tensor.cuh."""
+    """Returns the number of arrays that an update kernel accesses, from its demangled name; see multi_tensor.cuh."""
     match = re.search(r"update<fused_adaptive::(\w+)(?:<(.*?)>)?, (\d), ", kernel)
     assert match is not None, kernel
     backbone, structure, mode = match[1], match[2] or "", int(match[3])
@@ -145,7 +145,7 @@ def arrays(kernel: str) -> int:
     return 2 + states + (2 if mode & 2 else 0) + (mode & 1)
 
 
-#: ActiveAdamW and AdamW with decoupled decay, as the names are mangled.
+#: Modes of AdamW and ActiveAdamW with decoupled decay in mangled names.
 MODES = {"AdamW": 0, "ActiveAdamW": 2}
 
 
@@ -153,7 +153,7 @@ NO_SASS = "" if find("nvdisasm") and find("cuobjdump") else "no nvdisasm or no c
 
 
 def disassembled(code: Code, kernel: str) -> list[str]:
-    """The machine's instructions, in order."""
+    """Returns the machine instructions of a kernel, in order."""
     path = f"{Path(find('nvdisasm') or '').parent}{os.pathsep}{os.environ['PATH']}"
     command = [find("cuobjdump") or "cuobjdump", "-sass", "-fun", kernel, str(code.cubin)]
     text = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path}).stdout
@@ -170,13 +170,13 @@ def test_memory_is_accessed_by_16_bytes(name, architecture, mode):
     body = code.ptx[kernel.start() :]
     body = body[: body.index("\n}")]
     arrays = 4 if mode == "AdamW" else 6  # parameter, gradient, two moments; gain and sum
-    words = 1 if name == "step_f32" else 2  # of state, for 16 bytes of bf16 parameters
+    words = 1 if name == "step_f32" else 2  # words of state for 16 bytes of bf16 parameters
     wide = 2 + (arrays - 2) * words
     assert len(re.findall(r"ld\.global\.(?:cs\.)?(?:v4\.[bfu]32|v2\.[bfu]64)", body)) >= wide
-    assert len(re.findall(r"ld\.global\.cs\.v4\.[bu]32", body)) == 1  # the gradient alone is not kept
+    assert len(re.findall(r"ld\.global\.cs\.v4\.[bu]32", body)) == 1  # only the gradient is not kept in the cache
     assert len(re.findall(r"st\.global\.(?:v4\.[bfu]32|v2\.[bfu]64)", body)) >= wide - 1
     if NO_SASS:
-        return  # the compiler's own assembly has to do
+        return  # the compiler's assembly is enough
     sass = "\n".join(disassembled(code, kernel[1]))
     assert len(re.findall(r"LDG\.E\.[\w.]*128", sass)) >= wide
     assert len(re.findall(r"STG\.E\.[\w.]*128", sass)) >= wide - 1
@@ -192,18 +192,18 @@ REGISTERS_OF_A_MULTIPROCESSOR, THREADS = 65536, 256
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("mode", MODES)
 def test_four_blocks_fit_on_a_multiprocessor(mode, architecture):
-    """Float32 parameters, decoupled decay."""
+    """Kernels of float32 parameters with decoupled decay."""
     name = f"update<fused_adaptive::AdamW<false>, {MODES[mode]}, false, float>"
     (usage,) = [u for kernel, u in usages("step_f32", architecture).items() if name in kernel]
     if architecture == "90":
         assert usage.registers <= MOST[mode]
-    of_a_block = -(-usage.registers // 8) * 8 * THREADS  # they are handed out in eights
+    of_a_block = -(-usage.registers // 8) * 8 * THREADS  # registers are allocated in units of eight
     assert REGISTERS_OF_A_MULTIPROCESSOR // of_a_block == 4
     assert usage.spills == usage.stack == 0
 
 
 def registers_of(operands: str, wide: int = 1) -> set[int]:
-    """The numbers of the registers that stand in operands; an address takes two."""
+    """Returns the numbers of the registers in operands; an address takes two."""
     found = set()
     for number, suffix in re.findall(r"\bR(\d+)(\.64)?", operands):
         found |= set(range(int(number), int(number) + (2 if suffix else wide)))
@@ -214,7 +214,7 @@ WIDE, SINGLE = r"LDG\.E\.[\w.]*128", r"@!?P\d LDG\.E(\.EF)? "
 
 
 def used_early(sass: list[str], count: int, load: str = WIDE) -> list[str]:
-    """What reads one of the first ``count`` such loads before the last of them has been issued."""
+    """Returns the instructions that read one of the first ``count`` loads before the last of them is issued."""
     loads = [i for i, line in enumerate(sass) if re.search(load, line)][:count]
     assert len(loads) == count
     loaded, early = set[int](), []
@@ -231,7 +231,7 @@ def used_early(sass: list[str], count: int, load: str = WIDE) -> list[str]:
 @pytest.mark.skipif(NO_SASS != "", reason=NO_SASS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("mode", MODES)
-def test_all_loads_are_on_their_way_before_one_is_waited_for(mode, architecture):
+def test_all_loads_are_issued_before_one_is_used(mode, architecture):
     code = built("step_f32")[architecture]
     kernel = re.search(rf"\b(_ZN\S*6updateINS_5AdamWILb0EEELi{MODES[mode]}ELb0E\S*)\(", code.ptx)
     assert kernel is not None
@@ -241,15 +241,15 @@ def test_all_loads_are_on_their_way_before_one_is_waited_for(mode, architecture)
 
 @pytest.mark.skipif(NO_SASS != "", reason=NO_SASS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_loads_of_misaligned_tensors_are_so_too(architecture):
-    """Four elements of each of four arrays."""
+def test_all_loads_of_misaligned_tensors_are_issued_before_one_is_used(architecture):
+    """Four elements of each of four arrays are loaded."""
     code = built("step_f32")[architecture]
     kernel = re.search(r"\b(_ZN\S*6updateINS_5AdamWILb0EEELi0ELb0E\S*)\(", code.ptx)
     assert kernel is not None
     assert used_early(disassembled(code, kernel[1]), 16, SINGLE) == []
 
 
-def test_a_load_that_is_waited_for_is_noticed():
+def test_a_load_that_is_used_early_is_noticed():
     lines = [
         "LDG.E.128 R16, desc[UR12][R16.64] ",
         "IADD3 R2, R3, R4, RZ ",

@@ -1,4 +1,4 @@
-"""Steps under ``FakeTensorMode``: the state's shapes and dtypes, as memory estimators ask for them."""
+"""Steps under ``FakeTensorMode``: shapes and dtypes of the state, for memory estimators."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def trained(case: Case, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("case", CASES[::4], ids=str)
-def test_a_step_on_tensors_without_numbers_makes_the_state_of_a_real_one(case):
+def test_step_on_fake_tensors_creates_the_state_of_a_real_step(case):
     with FakeTensorMode():
         fake = trained(case, max_grad_norm=1.0)
     real = trained(case, max_grad_norm=1.0)
@@ -39,7 +39,7 @@ def test_a_step_on_tensors_without_numbers_makes_the_state_of_a_real_one(case):
     assert all(isinstance(t, FakeTensor) for state in fake.state.values() for t in state.values())
 
 
-def test_a_parameter_that_has_numbers_after_all_is_named():
+def test_a_real_parameter_in_a_fake_step_is_named():
     with FakeTensorMode():
         optimizer = fa.AdamW(nn.Linear(3, 2).parameters())
     p = nn.Parameter(torch.ones(2))

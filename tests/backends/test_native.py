@@ -1,4 +1,4 @@
-"""What is the native backend's own: its operators, its plan, and bits that depend on neither threads nor processor."""
+"""Native backend: operators, plans, and results that do not depend on the number of threads or the processor."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def test_instruction_sets_change_no_bit(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_is_read_and_rounded_as_torch_does(dtype):
-    """Every number of the format, and a million float32 ones of every size, ties, infinities and NaN among them."""
+def test_low_precision_is_converted_and_rounded_as_in_torch(dtype):
+    """Covers all numbers of the format, and a million float32 numbers of all sizes, with ties, infinities and NaN."""
 
     def descend(param: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
         hypers = [1.0] + [0.0] * 8  # p ← p − g
@@ -86,7 +86,7 @@ def test_low_precision_is_read_and_rounded_as_torch_does(dtype):
         return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
 
     every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
-    every = every[~every.isinf()]  # infinity less its decay of 0 is NaN
+    every = every[~every.isinf()]  # infinity minus its decay of 0 is NaN
     assert same(descend(every.clone(), torch.zeros(len(every))), every)
     ties = every.float() * (1 + torch.finfo(dtype).eps / 2)
     bits = torch.randint(-(2**31), 2**31, (10**6,)).to(torch.int32).view(torch.float32)
@@ -112,7 +112,7 @@ def test_the_functional_step_passes_opcheck():
     torch.library.opcheck(torch.ops.fused_adaptive.step.default, functional_arguments())
 
 
-def test_the_functional_step_is_the_plans_step():
+def test_the_functional_step_equals_the_plans_step():
     params, grads, *rest = functional_arguments()
     copies = [p.clone().requires_grad_() for p in params]
     optimizer = fa.AdamW(copies, lr=0.01, weight_decay=0.1, backend="native")
@@ -150,7 +150,7 @@ def test_bad_input_of_the_operator_raises_before_anything_is_written(change, mes
     assert all(torch.equal(t.to_dense(), b.to_dense()) for t, b in zip(tensors, before, strict=True))
 
 
-# ---- what users complain about (docs/pitfalls.md), of the kernels ----
+# ---- pitfalls (docs/pitfalls.md) of the kernels ----
 
 
 @pytest.fixture
@@ -165,8 +165,8 @@ def test_empty_tensors_are_fine(case, by_default):
     assert pitfalls.empty_tensors_change_nothing_for_others(case)
 
 
-def test_every_tensor_counts_its_steps_whatever_its_size():
-    """Tensors of no chunk, of one and of several are counted in different places."""
+def test_tensors_of_any_size_count_their_steps():
+    """Tensors without chunks, with one and with several are counted in different places."""
     params = parameters(torch.float32, SHAPES)
     optimizer = adamw(params)
     train(optimizer, 3)
@@ -231,8 +231,8 @@ def adamw(params, **overrides):
 
 @pytest.mark.parametrize("groups", [3, 40])
 @pytest.mark.parametrize("policy", ["tlr-displacement-global", "tlr-gradient-eta", "hypergradient-global", "active"])
-def test_a_tensor_lr_is_as_good_as_a_float(policy, groups):
-    """float32 and float64 tensors, filled, replaced and turned into floats between steps. GPUs read them there."""
+def test_a_tensor_lr_equals_a_float_lr(policy, groups):
+    """Sets float32 and float64 tensors, fills them, and replaces them by floats. GPUs read them on the device."""
     runs = []
     for kind in (float, torch.tensor):
         params = parameters(torch.float32, [(5,)] * groups)
@@ -260,7 +260,7 @@ def test_a_tensor_lr_is_as_good_as_a_float(policy, groups):
     assert all_equal(*runs)
 
 
-def test_versions_go_up_so_that_autograd_notices():
+def test_versions_increase_so_that_autograd_notices_changes():
     params = parameters(torch.float32)
     optimizer = adamw(params)
     train(optimizer, 1)
@@ -275,7 +275,7 @@ def test_versions_go_up_so_that_autograd_notices():
 
 
 @pytest.mark.parametrize("policy", [None, fa.ActiveLR(interval=2)])
-def test_a_moved_parameter_is_found_again(policy):
+def test_a_moved_parameter_is_found(policy):
     moved, still = parameters(torch.float32), parameters(torch.float32)
     a, b = adamw(moved, policy=policy), adamw(still, policy=policy)
     train(a, 3)
@@ -291,8 +291,8 @@ def test_a_moved_parameter_is_found_again(policy):
     assert all_equal(train(a, 3, start=4), train(b, 3, start=4))
 
 
-def test_a_parameter_that_is_laid_out_anew_where_it_was_keeps_its_state():
-    """Its address is the same, and its elements are not where they were."""
+def test_a_parameter_with_new_strides_at_the_same_address_keeps_its_state():
+    """The address is the same, but the elements are at other offsets."""
 
     def run(backend: str) -> list[torch.Tensor]:
         params = parameters(torch.float32, [(6, 6), (5,)])
@@ -339,7 +339,7 @@ def test_freed_memory_is_refused_before_anything_is_written(of):
 
 
 def test_plans_are_freed():
-    gc.collect()  # what other tests have left
+    gc.collect()  # frees what other tests have left
     before = torch.ops.fused_adaptive.plan_count()
     optimizer = adamw(parameters(torch.float32))
     train(optimizer, 2)
@@ -360,7 +360,7 @@ def test_gradients_are_not_kept_alive():
     assert grad() is None
 
 
-def test_a_step_needs_no_memory_besides_the_state():
+def test_a_step_needs_no_memory_apart_from_the_state():
     params = parameters(torch.float32, [(12_000_000,)])
     optimizer = adamw(params, policy=fa.ActiveLR(interval=2))
     params[0].grad = torch.randn(12_000_000)
@@ -368,11 +368,11 @@ def test_a_step_needs_no_memory_besides_the_state():
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(4):
         optimizer.step()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 12_000  # KiB; one copy would be 47 000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 12_000  # KiB; one copy would take 47 000
 
 
-def test_what_the_plan_cannot_hold_in_one_goes_to_the_reference(monkeypatch):
-    """A global gain over tensors of several plans."""
+def test_a_global_gain_that_one_plan_cannot_hold_goes_to_the_reference(monkeypatch):
+    """The gain is over tensors of several plans."""
     monkeypatch.setattr(native, "_on_device", lambda view: bool(view.group["capturable"]))
     policy = TrainableLR(interval=2)
     runs = []
@@ -384,7 +384,7 @@ def test_what_the_plan_cannot_hold_in_one_goes_to_the_reference(monkeypatch):
     assert all_equal(*runs)
 
 
-def test_auto_takes_it_and_a_copy_of_the_optimizer_has_a_plan_of_its_own():
+def test_auto_selects_native_and_a_copied_optimizer_has_its_own_plan():
     params = parameters(torch.float32)
     optimizer = fa.AdamW(params, lr=0.01)
     assert optimizer._backend.name == "native" == backends.select("auto", [torch.device("cpu")]).name

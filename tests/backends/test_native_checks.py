@@ -1,4 +1,4 @@
-"""What a native step checks before it changes anything, and that it owns nothing between steps."""
+"""Checks of a native step before it changes anything, and that it owns nothing between steps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _moves(tensor: Tensor) -> None:
     tensor.data = tensor.data.clone()
 
 
-#: What may be wrong with one parameter of many, and what the checks come to.
+#: A change of one parameter out of many, and the result of the checks.
 WRONG: dict[str, tuple[Callable[[Tensor, dict[str, Any]], Any], int]] = {
     "nothing": (lambda p, state: None, READY),
     "the parameter has moved": (lambda p, state: _moves(p), STALE),
@@ -52,7 +52,7 @@ def many() -> tuple[list[Tensor], fa.AdamW, Any]:
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_one_of_many_is_noticed_wherever_it_is(what):
+def test_one_bad_parameter_is_noticed_at_any_position(what):
     change, expected = WRONG[what]
     params, optimizer, plan = many()
     for place in PLACES:
@@ -69,7 +69,7 @@ def test_one_of_many_is_noticed_wherever_it_is(what):
         assert plan.take_gradients() == READY
 
 
-def test_a_gradient_that_is_its_parameter_is_named_among_many():
+def test_a_gradient_that_aliases_its_parameter_is_named():
     params, _, plan = many()
     for place in PLACES:
         params[place].grad = params[place].detach()
@@ -79,7 +79,7 @@ def test_a_gradient_that_is_its_parameter_is_named_among_many():
         assert plan.take_gradients() == READY
 
 
-def test_an_exception_among_many_is_heard_and_forgotten():
+def test_an_exception_while_gradients_are_read_is_raised_and_has_no_later_effect():
     params, _, plan = many()
 
     class Refusing(torch.nn.Parameter):
@@ -123,7 +123,7 @@ def test_operators_refuse_gradients_that_do_not_fit():
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_a_momentum_buffer_that_is_gone_comes_back_with_the_next_gradient(nesterov):
+def test_a_momentum_buffer_that_was_removed_is_created_with_the_next_gradient(nesterov):
     runs = []
     for backend in ("native", "reference"):
         params = parameters(torch.float64)
@@ -139,14 +139,14 @@ def test_a_momentum_buffer_that_is_gone_comes_back_with_the_next_gradient(nester
         torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
 
 
-# ---- nothing here owns a parameter or its state ----
+# ---- ownership of parameters and state ----
 
 every_policy = pytest.mark.parametrize("policy", [None, fa.ActiveLR(interval=2, high=0.1), fa.TrainableLR(interval=2)])
 
 
 @every_policy
 def test_parameters_and_state_can_be_swapped_between_steps(policy):
-    """``swap_tensors`` refuses what others hold; ``module.to()`` and ``load_state_dict(assign=True)`` may use it."""
+    """``swap_tensors`` refuses tensors with other references; ``module.to()`` and ``load_state_dict`` may use it."""
     params = parameters(torch.float32)
     optimizer = fa.AdamW(params, lr=0.1, policy=policy, backend="native")
     expected = fa.AdamW(parameters(torch.float32), lr=0.1, policy=policy, backend="native")
@@ -161,7 +161,7 @@ def test_parameters_and_state_can_be_swapped_between_steps(policy):
     assert all(map(torch.equal, params, expected.param_groups[0]["params"]))
 
 
-def test_a_parameter_that_is_dropped_is_freed():
+def test_a_parameter_that_is_removed_is_freed():
     params = parameters(torch.float32)
     optimizer = fa.AdamW(params, backend="native")
     train(optimizer, 2)
@@ -192,7 +192,7 @@ def bring_back(p: Tensor, how: str, value: Tensor) -> None:
     "policy", [None, fa.ActiveLR(interval=2, high=0.1), fa.TrainableLR(interval=2), fa.Hypergradient(1e-3)]
 )
 def test_idle_parameters_need_no_memory(policy, how, backend):
-    """Blocks take turns; counts, gains and interval ends of the idle one go on as they do with its memory there."""
+    """Groups of parameters take turns. Counts, gains and interval ends of idle ones continue without their memory."""
     runs = []
     for offloads in (True, False):
         blocks = parameters(torch.float32, [(10,), (10,)])
@@ -215,7 +215,7 @@ def test_idle_parameters_need_no_memory(policy, how, backend):
     assert all(map(torch.equal, *runs))
 
 
-def test_what_is_measured_at_an_intervals_end_needs_its_memory():
+def test_displacements_at_an_intervals_end_need_the_parameters_memory():
     (p,) = parameters(torch.float32, [(10,)])
     optimizer = fa.SGD([p], lr=0.1, policy=fa.TrainableLR(interval=3), backend="native")
     train(optimizer, 1)
@@ -228,8 +228,8 @@ def test_what_is_measured_at_an_intervals_end_needs_its_memory():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_parameters_that_share_memory_move_one_after_the_other(backend):
-    """As in torch's own loop over tensors; kernels would move both at once."""
+def test_parameters_that_share_memory_are_updated_one_after_the_other(backend):
+    """As in torch's loop over tensors. Kernels would update both at once."""
 
     def run(make: Callable[[list[Tensor]], Any]) -> Tensor:
         first, second = torch.nn.Parameter(torch.ones(1000)), torch.nn.Parameter(torch.empty(0))

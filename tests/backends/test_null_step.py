@@ -1,4 +1,4 @@
-"""The null step goes through every array once: with another mask than 0, each element shows that it was there."""
+"""The null step accesses every array once. With a mask other than 0, each accessed element changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..cuda_emulation import build
 
 ALGORITHMS = [a for b in BACKBONES for p in POLICIES if not (a := Algorithm(b, p)).why_not()]
 STREAMS = sorted({(s.written, s.grads, s.read) for s in (a.streams for a in ALGORITHMS)})
-#: Less than a vector, more than a chunk of one thread, and nothing that a vector divides.
+#: Smaller than a vector, larger than a chunk of one thread, and not divisible by a vector.
 SIZES = (1, 7, 16384 * 5 + 13)
 native = pytest.mark.skipif("native" not in KERNELS, reason="the native library is not built")
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -38,7 +38,7 @@ def words(tensor: Tensor) -> Tensor:
 
 
 def expected(param: Tensor, groups: list[list[Tensor]]) -> tuple[Tensor, list[Tensor]]:
-    """With all bits of the mask set."""
+    """Returns the results with all bits of the mask set."""
     p, reads = words(param).clone(), torch.ones(len(param), dtype=torch.int32)
     for g in groups[1]:
         p ^= words(g)
@@ -50,7 +50,7 @@ def expected(param: Tensor, groups: list[list[Tensor]]) -> tuple[Tensor, list[Te
 @native
 @every_streams
 @every_dtype
-def test_every_element_is_read_and_written(streams, dtype):
+def test_cpu_kernel_accesses_every_element(streams, dtype):
     for numel in SIZES:
         param, groups = arrays(numel, dtype, streams)
         before = [words(t).clone() for t in (param, *groups[0])]
@@ -63,7 +63,7 @@ def test_every_element_is_read_and_written(streams, dtype):
 
 
 @native
-def test_what_no_step_does_is_an_error():
+def test_bad_arguments_are_refused():
     param, groups = arrays(8, torch.float32, (2, 1, 0))
     null_step = torch.ops.fused_adaptive.null_step
     with pytest.raises(RuntimeError, match=r"no step writes 2 arrays and reads 2 \+ 1"):
@@ -103,7 +103,7 @@ compiles = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler"
 @compiles
 @every_streams
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_cuda_kernel_does_too(streams, dtype):
+def test_emulated_cuda_kernel_accesses_every_element(streams, dtype):
     assert is_right_emulated(build.library(small=True), streams, dtype)
 
 
@@ -118,7 +118,7 @@ assert is_right_emulated(build.library(small=True), (2, 1, 0), torch.float32)
 
 
 @compiles
-def test_a_torch_for_cuda_that_finds_no_driver_is_not_asked_for_its_stream(tmp_path):
+def test_a_cuda_build_of_torch_without_a_driver_is_not_asked_for_its_stream(tmp_path):
     source, library = tmp_path / "torch_cuda.cpp", tmp_path / "libtorch_cuda.so"
     source.write_text('extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }\n')
     name = f"-Wl,-soname,{library.name}"
@@ -133,17 +133,17 @@ def test_a_torch_for_cuda_that_finds_no_driver_is_not_asked_for_its_stream(tmp_p
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("e < count; e += kThreads) {", "e < wide; e += kThreads) {"),  # without the elements after the last vector
-        ("p[i] ^ (grads &", "p[i] ^ (g[0][i] &"),  # without the second pass over gradients
+        ("e < count; e += kThreads) {", "e < wide; e += kThreads) {"),  # skips the elements after the last vector
+        ("p[i] ^ (grads &", "p[i] ^ (g[0][i] &"),  # skips the second pass over gradients
         ("k < kWritten; ++k) store(w[k]", "k < kWritten - 1; ++k) store(w[k]"),
     ],
 )
-def test_a_kernel_that_leaves_something_out_is_seen(old, new):
+def test_a_kernel_that_skips_elements_is_noticed(old, new):
     broken = build.library([("cuda/null.cu", old, new)], small=True)
     assert not is_right_emulated(broken, (2, 2, 2), torch.bfloat16)
 
 
-def test_the_triton_kernel_does_too():
+def test_triton_kernel_accesses_every_element():
     pytest.importorskip("triton")
     code = f"""
 import torch
@@ -166,7 +166,7 @@ for streams in {[s for s in STREAMS if s[0] <= 4]}:
 @pytest.mark.gpu
 @every_streams
 @every_dtype
-def test_on_a_gpu(streams, dtype):
+def test_cuda_kernel_accesses_every_element_on_a_gpu(streams, dtype):
     param, groups = arrays(8192 * 300 + 16, dtype, streams)
     wanted, written = expected(param, groups)
     param, groups = param.cuda(), [[t.cuda() for t in g] for g in groups]

@@ -1,4 +1,4 @@
-"""Versions: autograd notices whatever a step writes, and nothing else."""
+"""Version counters: autograd notices everything that a step writes, and nothing else."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def pickled(optimizer):
 
 
 def loaded(optimizer):
-    """From a dict in which everything is float64, and has to be converted."""
+    """Loads a state dict in which all tensors are float64, so that they are converted."""
     given = copy.deepcopy(optimizer.state_dict())
     for state in given["state"].values():
         state.update({name: value.double() for name, value in state.items()})
@@ -52,7 +52,7 @@ def grown(optimizer):
 
 
 def silent(optimizer, steps: range) -> list[list[str]]:
-    """What each of these steps, and an end of the interval after them, changes although its version stays."""
+    """Returns what each of these steps, and an interval end after them, changes without a new version."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     found = []
     for step in steps:
@@ -72,7 +72,7 @@ def _silent(optimizer, call: Callable[[], object]) -> list[str]:
 @pytest.mark.thinned
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_nothing_that_a_step_writes_is_silent(case, backend):
+def test_everything_that_a_step_writes_gets_a_new_version(case, backend):
     optimizer = case.build(parameters(torch.float32, SHAPES), backend=backend)
     train(optimizer, 3)
     assert not any(silent(optimizer, range(3, 7)))
@@ -80,14 +80,14 @@ def test_nothing_that_a_step_writes_is_silent(case, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("change", [copied, pickled, loaded, loaded_as_it_is, grown])
-def test_nothing_is_silent_wherever_state_comes_from(change: Callable, backend):
+def test_steps_give_new_versions_to_copied_and_loaded_state(change: Callable, backend):
     optimizer = adamw(parameters(torch.float32, SHAPES), backend, policy=fa.ActiveLR(interval=3))
     train(optimizer, 3)
     optimizer = change(optimizer)
     assert not any(silent(optimizer, range(40, 44)))
 
 
-def test_forgotten_versions_are_found(monkeypatch):
+def test_a_missing_new_version_is_noticed(monkeypatch):
     monkeypatch.setattr(Written, "raise_versions", lambda self, absent: None)
     for backend in BACKENDS:
         optimizer = adamw(parameters(torch.float32, SHAPES), backend)
@@ -96,8 +96,8 @@ def test_forgotten_versions_are_found(monkeypatch):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_graph_with_state_of_a_parameter_that_does_not_move_goes_on(backend):
-    """State that was made together does not go up together."""
+def test_a_graph_with_state_of_another_parameter_stays_valid(backend):
+    """Versions of state that was created together are independent."""
     params = parameters(torch.float32, [(3,), (4, 2)])
     optimizer = adamw(params, backend)
     train(optimizer, 1)
@@ -118,8 +118,8 @@ def test_a_graph_with_old_state_is_refused(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_graph_that_a_step_does_not_touch_goes_on(backend):
-    """Neither parameters nor the state of another optimizer go up with this one's state."""
+def test_a_graph_that_a_step_does_not_touch_stays_valid(backend):
+    """A step does not change versions of parameters or state of another optimizer."""
     mine, others = parameters(torch.float32, [(3,)]), parameters(torch.float32, [(4,)])
     a, b = (adamw(p, backend, policy=fa.ActiveLR(interval=3)) for p in (mine, others))
     train(a, 1)
@@ -133,7 +133,7 @@ def test_a_graph_that_a_step_does_not_touch_goes_on(backend):
 
 
 def test_loading_keeps_the_tensors_of_the_dict():
-    """As in torch: who holds them goes on holding the state, and autograd knows."""
+    """As in torch: references to tensors of the dict keep referring to the state, and autograd notices."""
     params = parameters(torch.float32, [(3,), (4, 2)])
     optimizer = adamw(params)
     train(optimizer, 1)
@@ -147,7 +147,7 @@ def test_loading_keeps_the_tensors_of_the_dict():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_is_loaded_under_inference_mode_can_be_stepped_outside(backend):
+def test_state_loaded_under_inference_mode_can_be_stepped_outside(backend):
     runs = []
     for inside in (True, False):
         params = parameters(torch.float32, [(3,), (4, 2)])
@@ -162,7 +162,7 @@ def test_what_is_loaded_under_inference_mode_can_be_stepped_outside(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_steps_under_inference_mode(backend):
-    """State that is made there has no versions at all."""
+    """State that is created there has no version counters."""
     runs = []
     for inside in (True, False):
         params = parameters(torch.float32, [(3,), (4, 2)])

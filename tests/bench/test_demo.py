@@ -1,4 +1,4 @@
-"""The demo, end to end on a few digits, and what it makes of results."""
+"""The demo on a few digits, and the reports from its results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def without_seconds(run: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """As in the workers: the number of threads decides in which order numbers are added."""
+    """Sets the number of threads of the workers, since it decides the order of sums."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -48,7 +48,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
 
 
 def made_up(**finals: list[float | None]) -> dict[str, Any]:
-    """Results of these accuracies at 1e-5, 1e-3, …; the first method is everyone's baseline."""
+    """Returns results with these accuracies at 1e-5, 1e-3, …; the first method is the baseline."""
     lrs = [10.0 ** (2 * i - 5) for i in range(len(next(iter(finals.values()))))]
     baseline = next(iter(finals))
     made = [
@@ -84,18 +84,18 @@ def test_a_tiny_run_writes_results_and_plots(tiny: tuple[Path, dict[str, Any]]) 
     assert [len(rows) for _, (_, rows) in report.tables(results)] == [2, 4]
 
 
-def test_our_adamw_is_torchs(tiny: tuple[Path, dict[str, Any]]) -> None:
+def test_our_adamw_gives_the_results_of_torchs(tiny: tuple[Path, dict[str, Any]]) -> None:
     assert "agree bit for bit" in report.equality(tiny[1])
 
 
-def test_a_difference_is_not_hidden(tiny: tuple[Path, dict[str, Any]]) -> None:
+def test_a_difference_between_methods_is_reported(tiny: tuple[Path, dict[str, Any]]) -> None:
     results = copy.deepcopy(tiny[1])
     next(run for run in results["runs"] if run["method"] == "torch-adamw" and run["lr"] == 1e-2)["accuracy"] = 0.0
     assert report.equality(results).endswith("DIFFER at 1e-2.")
 
 
-def test_results_follow_from_the_seed_alone(tiny: tuple[Path, dict[str, Any]], one_thread: None) -> None:
-    """The same in this process as in two others."""
+def test_results_depend_only_on_the_seed(tiny: tuple[Path, dict[str, Any]], one_thread: None) -> None:
+    """Results are the same in this process and in two others."""
     for run in tiny[1]["runs"]:
         again = train(method=run["method"], lr=run["lr"], batch=run["batch"])
         assert again | {"seconds": run["seconds"]} == {key: run[key] for key in again}
@@ -111,7 +111,7 @@ def test_each_method_trains(one_thread: None) -> None:
             assert run["learning_rates"]["max"] > 1e-3
 
 
-def test_report_makes_the_table_anew(
+def test_report_rewrites_the_table(
     tiny: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert demo.main(["--report", str(tiny[0] / "demo.json"), "--out", str(tmp_path)]) == 0
@@ -157,14 +157,14 @@ def test_table_and_findings_of_given_numbers() -> None:
     assert wild == "WILD against PLAIN: clearly worse at 1e-3 (-11.0); diverged at 1e-5, 1e-1 (so did the other)."
 
 
-def test_json_survives_saving_and_divergence_is_drawn(tmp_path: Path) -> None:
+def test_json_is_saved_and_divergence_is_plotted(tmp_path: Path) -> None:
     results = made_up(plain=[10.0, 90.0], ours=[None, 90.0])
     report.save(results, tmp_path / "demo.json")
     assert report.load(tmp_path / "demo.json") == results
     assert demo.main(["--report", str(tmp_path / "demo.json"), "--out", str(tmp_path)]) == 0
 
 
-def test_a_diverging_run_is_shown_as_such() -> None:
+def test_a_divergent_run_is_marked() -> None:
     run = train(method="sgd", lr=1e30)
     assert (run["diverged"], run["accuracy"], run["train_loss"]) == (True, None, [])
 
@@ -188,7 +188,7 @@ def test_bad_arguments_are_usage_errors(arguments: list[str], message: str, caps
 @pytest.mark.parametrize(
     ("content", "message"), [("{", "is not JSON"), ('{"schema": 0}', "schema 2"), (None, "No such file")]
 )
-def test_unusable_results_are_a_line(
+def test_unusable_results_give_an_error_of_one_line(
     content: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "demo.json"
@@ -200,7 +200,7 @@ def test_unusable_results_are_a_line(
     assert error.count("\n") == 1
 
 
-def test_missing_packages_are_a_line_with_the_remedy(
+def test_missing_packages_give_an_error_with_the_command_to_install_them(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "find_spec", lambda name: None if name == "mlxtend" else object())
@@ -210,7 +210,7 @@ def test_missing_packages_are_a_line_with_the_remedy(
     )
 
 
-def test_interrupt_leaves_cleanly(
+def test_interrupt_ends_without_a_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(_: Any) -> str:

@@ -1,4 +1,4 @@
-"""The experiments' runs: kept as they finish, taken up again, ended with the call."""
+"""Runs of the experiments: saved as they finish, resumed, and stopped with the call."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Job:
 
 
 def square(job: Job) -> dict[str, Any]:
-    """Leaves a trace of each call."""
+    """Writes a file at each call."""
     with (Path(job.folder) / "calls").open("a", encoding="utf-8") as file:
         file.write(f"{job.number}\n")
     if job.number < 0:
@@ -43,7 +43,7 @@ def jobs(folder: Path, *numbers: int) -> list[Job]:
     return [Job(number, str(folder)) for number in numbers]
 
 
-def test_runs_come_in_the_order_of_the_jobs_and_are_not_made_twice(tmp_path: Path) -> None:
+def test_runs_are_in_the_order_of_the_jobs_and_are_not_repeated(tmp_path: Path) -> None:
     journal = tmp_path / "runs.jsonl"
     made = run_all(jobs(tmp_path, 3, 1, 2), square, journal, workers=2)
     assert made == [{"number": n, "folder": str(tmp_path), "square": n * n} for n in (3, 1, 2)]
@@ -53,7 +53,7 @@ def test_runs_come_in_the_order_of_the_jobs_and_are_not_made_twice(tmp_path: Pat
     assert calls(tmp_path) == [4]
 
 
-def test_a_line_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
+def test_a_truncated_line_is_run_again(tmp_path: Path) -> None:
     journal = tmp_path / "runs.jsonl"
     run_all(jobs(tmp_path, 1, 2), square, journal, workers=1)
     text = journal.read_text(encoding="utf-8")
@@ -64,7 +64,7 @@ def test_a_line_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
     assert calls(tmp_path) == [2]
 
 
-def test_runs_of_other_code_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_other_code_are_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = tmp_path / "runs.jsonl"
     run_all(jobs(tmp_path, 1), square, journal, workers=1)
     monkeypatch.setattr(runner, "_code", lambda: "changed")
@@ -72,7 +72,7 @@ def test_runs_of_other_code_are_made_again(tmp_path: Path, monkeypatch: pytest.M
     assert calls(tmp_path) == [1, 1]
 
 
-def test_a_failure_ends_the_processes_and_keeps_what_is_finished(tmp_path: Path) -> None:
+def test_a_failure_ends_the_processes_and_keeps_finished_runs(tmp_path: Path) -> None:
     journal = tmp_path / "runs.jsonl"
     with pytest.raises(ValueError, match="no square"):
         run_all(jobs(tmp_path, 1, -1, *range(2, 50)), square, journal, workers=1)
@@ -81,11 +81,11 @@ def test_a_failure_ends_the_processes_and_keeps_what_is_finished(tmp_path: Path)
     assert entries[0]["run"] == {"square": 1}
 
 
-# ---- what is made of the runs ----
+# ---- evaluation ----
 
 
 def made_up(**results: list[float | None]) -> list[dict[str, Any]]:
-    """Runs on digits at two rates, by increment; ``plain`` is the backbone's."""
+    """Returns runs on digits at two rates, by increment; ``plain`` is the run of the backbone."""
     return [
         {
             "family": "AdamW",
@@ -103,8 +103,8 @@ def made_up(**results: list[float | None]) -> list[dict[str, Any]]:
     ]
 
 
-def test_the_choice_is_the_least_bad_worst_case_of_those_that_are_good_at_their_best() -> None:
-    # The plain best is 94. 1 loses 2 points at its best; 2 and 3 lose 0.5; 3 is better where it is worst.
+def test_the_choice_has_the_best_worst_case_among_those_good_at_their_best() -> None:
+    # The best plain result is 94. At their best, 1 loses 2 points, 2 and 3 lose 0.5. 3 has the better worst case.
     lost = increments.deficits(made_up(plain=[50.0, 94.0], a1=[92.0, 92.0], a2=[80.0, 93.5], a3=[93.5, 91.0]), "AdamW")
     assert lost[3.0, 0.9] == {("digits", 64): {1e-5: 1.0, 1e-3: 6.0}}
     rows = increments.summary(lost)
@@ -114,13 +114,13 @@ def test_the_choice_is_the_least_bad_worst_case_of_those_that_are_good_at_their_
     assert increments.best_of_the_sieve(lost) == [1.0, 3.0]
 
 
-def test_a_divergence_is_the_worst_there_is() -> None:
+def test_a_divergence_is_the_worst_result() -> None:
     lost = increments.deficits(made_up(plain=[None, 94.0], a1=[94.0, None]), "AdamW")
     (row,) = increments.summary(lost)
     assert row["worst"] == math.inf
     assert row["best"] == 0
 
 
-def test_nothing_is_chosen_where_all_lose_too_much() -> None:
+def test_nothing_is_chosen_if_all_lose_too_much() -> None:
     lost = increments.deficits(made_up(plain=[50.0, 94.0], a1=[93.0, 93.0]), "AdamW")
     assert increments.chosen(increments.summary(lost)) is None

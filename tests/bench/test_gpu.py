@@ -1,4 +1,4 @@
-"""What runs on a GPU machine: the two scripts, up to where there is no GPU, and to their end with commands stubbed."""
+"""The two scripts for a GPU machine, without a GPU and with stubbed commands."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_scripts_say_that_there_is_no_gpu(script, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-#: All that a bare GPU machine has, besides what these bring.
+#: Code that simulates a bare GPU machine: packages that it lacks cannot be imported.
 BARE = """
 import importlib.abc, sys
 
@@ -57,7 +57,7 @@ sys.meta_path.insert(0, Bare())
 """
 
 
-def test_what_runs_there_imports_little():
+def test_scripts_need_no_packages_that_a_gpu_machine_lacks():
     files = [gpu_check.NATIVE, gpu_check.TRITON, gpu_check.GRAPHS, *gpu_check.OTHERS]
     modules = ", ".join(f"bench.{m}" for m in ("gpu.check", "gpu.bench", "gpu.bandwidth", "step.run", "step.report"))
     modules += ", bench.step.null_triton"
@@ -71,7 +71,7 @@ def test_what_runs_there_imports_little():
 
 @pytest.fixture
 def stubbed(monkeypatch):
-    """A GPU in name; commands are noted and not run."""
+    """Pretends that there is a GPU; commands are recorded and not run."""
     noted: list[gpu_check.Step] = []
 
     def run_none(step: gpu_check.Step, out: Path, left: float) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def stubbed(monkeypatch):
     return noted
 
 
-def test_the_check_goes_to_its_end(stubbed, tmp_path):
+def test_the_check_runs_all_steps(stubbed, tmp_path):
     for part in ("1", "2"):
         assert gpu_check.main([part, "--out", str(tmp_path)]) == 0
         record = json.loads((tmp_path / f"gpu_check_{part}.json").read_text())
@@ -98,7 +98,7 @@ def test_the_check_goes_to_its_end(stubbed, tmp_path):
     names = [step.name for step in stubbed]
     assert names[:5] == ["build", "native", "triton", "graphs", "sync"]
     assert {"memcheck", "racecheck", "huge"} <= set(names[names.index("build", 1) :])
-    for step in stubbed:  # files are named: nothing else is collected
+    for step in stubbed:  # files are named, so that nothing else is collected
         if "pytest" in step.command:
             files = [argument for argument in step.command if argument.startswith("tests")]
             assert files
@@ -106,8 +106,8 @@ def test_the_check_goes_to_its_end(stubbed, tmp_path):
 
 
 @pytest.mark.heavy
-def test_each_test_on_a_gpu_is_in_one_of_the_checks_steps(tmp_path):
-    """By what pytest itself selects; sanitizers repeat some."""
+def test_each_gpu_test_is_in_one_step_of_the_check(tmp_path):
+    """According to pytest's own selection. Sanitizers repeat some tests."""
     chosen: list[str] = []
     for step in gpu_check.steps(1, tmp_path) + gpu_check.steps(2, tmp_path):
         if step.command[1:3] == ("-m", "pytest"):
@@ -127,7 +127,7 @@ def collect(*options: str) -> list[str]:
 
 
 @pytest.mark.parametrize("stopped_after", [0, 1, 3])
-def test_the_check_leaves_what_it_had_when_it_was_cut_off(stubbed, stopped_after, tmp_path, monkeypatch):
+def test_an_interrupted_check_keeps_its_results(stubbed, stopped_after, tmp_path, monkeypatch):
     run_none = gpu_check.run
 
     def run_some(*arguments: Any) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def test_the_check_leaves_what_it_had_when_it_was_cut_off(stubbed, stopped_after
     assert len(json.loads((tmp_path / "gpu_check_1.json").read_text())["steps"]) == stopped_after
 
 
-def test_the_benchmark_goes_to_its_end(stubbed, tmp_path):
+def test_the_benchmark_runs_all_steps(stubbed, tmp_path):
     for part in ("1", "2", "designs"):
         assert gpu_bench.main([part, "--out", str(tmp_path)]) == 0
         assert results.load(tmp_path / f"run_gpu_{part}.json")["cases"]
@@ -149,7 +149,7 @@ def test_the_benchmark_goes_to_its_end(stubbed, tmp_path):
     assert all(step.seconds <= 8 * 60 + 120 for step in stubbed)
 
 
-def test_a_benchmark_that_is_cut_off_leaves_its_json(tmp_path, monkeypatch):
+def test_an_interrupted_benchmark_keeps_its_json(tmp_path, monkeypatch):
     def cut_off(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -159,7 +159,7 @@ def test_a_benchmark_that_is_cut_off_leaves_its_json(tmp_path, monkeypatch):
     assert results.load(tmp_path / "run.json")["cases"] == []
 
 
-def test_a_gpus_set_begins_with_what_matters():
+def test_gpu_shapes_begin_with_the_most_important():
     cases = sets.default_set("cuda")
     first = [(case.shapes, str(case.dtype)) for case in cases[:10]]
     sizes = ("10x5M", "gpt2", "resnet50", "10000x64", "1e8")
@@ -171,7 +171,7 @@ def test_a_gpus_set_begins_with_what_matters():
     assert not any("compile" in contender.name for contender in ours)
 
 
-def test_the_calls_of_the_scripts_are_understood(tmp_path):
+def test_commands_of_the_scripts_have_valid_arguments(tmp_path):
     for command in (
         gpu_bench.command("2", 300, tmp_path),
         next(s for s in gpu_check.steps(1, tmp_path) if s.name == "timing").command,
@@ -180,7 +180,7 @@ def test_the_calls_of_the_scripts_are_understood(tmp_path):
         assert run.arguments_of(command[3:]).device == "cuda"
 
 
-def test_designs_take_turns_with_their_null_steps(monkeypatch):
+def test_designs_and_their_null_steps_alternate(monkeypatch):
     monkeypatch.delenv(DESIGN, raising=False)
     seen: list[str | None] = []
     step = designs.Designed("chunks=ticket", lambda _: SimpleNamespace(step=lambda: seen.append(os.getenv(DESIGN))), [])
@@ -199,14 +199,14 @@ def test_designs_take_turns_with_their_null_steps(monkeypatch):
     assert "chunks=ticket" in lines[-1]
 
 
-def test_all_words_for_designs_are_tested_and_measured():
+def test_all_design_words_are_tested_and_measured():
     words = set(re.findall(r'\{"(\w+=\w+)"', (ROOT / "csrc" / "cuda" / "design.cpp").read_text()))
     assert {word for design in DESIGNS for word in design.split(",")} - {""} == words
     assert {design for _, own in designs.CASES for design in own} - {""} <= words
 
 
 class Clock:
-    """Of a device that idles until something is launched, and of the host, in seconds."""
+    """Time of the host, and of a device that is idle until something is launched, in seconds."""
 
     def __init__(self) -> None:
         self.host = self.device = 0.0
@@ -215,8 +215,8 @@ class Clock:
         self.device = max(self.device, self.host) + seconds
 
 
-def test_device_time_does_not_hold_the_hosts(monkeypatch):
-    """Also of a bandwidth: the device is busy until all is launched."""
+def test_device_time_excludes_host_time(monkeypatch):
+    """Also for bandwidths: the device is busy until everything is launched."""
     clock = Clock()
 
     class Event:
@@ -232,7 +232,7 @@ def test_device_time_does_not_hold_the_hosts(monkeypatch):
             return 1e3 * (end.at - self.at)
 
     def step() -> None:
-        clock.host += 0.001  # prepares
+        clock.host += 0.001  # the host prepares the step
         clock.launch(0.003)
 
     monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Event())
@@ -248,7 +248,7 @@ def test_device_time_does_not_hold_the_hosts(monkeypatch):
     assert found["step_ms"] == pytest.approx([3.0] * 3)
 
 
-def test_both_runs_make_one_file(tmp_path):
+def test_results_of_both_runs_are_in_one_file(tmp_path):
     first, second = made_up(), made_up()
     second["cases"][0]["shapes"] = "other"
     for name, record in (("1", first), ("2", second)):
@@ -262,7 +262,7 @@ def test_both_runs_make_one_file(tmp_path):
         gpu_bench.merge(tmp_path / "1", tmp_path / "2", tmp_path / "both")
 
 
-def test_a_step_of_the_check_says_how_it_ended(tmp_path):
+def test_a_step_of_the_check_reports_its_outcome(tmp_path):
     def outcome(code: str, seconds: int = 60, left: float = 60) -> dict:
         return gpu_check.run(gpu_check.Step("x", (sys.executable, "-c", code), seconds), tmp_path, left)
 

@@ -1,4 +1,4 @@
-"""The benchmark runs from the command line, and what is made of its results: tables, plots, verdicts, comparisons."""
+"""Command line of the benchmark, and tables, plots, verdicts and comparisons of its results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def row(name: str, family: str, policy: str, milliseconds: float, size: int = 28
 
 
 def made_up() -> dict[str, Any]:
-    """Results whose every number is known: copy moves 40 GB/s, a step of AdamW 35."""
+    """Returns results with known numbers: copy moves 40 GB/s, a step of AdamW 35."""
     rows = [
         row("ours, native", "ours", "fixed", 40),
         row("ours, native", "ours", "active", 56, 40),
@@ -72,7 +72,7 @@ def made_up() -> dict[str, Any]:
     }
 
 
-def test_columns_are_what_they_say():
+def test_columns_have_the_expected_numbers():
     lines = {(x.name, x.algorithm): x for x in results.lines_of(made_up()["cases"][0], "large", "cpu")}
     ours = lines["ours, native", "AdamW"].numbers
     assert ours["ms"] == pytest.approx(40, rel=0.01)
@@ -88,13 +88,13 @@ def test_columns_are_what_they_say():
     assert lines["copy", ""].numbers["GB/s"] == pytest.approx(40, rel=0.01)
 
 
-def test_a_row_that_did_not_run_is_in_the_table_with_its_reason():
+def test_a_row_that_did_not_run_is_in_the_table_with_a_reason():
     text = report.full(made_up())
     assert "| AdamW | bitsandbytes, 32 bit | runs on GPUs only |" in text
     assert "noisy" not in report.noise(made_up())
 
 
-def test_a_noisy_run_says_so():
+def test_a_noisy_run_is_marked():
     record = made_up()
     for r in record["cases"][0]["rows"]:
         r["seconds"] = [s * (1 + 0.5 * (i % 2)) for i, s in enumerate(r["seconds"])]
@@ -129,10 +129,10 @@ def test_slopes_are_fitted():
     assert found["elements", "torch fused"]["exponent"] == pytest.approx(1.0)
 
 
-def test_comparison_flags_what_has_moved(tmp_path, capsys):
+def test_comparison_marks_changes(tmp_path, capsys):
     old, new = made_up(), made_up()
     assert compare.compare(old, new, 0.05) == ([], [], [])
-    for r in new["cases"][0]["rows"]:  # another machine load: everything takes longer, no ratio moves
+    for r in new["cases"][0]["rows"]:  # a machine under load: everything takes longer, ratios stay
         r["seconds"] = [1.5 * s for s in r["seconds"]]
     assert compare.compare(old, new, 0.05) == ([], [], [])
     ours = new["cases"][0]["rows"][0]
@@ -142,11 +142,11 @@ def test_comparison_flags_what_has_moved(tmp_path, capsys):
     assert "AdamW, 10 x 5M, float32, large, ours, native, fixed / torch fused: 0.800 -> 0.960 (+20.0%)" in worse
     assert (better, lacking) == ([], [])
     assert len(compare.compare(new, old, 0.05)[1]) == 2
-    for r in new["cases"][0]["rows"]:  # a null step of fewer elements, because memory was short, is no change
+    for r in new["cases"][0]["rows"]:  # a null step with fewer elements, because of little memory, is not a change
         if r["family"] == "ceiling" and r["policy"]:
             r["bytes"], r["seconds"] = r["bytes"] / 4, [s / 4 for s in r["seconds"]]
     assert compare.compare(old, new, 0.05)[0] == worse
-    ours["seconds"] = [s * (0.5 if i % 2 else 1.5) for i, s in enumerate(ours["seconds"])]  # so noisy that nobody knows
+    ours["seconds"] = [s * (0.5 if i % 2 else 1.5) for i, s in enumerate(ours["seconds"])]  # too noisy to compare
     assert compare.compare(old, new, 0.05)[0] == []
     for name, record in (("old", old), ("new", made_up())):
         results.save(record, tmp_path / name)
@@ -164,15 +164,15 @@ def test_results_of_another_schema_are_refused(tmp_path):
         results.load(tmp_path / "old.json")
 
 
-def test_a_file_holds_what_was_measured(tmp_path):
+def test_results_file_has_the_measurements(tmp_path):
     results.save(made_up(), tmp_path / "x.json")
     assert results.load(tmp_path / "x.json") == made_up()
-    assert len((tmp_path / "x.json").read_text().splitlines()) > 20  # a line a row
+    assert len((tmp_path / "x.json").read_text().splitlines()) > 20  # one line per row
 
 
 @native
 def test_a_run_from_the_command_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run, "bandwidth_contenders", lambda _: [])  # hundreds of megabytes
+    monkeypatch.setattr(run, "bandwidth_contenders", lambda _: [])  # this needs hundreds of megabytes
     monkeypatch.setattr(run, "measure_end_to_end", lambda *_: [])
     output = tmp_path / "out" / "tiny.json"
     chosen = [
@@ -194,9 +194,9 @@ def test_a_run_from_the_command_line(tmp_path, capsys, monkeypatch):
     assert [case["shapes"] for case in record["cases"]] == ["3 x 50", "8 layers of 7B"]
     small, large = (case["rows"] for case in record["cases"])
     assert {r["name"] for r in small} >= {"ours, native", "torch fused", "torch foreach", "foreach composition"}
-    here = [r for r in small if r["name"] != "ours, triton"]  # whose row says that it is for GPUs
+    here = [r for r in small if r["name"] != "ours, triton"]  # without the row that is for GPUs only
     assert all(r["why_not"] == "" and 1 <= len(r["seconds"]) <= 3 for r in here)
-    assert {r["policy"] for r in small} == {"fixed", "active"}  # displacements are for SGD
+    assert {r["policy"] for r in small} == {"fixed", "active"}  # displacements are only for SGD
     assert all(r["why_not"].startswith("not enough memory") for r in large)
     assert {p["n"] for p in record["growth"]} == {10, 30, 100, 300, 10_000}
     apart = {(p["over"], p["name"]) for p in record["growth"] if p["host"]}
@@ -210,7 +210,7 @@ def test_a_run_from_the_command_line(tmp_path, capsys, monkeypatch):
         assert (output.parent / "tiny_roofline.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_there_is_no_time_for_is_said(tmp_path):
+def test_measurements_skipped_for_lack_of_time_are_reported(tmp_path):
     output = tmp_path / "late.json"
     assert run.main(["--quick", "--minutes", "0", "--device", "cpu", "--threads", "1", "--output", str(output)]) == 0
     record = results.load(output)
@@ -218,7 +218,7 @@ def test_what_there_is_no_time_for_is_said(tmp_path):
     assert all(point["why_not"] == "no time was left" for point in record["growth"])
 
 
-def test_plots_and_tables_are_made_of_results(tmp_path):
+def test_plots_and_tables_are_made_from_results(tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "made.json"
     results.save(made_up(), path)
@@ -234,13 +234,13 @@ def test_plots_and_tables_are_made_of_results(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["run_cpu", "run_cpu_10x5M", "run_gpu"])
-def test_committed_documents_are_those_of_the_committed_results(name):
+def test_committed_documents_match_the_committed_results(name):
     path = ROOT / "bench" / "results" / f"{name}.json"
     if not path.exists():
         pytest.skip(f"there is no {name}.json")
     record = results.load(path)
     assert path.with_suffix(".md").read_text(encoding="utf-8") == report.full(record)
-    whole = name != "run_cpu_10x5M"  # a case alone has no curves
+    whole = name != "run_cpu_10x5M"  # a single case has no curves
     assert all(path.with_name(f"{name}_{key}.png").exists() == whole for key in report.PLOTS)
 
 
@@ -254,7 +254,7 @@ def test_training_steps_are_split_into_gradients_and_optimizer():
     assert 250_000 < sizes["ResNet-20"] < 300_000
 
 
-def test_json_has_no_numbers_that_are_none(tmp_path):
+def test_json_has_no_nan_or_infinity(tmp_path):
     record = made_up()
     record["cases"][0]["rows"][0]["seconds"] = [float("nan")]
     with pytest.raises(ValueError, match="JSON"):

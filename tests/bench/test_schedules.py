@@ -1,4 +1,4 @@
-"""The training runs of ``bench/schedules``: a smoke run, resuming, and data that are what they claim to be."""
+"""Training runs of ``bench/schedules``: a smoke run, resuming, and checks of the data."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def test_every_method_trains(method, splits):
     json.dumps(run, allow_nan=False)
 
 
-def test_a_run_depends_on_its_job_alone(splits):
+def test_a_run_depends_only_on_its_job(splits):
     first, again, other = (train(job("aslr", seed=seed, images=64), splits) for seed in (3, 3, 4))
     assert {**first, "seconds": 0} == {**again, "seconds": 0}
     assert first["train_loss"] != other["train_loss"]
 
 
-def test_a_run_that_diverges_says_so_and_aalr_comes_back(splits):
+def test_a_divergent_run_is_recorded_and_aalr_recovers(splits):
     lost = train(job("sgdr", lr=1e8), splits)
     assert lost["diverged"]
     assert len(lost["train_loss"]) < 3
@@ -61,7 +61,7 @@ def test_a_run_that_diverges_says_so_and_aalr_comes_back(splits):
     assert not kept["diverged"]
     assert {"restore_initial", "save"} <= set(kept["action"])
     assert kept["checkpoint_accuracy"] is not None
-    assert min(loss for loss in kept["train_loss"] if loss is not None) < 5  # later it dares a rate that is too large
+    assert min(loss for loss in kept["train_loss"] if loss is not None) < 5  # it tries too large a rate later
 
 
 @pytest.mark.heavy
@@ -104,7 +104,7 @@ def test_parts_are_disjoint_and_normalised():
         load("mnist5k", train=5000, test=None, side=28, device="cpu")
 
 
-def test_evaluation_weighs_a_smaller_last_batch_rightly():
+def test_evaluation_weights_a_smaller_last_batch():
     part = Shard(torch.randn(7, 1, 8, 8), torch.arange(7))
     model = ResNet20(2)
     loss, accuracy = evaluate(model, part, size=3)
@@ -125,14 +125,14 @@ def test_files_that_are_not_the_data_set_are_refused(tmp_path):
         controllers_fetch.read(tmp_path, name)
 
 
-def test_fetching_without_debian_says_what_to_do(tmp_path, monkeypatch):
+def test_download_without_debian_raises_an_error_with_a_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(controllers_fetch.shutil, "which", lambda tool: None)
     with pytest.raises(RuntimeError, match="apt-get is not here"):
         controllers_fetch.fetch(tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
 
-def test_the_documentation_holds_what_was_measured():
+def test_documentation_has_the_measured_numbers():
     document = (controllers.ROOT / "docs" / "controllers.md").read_text(encoding="utf-8")
     results = controllers.ROOT / "bench" / "results"
     runs = json.loads((results / "controllers.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What the benchmarks measure: shapes, rivals that compute the same, turns that are fair."""
+"""Measurements of the benchmarks: shapes, compositions that compute the same, fair turns."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=str)
         ("20x1e4", 20, 200_000),
     ],
 )
-def test_shape_lists_are_those_of_the_published_models(name, tensors, numel):
+def test_shape_lists_match_the_published_models(name, tensors, numel):
     found = parse(name)
     assert (len(found.shapes), found.numel) == (tensors, numel)
 
 
-def test_a_small_transformer_is_the_module_that_torch_builds():
+def test_the_small_transformer_matches_torchs_module():
     layer = torch.nn.TransformerEncoderLayer(64, 4, 256)
     built = sum(p.numel() for p in layer.parameters())
     two, one = (ShapeList("", shapes.vit_b(layers=n, width=64)).numel for n in (2, 1))
@@ -61,7 +61,7 @@ def test_odd_sizes_fill_no_vector_and_views_are_misaligned():
     assert not measure.like(torch.ones(5))._is_view()
 
 
-def test_large_tensors_are_random_to_the_end(monkeypatch):
+def test_large_tensors_are_random_in_every_part(monkeypatch):
     monkeypatch.setattr(shapes, "REPEATS_AFTER", 100)
     (made,) = ShapeList("", [(250,)]).tensors(CPU, torch.float32)
     assert made.unique().numel() == 100
@@ -69,7 +69,7 @@ def test_large_tensors_are_random_to_the_end(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["resnet51", "1e", "0", "x5"])
-def test_an_unknown_list_is_named(name):
+def test_an_unknown_shape_list_is_named_in_the_error(name):
     with pytest.raises(ValueError, match=name):
         parse(name)
 
@@ -98,7 +98,7 @@ def test_bytes_of_a_step(backbone, policy, single, half, state):
 
 
 @every_algorithm
-def test_state_bytes_are_what_ours_keeps(algorithm):
+def test_state_bytes_match_our_state(algorithm):
     params = [torch.randn(5000).requires_grad_()]
     params[0].grad = torch.randn(5000)
     optimizer = algorithm.build(params, "reference")
@@ -111,7 +111,7 @@ def test_state_bytes_are_what_ours_keeps(algorithm):
 
 
 def deviation(algorithm: Algorithm, other: Any, shapes: Any = SHAPES, dtype: torch.dtype = torch.float64) -> float:
-    """The largest difference of parameters to the reference backend over ten steps of intervals of three."""
+    """Returns the largest difference to the reference backend's parameters in ten steps, with intervals of three."""
     params, copies = parameters(dtype, shapes), parameters(dtype, shapes)
     cls, arguments, _ = BACKBONES[algorithm.backbone]
     decay = {"weight_decay": 3.0} if algorithm.backbone in ("AdamW", "AdaBelief") else {}
@@ -129,25 +129,25 @@ def deviation(algorithm: Algorithm, other: Any, shapes: Any = SHAPES, dtype: tor
 
 
 @every_algorithm
-def test_the_composition_computes_the_same(algorithm):
+def test_the_composition_agrees_with_the_reference(algorithm):
     assert deviation(algorithm, lambda p, **k: Composition(p, algorithm, **k)) < 1e-12
 
 
-def test_another_algorithm_fails_that_test():
+def test_another_algorithm_does_not_agree_with_the_reference():
     active, fixed = Algorithm("AdamW", "active"), Algorithm("AdamW")
     assert deviation(active, lambda p, **k: Composition(p, fixed, **k)) > 1e-3
 
 
-def test_so_does_what_the_authors_wrote():
+def test_the_authors_active_adamw_agrees_with_the_reference():
     assert deviation(Algorithm("AdamW", "active"), AuthorsActiveAdamW) < 1e-12
 
 
-def test_no_rate_that_is_clamped_no_agreement(monkeypatch):
+def test_the_authors_active_adamw_with_another_low_does_not_agree(monkeypatch):
     monkeypatch.setattr(compositions, "LOW", 0.91)
     assert deviation(Algorithm("AdamW", "active"), AuthorsActiveAdamW) > 1e-4
 
 
-def test_the_authors_form_is_twenty_operations_a_tensor():
+def test_the_authors_active_adamw_has_twenty_operations_per_tensor():
     params = [torch.randn(4).requires_grad_() for _ in range(3)]
     for p in params:
         p.grad = torch.randn(4)
@@ -156,9 +156,9 @@ def test_the_authors_form_is_twenty_operations_a_tensor():
 
 
 @pytest.mark.heavy
-def test_compilation_changes_nothing():
+def test_a_compiled_composition_gives_the_same_results():
     algorithm = Algorithm("AdamW", "active")
-    # Not of no dimension: torch.compile leaves those uncopied at an interval's end (torch 2.13).
+    # No 0-dimensional tensors: torch.compile does not copy them at an interval's end (torch 2.13).
     found = deviation(algorithm, lambda p, **k: Composition(p, algorithm, compiled=True, **k), [(7,), (3, 5)])
     assert found < 1e-12
 
@@ -168,7 +168,7 @@ def by_name(families: Any = FAMILIES, backbone: str = "AdamW", tensors: int = 2)
     return {f"{c.name} ({c.algorithm})": c for c in found}
 
 
-def test_everybody_takes_part():
+def test_all_contenders_are_in_the_list():
     names = " ".join(by_name())
     for name in ("ours, native", "torch fused", "torch foreach", "torch for-loop", "torch.compile of torch's"):
         assert f"{name} (AdamW)" in names
@@ -180,7 +180,7 @@ def test_everybody_takes_part():
     assert "foreach composition (AdaBelief)" in by_name(backbone="AdaBelief")
 
 
-def test_who_cannot_run_says_why(monkeypatch):
+def test_a_contender_that_cannot_run_gives_the_reason(monkeypatch):
     def why(name: str, **arguments: Any) -> str:
         entry = measure.Entry(by_name(**arguments)[name], 8, torch.float32, CPU)
         entry.set_up([torch.randn(8)], 1, [[torch.randn(8)]])
@@ -199,14 +199,14 @@ def test_who_cannot_run_says_why(monkeypatch):
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("family", ["optimi", "pytorch_optimizer"])
-def test_the_packages_can_be_called(backbone, family):
+def test_rival_packages_can_be_called(backbone, family):
     pytest.importorskip(family)
     for contender in by_name((family,), backbone).values():
         p = torch.randn(8).requires_grad_()
         p.grad = torch.randn(8)
         before = p.detach().clone()
         optimizer = contender.build([p])
-        for _ in range(8):  # RAdam may stand still while its variance is unknown
+        for _ in range(8):  # RAdam may not move while its variance is unknown
             optimizer.step()
         assert not torch.equal(p, before)
 
@@ -215,7 +215,7 @@ def test_the_packages_can_be_called(backbone, family):
 
 
 class Recorder:
-    """A step that takes a given time, by a clock that only steps move."""
+    """A step that takes a given time, on a clock that only steps advance."""
 
     def __init__(self, name: str, cost: float, log: list[str], clock: list[float]) -> None:
         self.name, self.cost, self.log, self.clock = name, cost, log, clock
@@ -226,7 +226,7 @@ class Recorder:
 
 
 def turns_of(costs: dict[str, float], monkeypatch) -> tuple[list[str], list[measure.Entry]]:
-    """Who took a step when, of contenders of these costs in seconds."""
+    """Returns the order of the steps of contenders with these costs in seconds."""
     log: list[str] = []
     clock = [0.0]
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
@@ -238,10 +238,10 @@ def turns_of(costs: dict[str, float], monkeypatch) -> tuple[list[str], list[meas
         entries.append(entry)
     log.clear()
     measure._take_turns(entries, [[torch.randn(8)]], measure.Sampling(samples=40, least=4, seconds=2.0), False)
-    return log[len(entries) :], entries  # without one each, to see how slow they are
+    return log[len(entries) :], entries  # without the first step of each, which measures its speed
 
 
-def test_contenders_take_turns_and_the_slow_have_fewer(monkeypatch):
+def test_contenders_alternate_and_slow_ones_have_fewer_turns(monkeypatch):
     log, entries = turns_of({"fast": 0.01, "slow": 1.0}, monkeypatch)
     assert log.count("fast") == 40
     assert log.count("slow") == 4
@@ -250,7 +250,7 @@ def test_contenders_take_turns_and_the_slow_have_fewer(monkeypatch):
     assert entries[1].seconds == pytest.approx([1.0] * 4)
 
 
-def test_everyone_follows_everyone(monkeypatch):
+def test_every_contender_follows_every_other(monkeypatch):
     log, _ = turns_of({"a": 0.01, "b": 0.01, "c": 0.01}, monkeypatch)
     rounds = [log[i : i + 3] for i in range(0, len(log), 3)]
     assert len(rounds) == 40
@@ -259,8 +259,8 @@ def test_everyone_follows_everyone(monkeypatch):
     assert min(follows[a, b] for a, b in permutations("abc", 2)) >= 8
 
 
-def test_on_a_gpu_device_host_and_waiting_are_timed_apart(monkeypatch):
-    """The order of calls, with CUDA's replaced: there is no GPU here."""
+def test_device_host_and_waiting_are_timed_separately_on_a_gpu(monkeypatch):
+    """Records the order of calls, with CUDA's replaced since there is no GPU here."""
     calls: list[str] = []
 
     class Event:
@@ -289,7 +289,7 @@ def test_on_a_gpu_device_host_and_waiting_are_timed_apart(monkeypatch):
     assert entry.wall[0] >= entry.host[0]
 
 
-def test_every_step_has_gradients_at_other_addresses():
+def test_every_step_has_gradients_at_new_addresses():
     seen = []
 
     class Look:
@@ -307,7 +307,7 @@ def test_every_step_has_gradients_at_other_addresses():
 
 
 @pytest.mark.skipif("native" not in KERNELS, reason="the native library is not built")
-def test_caches_and_memory_decide_what_is_measured(monkeypatch):
+def test_sizes_depend_on_caches_and_memory(monkeypatch):
     monkeypatch.setattr(measure, "cache_bytes", lambda _: 50_000)
     taking_part = [*by_name(("ours",)).values(), *null_contenders([Algorithm("AdamW")], CPU)]
     sampling = measure.Sampling(2, 1, 1, 0.01)
@@ -319,7 +319,7 @@ def test_caches_and_memory_decide_what_is_measured(monkeypatch):
     assert (ours["bytes"], ours["launches"]) == (40 * 200_000, 1)
     monkeypatch.setattr(measure, "available_memory", lambda _: 2e5 * 4 * 2 / 0.9 + 2e5 * 13 / 0.9)
     rows = measure.run_case(taking_part, parse("2x1e5"), torch.float32, CPU, sampling)
-    assert rows[0]["why_not"] == ""  # AdamW needs 12 bytes a parameter
+    assert rows[0]["why_not"] == ""  # AdamW needs 12 bytes per parameter
     assert rows[1]["why_not"].startswith("not enough memory: needs 0.0 GB")
     assert rows[1]["seconds"] == []
 

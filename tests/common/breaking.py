@@ -1,4 +1,4 @@
-"""Tools of the pitfall tests: breaking the library on purpose, and watching what a step allocates and reads."""
+"""Tools of the pitfall tests: replace parts of the library, and record what a step allocates and reads."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 @contextmanager
 def broken(target: Any, name: str, replacement: Any) -> Iterator[None]:
-    """The library with one part replaced by what others got wrong."""
+    """Replaces one part of the library by a mistake."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(target, name, replacement)
         yield
 
 
 def fails(check: Callable[[], bool], *errors: type[Exception]) -> bool:
-    """Whether a check notices: it is False, an assertion in it fails, or it raises one of ``errors``."""
+    """Returns whether a check fails: it is False, an assertion in it fails, or it raises one of ``errors``."""
     try:
         return not check()
     except (AssertionError, *errors):
@@ -29,7 +29,7 @@ def fails(check: Callable[[], bool], *errors: type[Exception]) -> bool:
 
 
 class PeakMemory(TorchDispatchMode):
-    """Bytes of tensors that were allocated under this mode, at their peak."""
+    """Records the peak of the bytes of tensors allocated under this mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class PeakMemory(TorchDispatchMode):
 
 
 class NoSynchronisation(TorchDispatchMode):
-    """Fails where a tensor's value is read on the host."""
+    """Fails if a tensor's value is read on the host."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert func is not torch.ops.aten._local_scalar_dense.default, "a tensor's value was read"

@@ -1,6 +1,6 @@
-"""The test matrix as data: optimizers × policies, and how to build and drive them.
+"""The test matrix as data: optimizers × policies, and functions that build and train them.
 
-A new case is one line here; every test that is parametrized over the matrix takes it up.
+A new case is one line here. All tests that are parametrized over the matrix include it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fused_adaptive as fa
 
-#: name → (class, arguments); weight decay is never 0, for tests without it have hidden wrong decays before.
+#: name → (class, arguments). Weight decay is never 0, since tests without it do not notice a wrong decay.
 OPTIMIZERS: dict[str, tuple[type[fa.AdaptiveOptimizer], dict[str, Any]]] = {
     "SGD": (fa.SGD, {"lr": 0.05, "weight_decay": 0.1}),
     "SGD-momentum": (fa.SGD, {"lr": 0.05, "momentum": 0.9, "dampening": 0.1, "weight_decay": 0.1}),
@@ -48,7 +48,7 @@ POLICIES: dict[str, Any] = {
 }
 
 
-#: What can run on the CPU here. Kernels are whatever is not the reference.
+#: Backends that can run on the CPU here. All but the reference have kernels.
 BACKENDS = [name for name, why_not in fa.backends.available(["cpu"]).items() if not why_not]
 KERNELS = [name for name in BACKENDS if name != "reference"]
 
@@ -70,7 +70,7 @@ class Case:
 
 
 def is_allowed(optimizer: str, policy: str) -> bool:
-    """What the algorithms allow: displacements only where directions scale with the gradient."""
+    """Returns whether the algorithms allow the pair: displacements need directions that scale with the gradient."""
     return "displacement" not in policy or optimizer.startswith("SGD")
 
 
@@ -89,7 +89,7 @@ def parameters(
 
 
 class Gradients:
-    """Random gradients, reproducible by (seed, step, parameter), some of them missing."""
+    """Random gradients, reproducible by (seed, step, parameter). Some are missing."""
 
     def __init__(self, seed: int = 1, missing: float = 0.0) -> None:
         self.seed, self.missing = seed, missing
@@ -119,6 +119,6 @@ def all_equal(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
 
 
 def state_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every state tensor under a name of its own, for comparing optimizers."""
+    """Returns all state tensors under unique names, to compare optimizers."""
     state = optimizer.state_dict()["state"]
     return {f"{i}.{name}": value for i, values in state.items() for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""Which cases of a product `make test` runs: enough to meet every pair of values once. The others are heavy."""
+"""Selects the cases of a product that `make test` runs: enough to meet every pair of values. Others are heavy."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 
 def covering(cases: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Positions of cases that have every pair of values that any case has (every value, where there is one argument).
+    """Returns positions of cases that have every pair of values that any case has; with one argument, every value.
 
-    Greedy: whichever case has the most pairs that are new comes next, the first one of equals.
+    Greedy: the next case is the one with the most new pairs, the first of equals.
 
     Args:
         cases: arguments by name; a dataclass counts as its fields.

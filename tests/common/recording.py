@@ -1,7 +1,7 @@
-"""CUDA graphs without a GPU: a capture records what is launched, and a replay runs it, on both emulated backends.
+"""CUDA graphs without a GPU, on both emulated backends: a capture records launches, and a replay runs them.
 
-As on a GPU a capture runs nothing: what torch's operators have written meanwhile is put back at its end. Each replay
-runs the operators and kernels again, on the same memory, with the arguments of the capture.
+As on a GPU, a capture runs nothing: what torch's operators write in it is restored at its end. Each replay runs the
+operators and kernels again, on the same memory, with the arguments of the capture.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from fused_adaptive import backends
 from fused_adaptive.backends import native, plans
 from fused_adaptive.engine import reference_rates
 
-#: The emulated native library of this process, and whether Triton is interpreted: set by the plugins of either.
+#: The emulated native library of this process, and whether Triton is interpreted. The plugins of both set this.
 emulated: dict[str, Any] = {"native": None, "triton": False}
 
 
 class Graph:
-    """As ``torch.cuda.CUDAGraph``, whose replays are calls."""
+    """Like ``torch.cuda.CUDAGraph``; a replay runs the recorded calls."""
 
     def __init__(self) -> None:
         self._calls: list[Callable[[], Any]] = []
@@ -39,7 +39,7 @@ class Graph:
 
 
 class _Recording(TorchDispatchMode):
-    """Torch's operators, and the emulated library's, whose kernels are recorded and not run."""
+    """Runs and records torch's operators; records the kernels of the emulated library and does not run them."""
 
     def __init__(self, calls: list[Callable[[], Any]]) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class _Recording(TorchDispatchMode):
 
 @contextmanager
 def capture(graph: Any) -> Iterator[None]:
-    """Captures what is launched in it: on a GPU where there is one, else on the emulated device."""
+    """Captures the launches in its body: on a GPU if there is one, else on the emulated device."""
     if isinstance(graph, torch.cuda.CUDAGraph):
         torch.cuda.synchronize()
         with torch.cuda.graph(graph):
@@ -98,7 +98,7 @@ def capture(graph: Any) -> Iterator[None]:
             launch = InterpretedFunction.run
 
             def run(*args: Any, **kwargs: Any) -> None:
-                with np.errstate(all="ignore"):  # as a GPU's arithmetic
+                with np.errstate(all="ignore"):  # as in a GPU's arithmetic
                     launch(*args, **kwargs)
 
             patch.setattr(InterpretedFunction, "run", lambda *a, **k: graph._calls.append(lambda: run(*a, **k)))
@@ -108,7 +108,7 @@ def capture(graph: Any) -> Iterator[None]:
 
 
 def emulate(patch: pytest.MonkeyPatch) -> None:
-    """Numbers are where they would be on a GPU: the host does not read them."""
+    """Treats numbers as if they were on a GPU: the host does not read them."""
     if is_emulated():
         patch.setattr(native, "_is_on_host", lambda found_inf: False)
         patch.setattr(plans, "_lr_on", lambda device, lr: lr if isinstance(lr, Tensor) else None)
@@ -116,7 +116,7 @@ def emulate(patch: pytest.MonkeyPatch) -> None:
 
 
 def device() -> str:
-    """Where graphs are captured here."""
+    """Returns the device of captures."""
     return "cpu" if is_emulated() else "cuda"
 
 
@@ -129,7 +129,7 @@ def graph() -> Any:
 
 
 def backends_here() -> list[str]:
-    """The backends whose steps can be captured here, and are not left out for another process."""
+    """Returns the backends whose steps can be captured in this process."""
     if is_emulated():
         return ["native"] if emulated["native"] is not None else ["triton"]
     return [name for name in ("native", "triton") if not backends.available(["cuda"])[name]]

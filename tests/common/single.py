@@ -1,4 +1,4 @@
-"""Driving an optimizer of one parameter by hand."""
+"""Functions that step an optimizer of one parameter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def one_parameter(value=(1.0, 1.0)):
 
 
 def feed(optimizer, *grads):
-    """One step for each gradient of the only parameter; None is a call without a gradient."""
+    """Takes one step for each gradient of the only parameter; None is a step without a gradient."""
     (p,) = optimizer.param_groups[0]["params"]
     for grad in grads:
         p.grad = None if grad is None else torch.tensor(grad, dtype=p.dtype)

@@ -1,4 +1,4 @@
-"""What `make test` leaves out of a product."""
+"""Selection of the cases that `make test` runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Point:
     y: int
 
 
-def test_every_pair_is_met_by_few_cases():
+def test_few_cases_meet_every_pair():
     cases = [{"point": Point(x, y), "dtype": d, "flag": f} for x, y, d, f in product(range(6), range(5), "abc", (0, 1))]
     chosen = [cases[i] for i in covering(cases)]
     assert len(chosen) < 40 < len(cases)
@@ -27,7 +27,7 @@ def test_every_pair_is_met_by_few_cases():
             assert {(flat(c)[i], flat(c)[j]) for c in chosen} == {(flat(c)[i], flat(c)[j]) for c in cases}
 
 
-def test_pairs_that_no_case_has_are_not_asked_for():
+def test_pairs_that_no_case_has_are_not_required():
     assert covering([{"a": 1, "b": 1}, {"a": 2, "b": 2}]) == [0, 1]
 
 

@@ -1,4 +1,4 @@
-"""One declaration of what Python, C++ and Triton have to agree on: an entry that only one of them has is found."""
+"""Declarations shared by Python, C++ and Triton: an entry that only one of them has is an error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ needs_library = pytest.mark.skipif(bool(native_library.why_not()), reason=native
 
 
 @needs_library
-def test_the_library_declares_what_the_package_does():
+def test_the_library_has_the_declarations_of_the_package():
     assert declarations.difference(torch.ops.fused_adaptive.declarations()) == ""
 
 
@@ -30,7 +30,7 @@ def added(table: str) -> str:
 
 
 @pytest.mark.parametrize("table", [line.split()[0] for line in declarations.text().splitlines()])
-def test_an_entry_of_one_side_is_named(table):
+def test_an_entry_that_only_one_side_has_is_named(table):
     assert declarations.difference(added(table)) == (
         f"its {table} differ from the package's (only there: ['another'], only here: [])"
     )
@@ -38,7 +38,7 @@ def test_an_entry_of_one_side_is_named(table):
 
 
 @needs_library
-def test_a_library_of_other_declarations_is_not_used(monkeypatch):
+def test_a_library_with_other_declarations_is_not_used(monkeypatch):
     own = declarations.text()
     monkeypatch.setattr(declarations, "text", lambda: own.replace(" lr_scale", ""))
     monkeypatch.setattr(native_library, "_reason", None)
@@ -47,14 +47,14 @@ def test_a_library_of_other_declarations_is_not_used(monkeypatch):
     assert "rebuild it" in reason
 
 
-def test_an_order_is_a_difference_too():
+def test_another_order_of_entries_is_a_difference():
     assert declarations.difference(declarations.text().replace("lr weight_decay", "weight_decay lr")) != ""
 
 
 @pytest.mark.thinned
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_entry_of_a_state_is_declared_as_it_is(case, dtype):
+def test_every_state_entry_matches_its_declaration(case, dtype):
     optimizer = case.build(parameters(dtype, [(3,)]), backend="reference")
     group, backbone = optimizer.param_groups[0], optimizer.backbone
     for name, spec in specs(backbone, group, dtype).items():
@@ -66,7 +66,7 @@ def test_every_entry_of_a_state_is_declared_as_it_is(case, dtype):
 
 
 @pytest.mark.parametrize(("amsgrad", "nesterov", "momentum"), [*product([False, True], [False, True], [0.0, 0.9])])
-def test_a_structure_is_what_its_backbone_is(amsgrad, nesterov, momentum):
+def test_the_structure_follows_the_options_of_the_backbone(amsgrad, nesterov, momentum):
     group = {"momentum": momentum, "nesterov": nesterov and momentum > 0, "amsgrad": amsgrad}
     for backbone in (SGDBackbone(), AdamWBackbone()):
         structure = declarations.STRUCTURES[plans.structure(backbone.name, group)]
@@ -77,7 +77,7 @@ def test_a_structure_is_what_its_backbone_is(amsgrad, nesterov, momentum):
         assert backbone.direction_in_state(group) != structure.stores_direction
 
 
-def test_tritons_tables_have_everything():
+def test_tritons_tables_are_complete():
     pytest.importorskip("triton")
     from fused_adaptive.backends.triton import fields, tables
 
@@ -93,5 +93,5 @@ def test_tritons_tables_have_everything():
     assert constants["TRAITS"] < constants["TENSOR_FIELDS"]
 
 
-def test_kernels_know_no_policy_that_is_not_declared():
+def test_kernels_have_only_declared_policies():
     assert [policy.__name__ for policy in plans.POLICIES if policy is not fa.FixedLR] == list(declarations.POLICIES)

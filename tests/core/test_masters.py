@@ -1,4 +1,4 @@
-"""bfloat16 parameters with exact float32 masters, and stochastic rounding: in every backend, bit for bit."""
+"""bfloat16 parameters with exact float32 masters, and stochastic rounding: bit for bit in every backend."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ SOME_CASES = [c for c in CASES if c.optimizer in ("SGD-momentum", "AdamW", "AdaB
 
 
 def to_bfloat16(params: list[Tensor]) -> list[Tensor]:
-    """Copies in the same layout, whose values float32 training starts from too."""
+    """Returns copies in the same layout, with values that float32 training starts from too."""
     return [p.detach().to(torch.bfloat16).requires_grad_() for p in params]
 
 
 def same_gradients(params: list[Tensor], others: list[Tensor], step: int) -> None:
-    """Those of bfloat16 parameters are bfloat16; the others get the same values in float32."""
+    """Sets equal gradients: bfloat16 for bfloat16 parameters, the same values in float32 for the others."""
     Gradients(missing=0.15).set(params, step)
     for p, q in zip(params, others, strict=True):
         q.grad = None if p.grad is None else p.grad.to(q.dtype)
 
 
 def masters_are_those_of_float32_training(case: Case, backend: str) -> bool:
-    """Bit for bit, and all other state with them."""
+    """Returns whether masters and all other state are those of float32 training, bit for bit."""
     halves = to_bfloat16(many_layouts(torch.float32))
     whole = [p.detach().float().requires_grad_() for p in halves]
     assert all(p.stride() == q.stride() for p, q in zip(halves, whole, strict=True))
@@ -50,7 +50,7 @@ def masters_are_those_of_float32_training(case: Case, backend: str) -> bool:
     state = {n: v for n, v in state_of(ours).items() if "master" not in n}
     expected = state_of(theirs)
     equal = all_equal(found, whole) and all(map(torch.equal, state.values(), [expected[n] for n in state]))
-    # As near as rounding to nearest even comes.
+    # The distance to the parameter is that of rounding to nearest even.
     off = [((p.float() - w).abs(), (w.bfloat16().float() - w).abs()) for p, w in zip(halves, whole, strict=True)]
     near = all((ours <= theirs).all() for ours, theirs in off)
     return equal and near and len(state) == len(expected)
@@ -60,7 +60,7 @@ def masters_are_those_of_float32_training(case: Case, backend: str) -> bool:
 @pytest.mark.feature("exact float32 masters of bfloat16 parameters")
 @pytest.mark.parametrize("case", SOME_CASES, ids=str)
 @every_backend
-def test_the_master_is_the_weight_of_float32_training(backend, case):
+def test_the_master_equals_the_weight_of_float32_training(backend, case):
     assert masters_are_those_of_float32_training(case, backend)
 
 
@@ -76,8 +76,8 @@ def truncated(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("wrong", [to_nearest_even, truncated])
-def test_halves_that_lose_a_bit_are_found(wrong):
-    """Of nearest even, 1 in 131 072 elements has no 16-bit remainder; truncation has none of half of them."""
+def test_halves_that_lose_a_bit_are_noticed(wrong):
+    """Nearest even loses the remainder of 1 in 131 072 elements; truncation loses that of half of them."""
     with broken(masters, "split", wrong):
         assert fails(lambda: every_bit_is_kept() and masters_are_those_of_float32_training(SOME_CASES[0], "reference"))
 
@@ -94,20 +94,20 @@ def every_bit_is_kept() -> bool:
     )
 
 
-def test_every_bit_is_kept():
+def test_splitting_a_weight_keeps_every_bit():
     assert every_bit_is_kept()
     high, low = masters.split(torch.tensor([math.nan, math.inf, -math.inf, -0.0, 1.00390625]))
     assert high[0].isnan()
     assert high[1:3].tolist() == [math.inf, -math.inf]
     assert masters.join(high, low)[0].isnan()
-    assert high[4] == 1.0078125  # halfway, away from zero; nearest even would be 1
+    assert high[4] == 1.0078125  # halfway, rounded away from zero; nearest even is 1
     odd = torch.tensor([0x7FFFFFFF, -1, 0x7F800001]).to(torch.int32).view(torch.float32)
-    assert masters.split(odd)[0].isnan().all()  # and no zero of the other sign
+    assert masters.split(odd)[0].isnan().all()  # not a zero of the other sign
 
 
 @every_backend
-def test_numbers_that_are_no_ordinary_ones_stay_what_they_are(backend):
-    """Weights near the largest, the smallest, NaN and infinity, through a step that moves nothing and one that does."""
+def test_extreme_and_nonfinite_weights_are_kept(backend):
+    """Weights near the largest and smallest number, NaN and infinity, through steps with and without movement."""
     weights = torch.tensor([3.4028234e38, -3.4e38, 1e-42, -1e-45, 0.0, -0.0, 1.0, math.nan])
     model = torch.nn.ParameterList([torch.zeros(8, dtype=torch.bfloat16)])
     optimizer = fa.SGD(model.parameters(), lr=1.0, master="split", backend=backend)
@@ -123,7 +123,7 @@ def test_numbers_that_are_no_ordinary_ones_stay_what_they_are(backend):
 
 
 @every_backend
-def test_two_more_bytes_a_parameter(backend):
+def test_a_master_takes_two_more_bytes_per_parameter(backend):
     p = torch.zeros(1000, dtype=torch.bfloat16, requires_grad=True)
     optimizer = fa.AdamW([p], master="split", backend=backend)
     p.grad = torch.zeros_like(p)
@@ -135,7 +135,7 @@ def test_two_more_bytes_a_parameter(backend):
 
 @every_backend
 def test_small_updates_are_not_lost(backend):
-    """A thousand steps of a thousandth: a plain bfloat16 parameter does not move at all."""
+    """Takes a thousand steps of a thousandth: a plain bfloat16 parameter does not move."""
     ends = {}
     for master in masters.CHOICES:
         p = torch.full((4096,), 256.0, dtype=torch.bfloat16, requires_grad=True)
@@ -146,7 +146,7 @@ def test_small_updates_are_not_lost(backend):
         ends[master] = p.detach().float().mean().item()
     assert ends["none"] == 256.0
     assert ends["split"] == pytest.approx(255.0)
-    assert ends["stochastic"] == pytest.approx(255.0, abs=0.06)  # of 4096 walks, each with a deviation of 1: 4 sigma
+    assert ends["stochastic"] == pytest.approx(255.0, abs=0.06)  # 4096 walks, each with a deviation of 1: 4 sigma
 
 
 def mixed() -> torch.nn.ModuleDict:
@@ -155,7 +155,7 @@ def mixed() -> torch.nn.ModuleDict:
 
 @every_backend
 @pytest.mark.parametrize("master", ["split", "stochastic"])
-def test_other_dtypes_are_plain(backend, master):
+def test_parameters_of_other_dtypes_have_no_master(backend, master):
     model = mixed()
     twin = copy.deepcopy(model)
     ours = fa.AdamW(model.parameters(), lr=0.1, master=master, backend=backend)
@@ -174,7 +174,7 @@ def test_other_dtypes_are_plain(backend, master):
 @every_backend
 @pytest.mark.parametrize("after", [0, 3])
 def test_export_and_import_are_inverse(backend, after):
-    """Also before the first step, and into another run, which goes on with the same bits."""
+    """Also before the first step, and into another run, which continues with the same bits."""
     torch.manual_seed(1)
     runs = []
     policy = fa.TrainableLR(interval=2, source="displacement")
@@ -198,8 +198,8 @@ def test_export_and_import_are_inverse(backend, after):
     assert all(s.dtype == torch.float32 for s in starts)
 
 
-def test_sharded_parameters_are_exported_as_they_are(tmp_path):
-    """One rank is enough to see whether parts are taken for the whole."""
+def test_sharded_parameters_are_exported_as_local_parts(tmp_path):
+    """One rank shows whether parts are taken for the whole."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -238,7 +238,7 @@ def test_imports_that_do_not_fit_change_nothing():
 @every_backend
 @pytest.mark.parametrize("master", ["split", "stochastic"])
 @pytest.mark.parametrize("policy", ["active", "tlr-preconditioned-tensor"])
-def test_training_goes_on_bit_for_bit_after_a_checkpoint(backend, master, policy, tmp_path):
+def test_training_continues_bit_for_bit_after_a_checkpoint(backend, master, policy, tmp_path):
     case = Case("SGD-momentum", policy, True)
     params = parameters(torch.bfloat16)
     optimizer = case.build(params, master=master, rounding_seed=7, backend=backend)
@@ -248,15 +248,15 @@ def test_training_goes_on_bit_for_bit_after_a_checkpoint(backend, master, policy
     saved = torch.load(tmp_path / "checkpoint", weights_only=True)
     others = [p.requires_grad_() for p in saved["params"]]
     resumed = case.build(others, master="none", rounding_seed=1, backend=backend)
-    resumed.load_state_dict(saved["state"])  # the checkpoint's hyperparameters win
+    resumed.load_state_dict(saved["state"])  # hyperparameters of the checkpoint are used
     assert resumed.param_groups[0]["master"] == master
     train(resumed, 5, start=4)
     assert all_equal(params, others)
     assert all(torch.equal(v, state_of(resumed)[name]) for name, v in state_of(optimizer).items())
 
 
-def test_displacements_are_of_the_master():
-    """At a rate below bfloat16's resolution a plain parameter does not move, and its displacement is 0."""
+def test_displacements_are_measured_on_the_master():
+    """At a rate below bfloat16's resolution a plain parameter does not move, so its displacement is 0."""
     gains = {}
     for master in ("none", "split"):
         p = torch.full((64,), 256.0, dtype=torch.bfloat16, requires_grad=True)
@@ -270,7 +270,7 @@ def test_displacements_are_of_the_master():
     assert gains["split"] == pytest.approx(1.25**2)
 
 
-def test_turning_it_on_and_off_in_the_middle():
+def test_masters_can_be_turned_on_between_steps():
     params = parameters(torch.bfloat16)
     optimizer = fa.AdamW(params, lr=0.01)
     train(optimizer, 2)
@@ -284,7 +284,7 @@ def test_turning_it_on_and_off_in_the_middle():
 
 
 def philox_in_python(counter: list[int], key: list[int]) -> list[int]:
-    """Another writing of Philox4x32-10, for scalars."""
+    """Another implementation of Philox4x32-10, for scalars."""
     c, k = list(counter), list(key)
     for _ in range(10):
         high0, low0 = divmod(0xD2511F53 * c[0], 2**32)
@@ -294,20 +294,20 @@ def philox_in_python(counter: list[int], key: list[int]) -> list[int]:
     return c
 
 
-def test_random_bits_are_those_of_the_definition():
+def test_random_bits_match_the_definition():
     seed, step, index = 2**40 + 5, 3, 6
     bits = masters.random_bits(21, seed, torch.tensor(step), index)
     for e in (0, 1, 7, 8, 20):
         words = philox_in_python([e // 8, step, index, 2**31], [seed % 2**32, seed >> 32])
         assert bits[e] == words[e % 8 // 2] >> 16 * (e % 2) & 0xFFFF
     known = philox4x32(tuple(torch.tensor(0) for _ in range(4)), (0, 0))  # type: ignore[arg-type]
-    assert [int(w) for w in known] == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]  # of the authors' tests
+    assert [int(w) for w in known] == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]  # from the authors' tests
 
 
 @pytest.mark.skipif(len(BACKENDS) < 2, reason="the reference alone")
 @pytest.mark.parametrize("case", [Case("SGD", "fixed", True), Case("SGD-momentum", "active", False)], ids=str)
-def test_every_backend_rounds_alike(case):
-    """From equal float32 results: steps by powers of two, which every backend computes without rounding."""
+def test_every_backend_rounds_the_same(case):
+    """Float32 results are equal: steps by powers of two are exact in every backend."""
     runs = []
     for backend in BACKENDS:
         params = to_bfloat16(many_layouts(torch.float32))
@@ -323,7 +323,7 @@ def test_every_backend_rounds_alike(case):
 
 @pytest.mark.feature("stochastic rounding of bfloat16 parameters")
 @every_backend
-def test_it_is_unbiased_and_depends_on_seed_step_and_tensor(backend):
+def test_stochastic_rounding_is_unbiased_and_depends_on_seed_step_and_tensor(backend):
     def once(seed: int, steps: int = 1, index: int = 0) -> Tensor:
         params = [torch.ones(8192, dtype=torch.bfloat16, requires_grad=True) for _ in range(index + 1)]
         optimizer = fa.SGD(params, lr=2**-10, master="stochastic", rounding_seed=seed, backend=backend)
@@ -341,7 +341,7 @@ def test_it_is_unbiased_and_depends_on_seed_step_and_tensor(backend):
         assert 0.2 < (other != first).float().mean() < 0.55  # independent: 2 · ¼ · ¾
 
 
-def test_steps_without_a_gradient_draw_nothing():
+def test_steps_without_a_gradient_draw_no_random_bits():
     p = torch.ones(64, dtype=torch.bfloat16, requires_grad=True)
     optimizer = fa.SGD([p], lr=2**-10, momentum=0.5, master="stochastic")
     p.grad = torch.ones_like(p)
@@ -351,12 +351,14 @@ def test_steps_without_a_gradient_draw_nothing():
     assert optimizer.state[p]["rounding_step"] == 1
 
 
-def test_a_biased_rounding_is_found():
+def test_a_biased_rounding_is_noticed():
     with broken(masters, "random_bits", lambda count, *_: torch.zeros(count, dtype=torch.int64)):
-        assert fails(lambda: test_it_is_unbiased_and_depends_on_seed_step_and_tensor("reference") is None)
+        assert fails(
+            lambda: test_stochastic_rounding_is_unbiased_and_depends_on_seed_step_and_tensor("reference") is None
+        )
 
 
-# ---- what is refused ----
+# ---- errors ----
 
 
 @pytest.mark.parametrize("master", ["split", "stochastic"])
@@ -386,7 +388,7 @@ def test_bad_seeds_are_refused(seed):
         fa.SGD(parameters(), rounding_seed=seed)
 
 
-def test_a_backend_without_masters_says_so(monkeypatch):
+def test_a_backend_without_masters_raises_an_error(monkeypatch):
     monkeypatch.delattr(reference, "supports_masters")
     with pytest.raises(RuntimeError, match="backend 'reference' does not support master='split'"):
         fa.SGD(parameters(torch.bfloat16), master="split", backend="reference")

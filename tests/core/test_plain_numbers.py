@@ -1,4 +1,4 @@
-"""Numbers as YAML, configuration libraries and numpy hand them over: refused at once, or plain ever after."""
+"""Numbers from YAML, configuration libraries and numpy: refused at once, or converted to plain ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ YAML = r"YAML reads 1e-3 as a string: write 1\.0e-3"
 
 
 class Pair(collections.abc.Sequence):
-    """A sequence that is no list, as hydra's ListConfig."""
+    """A sequence that is not a list, like hydra's ListConfig."""
 
     def __init__(self, *items: Any) -> None:
         self._items = items
@@ -49,7 +49,7 @@ STRINGS: list[tuple[Any, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("cls", "arguments"), STRINGS)
-def test_strings_are_refused_where_numbers_belong(cls, arguments):
+def test_strings_are_refused_as_numbers(cls, arguments):
     with pytest.raises(TypeError, match=YAML):
         cls(parameters(), **arguments)
     if "max_grad_norm" in arguments:
@@ -65,7 +65,7 @@ def test_strings_are_refused_where_numbers_belong(cls, arguments):
 
 
 @pytest.mark.parametrize("name", ["nesterov", "maximize", "capturable", "fused", "foreach"])
-def test_strings_are_no_flags(name):
+def test_strings_are_refused_as_flags(name):
     with pytest.raises(TypeError, match=f"{name} must be True or False, got 'false', a string"):
         fa.SGD(parameters(), momentum=0.9, **{name: "false"})
     with pytest.raises(TypeError, match="skip_nonfinite must be True or False"):
@@ -89,7 +89,7 @@ BUILDS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_policies_and_controllers_take_numbers_of_numpy_and_no_strings(name):
+def test_policies_and_controllers_accept_numpy_numbers_and_refuse_strings(name):
     with pytest.raises(TypeError, match=r"must be a number, got '0\.5'"):
         BUILDS[name]("0.5")
     for value in (np.float64(0.5), np.float32(0.5), np.array(0.5)):
@@ -131,7 +131,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize("betas", PAIRS, ids=lambda pair: type(pair).__name__)
-def test_any_pair_becomes_a_plain_tuple(betas):
+def test_a_pair_becomes_a_plain_tuple(betas):
     optimizer = fa.AdamW(parameters()[:2], betas=betas)
     optimizer.add_param_group({"params": parameters()[2:], "betas": betas})
     for group in optimizer.param_groups:
@@ -140,14 +140,14 @@ def test_any_pair_becomes_a_plain_tuple(betas):
         assert type(group["betas"]) is tuple
 
 
-def test_a_list_of_omegaconf_becomes_a_plain_tuple():
+def test_an_omegaconf_list_becomes_a_plain_tuple():
     omegaconf = pytest.importorskip("omegaconf")
     config = omegaconf.OmegaConf.create({"betas": [0.5, 0.75]})
     assert fa.Adam(parameters(), betas=config.betas).param_groups[0]["betas"] == (0.5, 0.75)
 
 
 @pytest.mark.parametrize("betas", [{0.5, 0.75}, {"a": 0.5, "b": 0.75}, "ab", (0.5, 0.75, 0.9), np.array(0.5)])
-def test_what_is_no_pair_is_refused(betas):
+def test_betas_that_are_not_a_pair_are_refused(betas):
     with pytest.raises(ValueError, match="betas must be a pair of numbers"):
         fa.AdamW(parameters(), betas=betas)
 
@@ -157,7 +157,7 @@ NUMPY = {"float64": np.float64, "float32": np.float32, "0-dim": np.array, "longd
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("kind", NUMPY)
-def test_numbers_of_numpy_are_plain_in_groups_and_on_disk(kind, backend):
+def test_numpy_numbers_are_plain_in_groups_and_checkpoints(kind, backend):
     number = NUMPY[kind]
     optimizer = fa.SGD(
         [{"params": parameters(torch.float32), "weight_decay": number(0.25)}],
@@ -174,14 +174,14 @@ def test_numbers_of_numpy_are_plain_in_groups_and_on_disk(kind, backend):
     assert type(optimizer.max_grad_norm) is float
     train(optimizer, 1)
     momentum = number(0.25) if kind != "0-dim" else 0.25
-    group.update(lr=number(1.0), momentum=momentum, initial_lr=number(1.0))  # a schedule by hand
+    group.update(lr=number(1.0), momentum=momentum, initial_lr=number(1.0))  # as a manual schedule
     train(optimizer, 1, start=1)
     assert group["lr_ref"] == 1.0
     saved = loads_safely(optimizer.state_dict())["param_groups"][0]
     assert (saved["lr"], saved["momentum"], saved["initial_lr"]) == (1.0, 0.25, 1.0)
 
 
-def test_tuples_and_policies_set_by_hand_are_plain_on_disk():
+def test_tuples_and_policies_set_by_hand_are_plain_in_checkpoints():
     optimizer = fa.AdamW(parameters(), policy=fa.ActiveLR(interval=2))
     optimizer.param_groups[0]["betas"] = (np.float64(0.5), 0.75)
     optimizer.param_groups[0]["policy"]["low"] = np.float64(0.5)

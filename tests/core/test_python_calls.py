@@ -1,4 +1,4 @@
-"""What is called with Python's objects instead of through an operator does what the operator, or Python, would do."""
+"""Calls with Python objects instead of an operator: the results are those of the operator, or of Python."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHAPES = [(6, 5), (4, 3, 2, 2), (7,), (), (0, 3), (1, 8), (300,)]
 
 
 class Tagged(Tensor):
-    """A subclass that does nothing of its own."""
+    """A subclass without behavior of its own."""
 
 
 def _noise(param: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def _other_dtype(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
 
 
 def _odd_stride(param: Tensor) -> Tensor:
-    """Strides of dimensions of one element mean nothing."""
+    """Changes strides of dimensions with one element, which have no meaning."""
     grad = _noise(param)
     return grad.as_strided(
         grad.shape, [99 if size == 1 else s for size, s in zip(grad.shape, grad.stride(), strict=True)]
@@ -63,7 +63,7 @@ def _not_dense(param: Tensor) -> Tensor:
     return _noise(param).expand_as(param) if param.dim() == 0 else _noise(param)[:1].expand_as(param)
 
 
-#: Gradients by kind: those that a step takes, as they are or as a copy, and those that it refuses.
+#: Gradients by kind: those that a step accepts, directly or as a copy, and those that it refuses.
 TAKEN: dict[str, Callable[[Tensor], Tensor | None]] = {
     "contiguous": _noise,
     "strided": _strided,
@@ -84,7 +84,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "sparse": (lambda p: _noise(p).to_sparse(), "sparse"),
     "itself": (lambda p: p.detach() if p.numel() == 300 else _noise(p), "clone it"),
 }
-#: Changes of a gradient that has been assigned, which checks that would now fail.
+#: Changes of a gradient that is already assigned, for which an assignment would now raise an error.
 REFUSED_LATER: dict[str, Callable[[Tensor], Tensor]] = {
     "another shape": lambda grad: grad.new_zeros(grad.numel() + 1),
     "no number of its own": lambda grad: grad.to(torch.int32),
@@ -109,7 +109,7 @@ def steps(
 
 
 @pytest.mark.parametrize("name", TAKEN)
-def test_gradients_are_taken_as_by_the_operator(name):
+def test_gradients_are_accepted_as_by_the_operator(name):
     _, params = steps(TAKEN[name])
     with by_operator():
         _, expected = steps(TAKEN[name])
@@ -118,8 +118,8 @@ def test_gradients_are_taken_as_by_the_operator(name):
     assert all(torch.allclose(p, q, rtol=1e-5, atol=1e-6) for p, q in zip(params, expected, strict=True))
 
 
-def test_a_negative_view_of_one_element_is_not_taken_for_its_memory():
-    """Its strides do not tell, and no other parameter's gradient has the whole step conform."""
+def test_a_negative_view_of_one_element_is_not_read_as_plain_memory():
+    """Strides do not show the negation. No other gradient of the step needs a copy, which would resolve it."""
 
     def is_read_right() -> bool:
         made = [_noise, TAKEN["negative view"]]
@@ -131,7 +131,7 @@ def test_a_negative_view_of_one_element_is_not_taken_for_its_memory():
 
 
 def is_refused(make: Callable[[list[Tensor]], None], words: str) -> bool:
-    """With nothing changed, versions included."""
+    """Returns whether a step raises an error with these words, and changes nothing, not even versions."""
     params = parameters(torch.float32, SHAPES)
     optimizer = fa.AdamW(params, lr=0.01, backend="native")
     for p in params:
@@ -169,8 +169,8 @@ def test_gradients_are_refused_as_by_the_operator(name, route):
             assert is_refused(make, words)
 
 
-def test_the_call_is_what_is_used():
-    """Else the tests above would compare the operator with itself."""
+def test_gradients_are_read_by_the_python_call():
+    """Otherwise the tests above would compare the operator with itself."""
     reader, outcomes = python_calls.gradients_reader(), []
     assert reader is not None
 
@@ -183,7 +183,7 @@ def test_the_call_is_what_is_used():
     assert outcomes == [0] * 3
 
 
-def test_a_property_that_raises_is_heard():
+def test_an_exception_in_a_property_is_raised():
     class Refusing(torch.nn.Parameter):
         refuses = False
 
@@ -203,7 +203,7 @@ def test_a_property_that_raises_is_heard():
         plan.take_gradients()
 
 
-def test_gradients_live_as_long_as_the_step_and_no_longer():
+def test_gradients_are_alive_only_during_the_step():
     params = parameters(torch.float32, SHAPES)
     optimizer = fa.AdamW(params, backend="native")
     for p in params:
@@ -223,7 +223,7 @@ def test_gradients_live_as_long_as_the_step_and_no_longer():
 
 
 @pytest.mark.parametrize("table", [None, "of another version"])
-def test_a_torch_without_the_table_steps_all_the_same(table, monkeypatch):
+def test_a_torch_without_the_table_can_step(table, monkeypatch):
     import ctypes
 
     kept = (ctypes.c_uint32 * 64)(2)
@@ -295,7 +295,7 @@ def test_changed_objects_are_noticed(name, by):
 
 
 @pytest.mark.parametrize("entries", [1, 2, 1000])
-def test_an_entry_more_or_less_is_noticed_at_any_size(entries):
+def test_an_added_or_removed_entry_is_noticed_at_any_size(entries):
     states = {i: {"step": A} for i in range(entries)}
     seen = Fingerprint(fa.AdamW.backbone, [], states)
     assert seen.matches([], states)
@@ -317,7 +317,7 @@ def test_a_comparison_of_values_alone_fails():
         assert fails(lambda: all(notices(change) for change in CHANGED.values()))
 
 
-def test_without_the_library_python_compares(monkeypatch):
+def test_python_compares_without_the_library(monkeypatch):
     monkeypatch.setattr(python_calls.library, "why_not", lambda: "left out")
     python_calls.same_objects.cache_clear()
     assert python_calls.same_objects() is None

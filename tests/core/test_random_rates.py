@@ -1,4 +1,4 @@
-"""ASLR's random numbers: known answers, uniformity, independence, and what drawing costs."""
+"""ASLR's random numbers: known answers, uniformity, independence, and the cost of drawing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def test_philox_known_answers():
-    """The vectors of Random123, the authors' library."""
+    """Uses the vectors of Random123, the authors' library."""
     words = 0xFFFFFFFF
     for counter, key, expected in (
         ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -46,7 +46,7 @@ def draws(seed: int, tensors: int, steps: int) -> numpy.ndarray:
 
 
 def kolmogorov_smirnov(sample: numpy.ndarray) -> float:
-    """√n times the largest distance to the uniform distribution function; above 1.63 one time in a hundred."""
+    """Returns √n times the largest distance to the uniform distribution; above 1.63 one time in a hundred."""
     ordered, n = numpy.sort(sample.ravel()), sample.size
     ranks = numpy.arange(n)
     return math.sqrt(n) * max((ordered - ranks / n).max(), ((ranks + 1) / n - ordered).max())
@@ -74,7 +74,7 @@ def test_draws_are_uniform_and_independent(seed):
         assert chi_square < 105, "63 degrees of freedom: one time in a thousand"
 
 
-def test_drawing_takes_no_launch_a_tensor():
+def test_drawing_needs_no_launch_per_tensor():
     class Count(TorchDispatchMode):
         calls = 0
 

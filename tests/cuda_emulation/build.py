@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
 CACHE = ROOT / "build" / "cuda_emulation"
-#: As the extension is built, where that has a say in results.
+#: The flags of the extension that affect results.
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-DFUSED_ADAPTIVE_WITH_CUDA"]
 #: Several libraries in one process must not share their tables.
 FLAGS += ["-fvisibility=hidden", "-fno-gnu-unique"]
@@ -27,11 +27,11 @@ def compiler() -> str | None:
 
 
 def library(patches: Sequence[tuple[str, str, str]] = (), small: bool = False) -> Path:
-    """The path of the library.
+    """Returns the path of the library.
 
     Args:
-        patches: (file in csrc, a text that must stand in it exactly once, what takes its place).
-        small: with one update kernel only, for ActiveAdamW in float32 with decoupled decay, and without Hypergradient.
+        patches: (file in csrc, a text that occurs in it exactly once, its replacement).
+        small: builds one update kernel only, ActiveAdamW in float32 with decoupled decay, and no Hypergradient.
     """
     texts = sources("rules/*", "plan/*.h", "cuda/*")
     if small:
@@ -45,23 +45,23 @@ def library(patches: Sequence[tuple[str, str, str]] = (), small: bool = False) -
 
 
 def sources(*patterns: str) -> dict[str, str]:
-    """Files of csrc by their names."""
+    """Returns files of csrc by name."""
     files = [path for pattern in patterns for path in sorted(CSRC.glob(pattern))]
     return {path.relative_to(CSRC).as_posix(): path.read_text() for path in files}
 
 
 def patch(texts: dict[str, str], *patches: tuple[str, str, str]) -> None:
-    """Replaces a text in a file, for each of the patches."""
+    """Replaces one text in a file for each patch."""
     for name, old, new in patches:
         assert texts[name].count(old) == 1, f"{name} has {texts[name].count(old)} times what a patch replaces: {old}"
         texts[name] = texts[name].replace(old, new)
 
 
 def cached(texts: Mapping[str, str], flags: Sequence[str] = ()) -> Path:
-    """The library of these sources, by name; built if it has not been."""
+    """Returns the library of these sources; builds it if it does not exist."""
     CACHE.mkdir(parents=True, exist_ok=True)
     target = CACHE / f"{_digest(texts, flags)}.so"
-    with open(CACHE / "lock", "w") as lock:  # tests run side by side
+    with open(CACHE / "lock", "w") as lock:  # tests run in parallel
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
             _build(texts, target, flags)
@@ -78,8 +78,8 @@ def _build(texts: Mapping[str, str], target: Path, flags: Sequence[str]) -> None
             path.write_text(text)
 
         def compile_one(name: str) -> Path:
-            # Also cached one by one: a patched executor leaves the kernels as they are.
-            own = () if name.startswith(("cuda/", "emulation/")) else flags  # what knows nothing of torch is shared
+            # Objects are cached too: a patched executor does not change the kernels.
+            own = () if name.startswith(("cuda/", "emulation/")) else flags  # sources without torch are shared
             done = CACHE / f"{_digest({**headers, name: texts[name]}, own)}.o"
             if not done.exists():
                 made = Path(scratch, name + ".o")
@@ -101,7 +101,7 @@ def _build(texts: Mapping[str, str], target: Path, flags: Sequence[str]) -> None
                 made.replace(done)
             return done
 
-        units.sort(key=lambda name: -("step_" in name))  # the long ones first
+        units.sort(key=lambda name: -("step_" in name))  # long ones first
         with ThreadPoolExecutor(2) as workers:
             objects = list(workers.map(compile_one, units))
         made = Path(scratch, "library.so")

@@ -1,7 +1,7 @@
-// As much of the CUDA runtime as csrc/cuda needs, for g++: kernels run on the CPU, each thread a fiber, so that
-// barriers, shared memory and the order of blocks mean what they mean on a GPU. Device memory is the host's; launches
-// and copies are done when they return, but that a capture records launches, to be replayed. It checks logic and
-// arithmetic, and says nothing about speed, races of memory or hardware.
+// The part of the CUDA runtime that csrc/cuda needs, for g++. Kernels run on the CPU, with a fiber for each thread, so
+// that barriers, shared memory and the order of blocks work as on a GPU. Device memory is the host's. Launches and
+// copies are complete when they return, except that a capture records launches for replays. This tests logic and
+// arithmetic, and not speed, memory races or hardware.
 #pragma once
 
 #include <cstddef>
@@ -36,22 +36,22 @@ namespace emulation {
 // Runs body once for every thread of every block.
 void run(unsigned blocks, unsigned threads, const std::function<void()>& body);
 void barrier();
-// Waits for the other threads of the warp alone.
+// Waits for the other threads of the warp.
 void warp_barrier();
 // Ends the launch from one of its threads: run() throws a std::runtime_error.
 [[noreturn]] void fail(const std::string& why);
-// This block's memory of that name; not zeroed, as on a GPU.
+// Returns this block's memory of that name. It is not zeroed, as on a GPU.
 void* shared(const void* name, size_t bytes);
 
 extern int processors, blocks_a_processor;
 extern bool has_code;  // for the emulated GPU
 extern bool is_capturing;
 extern int launches;
-// A launch of the graph that is being captured, to be run by each replay.
+// Adds a launch to the graph that is being captured; each replay runs it.
 void record(std::function<void()> launch);
-// What this thread has written is seen by who sees what it writes next.
+// A fence: threads that see later writes of this thread see its earlier ones too.
 void fence();
-// The emulated threads that count in an atomic without a fence since their last barrier are counted.
+// Counts the emulated threads that increment an atomic without a fence since their last barrier.
 void draw_ticket();
 
 }  // namespace emulation

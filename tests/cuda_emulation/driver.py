@@ -1,4 +1,4 @@
-"""Drives csrc/cuda on the CPU: an optimizer's parameters and state, handed to the emulated executor by address."""
+"""Runs csrc/cuda on the CPU: passes the addresses of an optimizer's parameters and state to the emulated executor."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from fused_adaptive.policies import ActiveLR, Hypergradient, TrainableLR, from_p
 
 from . import build
 
-#: Of a member, after the parameter and the backbone's three.
+#: Roles of a member after the parameter and the backbone's three.
 ROLES = list(declarations.ROLES)[4:]
 BACKBONES = list(declarations.STRUCTURES)
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-#: The environment variable that chooses a design of the kernels (csrc/cuda/design.h), and designs that have all words.
+#: The environment variable that selects a design of the kernels (csrc/cuda/design.h), and designs with all words.
 DESIGN = "FUSED_ADAPTIVE_CUDA_DESIGN"
 DESIGNS = ["", "chunks=interleaved,set_up=device,blocks=2", "chunks=ticket", "chunks=ranges,set_up=host,blocks=3"]
 
@@ -40,14 +40,14 @@ def load(path: Path) -> ctypes.CDLL:
 
 
 class Emulated:
-    """The emulated CUDA executor over an optimizer, whose state it completes and changes in place.
+    """The emulated CUDA executor of an optimizer. It completes the optimizer's state and changes it in place.
 
     Args:
-        optimizer: any of ours, on the CPU; its own ``step()`` is not to be called.
-        on_device: counters are the device's (capturable, fused AMP).
-        library: of :func:`build.library`; None is the unpatched one.
-        order: of the blocks: 0 forward, 1 backward (threads too), 2 interleaved at barriers.
-        shift: elements that every address is moved by, downwards.
+        optimizer: any optimizer of this package on the CPU; do not call its ``step()``.
+        on_device: whether counters are on the device (capturable, fused AMP).
+        library: path from :func:`build.library`; None: the unpatched library.
+        order: order of the blocks: 0 forward, 1 backward (threads too), 2 interleaved at barriers.
+        shift: number of elements by which every address is moved downwards.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class Emulated:
         random_rates: Tensor | None = None,
         skips: bool = False,
     ) -> None:
-        """One step with the gradients of the parameters. ``skips``: nothing is expected to happen."""
-        empty = ctypes.c_double()  # an empty tensor has no address, but it has a gradient
+        """Takes one step with the parameters' gradients. ``skips``: whether the step is expected to do nothing."""
+        empty = ctypes.c_double()  # an empty tensor has a gradient but no address
         grads = [0 if p.grad is None else self._address(p.grad) or ctypes.addressof(empty) for p in self.params]
         reference_rates.follow(self.groups)
         self._check(
@@ -89,7 +89,7 @@ class Emulated:
                 *(ctypes.c_void_p(None if t is None else t.data_ptr()) for t in (random_rates, grad_scale, found_inf)),
             )
         )
-        for p in list(self._buffers):  # a buffer is state once it holds something
+        for p in list(self._buffers):  # a buffer is state once it has values
             if p.grad is not None and not skips:
                 self.optimizer.state[p]["momentum_buffer"] = self._buffers.pop(p)
 
@@ -190,7 +190,7 @@ class Twin:
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Takes over parameters, gradients and state."""
+        """Copies parameters, gradients and state."""
         for p, q in zip(self.originals, self.params, strict=True):
             q.copy_(p)
             q.grad = None if p.grad is None else p.grad.double()

@@ -20,8 +20,8 @@ bool is_capturing = false, has_code = true;
 
 namespace {
 
-// 0: blocks one after the other; 1: from the last to the first, threads too; 2: all blocks in turns, from barrier to
-// barrier. 3, 4, 5: the same with the threads the other way round.
+// 0: blocks one after the other; 1: blocks and threads in reverse order; 2: all blocks in turns, from barrier to
+// barrier. 3, 4, 5: the same with the threads in the other order.
 int order = 0;
 bool threads_are_reversed() { return (order % 3 == 1) != (order >= 3); }
 
@@ -31,17 +31,17 @@ constexpr unsigned kWarp = 32;
 jmp_buf scheduler;
 const std::function<void()>* body;
 
-// A thread of a block. Its stack is used again by the next block.
+// A thread of a block. The next block reuses its stack.
 struct Fiber {
   ucontext_t context;
   jmp_buf point;
   bool started = false, done = true;
   bool fenced = false;   // since its last barrier
-  bool in_warp = false;  // it waits for its warp
+  bool in_warp = false;  // waits for the other threads of its warp
 };
 
 Fiber* current;
-std::string failure;  // of a thread
+std::string failure;  // message of a thread
 ucontext_t maker;
 
 void live() {
@@ -84,7 +84,7 @@ std::vector<Graph> graphs;
 int unfenced = 0;
 Block* current_block;
 
-// Runs these threads of one warp to their next barrier, or to their end; returns how many have ended.
+// Runs these threads of one warp to their next barrier or their end. Returns how many have ended.
 unsigned advance_warp(Block& block, unsigned first, unsigned count, unsigned threads) {
   for (;;) {
     unsigned done = 0, waiting = 0;
@@ -102,7 +102,7 @@ unsigned advance_warp(Block& block, unsigned first, unsigned count, unsigned thr
   }
 }
 
-// Runs every thread of a block to its next barrier, or to its end.
+// Runs every thread of a block to its next barrier or its end.
 void advance(Block& block, unsigned number, unsigned threads) {
   current_block = &block;
   blockIdx.x = number;
@@ -185,7 +185,7 @@ void run(unsigned blocks, unsigned threads, const std::function<void()>& kernel)
   try {
     run_all(blocks, threads);
   } catch (...) {
-    pool.clear();  // their threads stand in the middle
+    pool.clear();  // its threads have not ended
     throw;
   }
 }
@@ -199,7 +199,7 @@ void emulation_configure(int order, int processors, int blocks_a_processor) {
   emulation::processors = processors;
   emulation::blocks_a_processor = blocks_a_processor;
 }
-// The number of the graph that has been captured, or is going to be.
+// The number of the captured graph, or of the next one.
 int emulation_capture(int on) {
   if (on != 0) emulation::graphs.emplace_back();
   emulation::is_capturing = on != 0;

@@ -1,4 +1,4 @@
-// Plans made by hand from addresses, for ctypes.
+// Makes plans from addresses, for ctypes.
 #include <exception>
 #include <string>
 
@@ -15,7 +15,7 @@ struct Emulated {
 
 thread_local std::string error;
 
-// 0, or 1 with the message in error.
+// Returns 0, or 1 with the message in error.
 template <class Body>
 int guarded(const Body& body) {
   try {
@@ -72,7 +72,7 @@ void emulation_member(Emulated* e, void* const* at, int64_t numel, int64_t index
   e->plan.members.push_back(m);
 }
 
-// As where tensors are spread over ranks, of which this is the only one. products: of each member, zeros.
+// For tensors that are split over ranks, of which there is only one. products: zeros for each member.
 void emulation_share(Emulated* e, double* products) {
   e->plan.sharing = {reinterpret_cast<Products*>(products), [] {}};
 }

@@ -1,6 +1,6 @@
-"""The whole native library with its CUDA side emulated: what runs on a GPU, from Python down, over the CPU's memory.
+"""The native library with its CUDA side emulated: runs the code for GPUs, from Python down, on the CPU's memory.
 
-``python -m pytest -p tests.cuda_emulation.extension …`` runs tests on it: the native backend then is the CUDA executor.
+``python -m pytest -p tests.cuda_emulation.extension …`` runs tests on it: the native backend uses the CUDA executor.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fused_adaptive.core import library as native_library
 from ..common import recording
 from . import build
 
-#: On the CPU too, the executor is that of CUDA.
+#: Selects the CUDA executor on the CPU too.
 PATCH = (
     "plan/tensors.cpp",
     "plan_.executor = make_cpu_executor(plan_);",
@@ -28,21 +28,21 @@ PATCH = (
 
 
 def flags() -> list[str]:
-    """What sources with torch in them are compiled and linked with."""
+    """Returns flags to compile and link sources that use torch."""
     includes = [f"-I{path}" for path in (*cpp_extension.include_paths(), sysconfig.get_paths()["include"])]
     own = ["-DTORCH_TARGET_VERSION=0x020a000000000000ULL", f'-DFUSED_ADAPTIVE_VERSION="{__version__}"', *includes]
     return [*own, *(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu"]
 
 
 def library() -> Path:
-    """The path of the library."""
+    """Returns the path of the library."""
     texts = build.sources("*/*")
     build.patch(texts, PATCH)
     texts |= {f"emulation/{p.name}": p.read_text() for p in build.HERE.iterdir() if p.suffix in (".h", ".cpp")}
     own = ("bindings/torch_cuda.cpp", "emulation/stubs.cpp", "emulation/entry.cpp")
     for name in (*own, "cpu/kernels_v3.cpp", "cpu/kernels_v4.cpp"):
         del texts[name]
-    # The CPU's loops are not what is looked at: the baseline's will do.
+    # The CPU's loops are not tested here: the baseline is enough.
     texts["cpu/kernels.h"] = texts["cpu/kernels.h"].replace("#define FA_X86_LEVELS 1", "")
     return build.cached(texts, flags())
 
@@ -51,6 +51,6 @@ def pytest_configure() -> None:
     torch.ops.load_library(str(library()))
     recording.emulated["native"] = ctypes.CDLL(str(library()))
     assert native_library.why_not() == "", "the library that is loaded is taken for the installed one"
-    # Counters that a GPU would keep are kept where a GPU would.
+    # Counters are on the device in the same cases as on a GPU.
     native._on_device = lambda view: bool(view.group.get("capturable") or view.group.get("fused"))
     plans._lr_on = lambda device, lr: lr if isinstance(lr, torch.Tensor) else None

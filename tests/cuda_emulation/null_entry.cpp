@@ -1,9 +1,9 @@
-// The null step from addresses, for ctypes.
+// Runs the null step on addresses, for ctypes.
 #include <exception>
 
 #include "plan/null.h"
 
-// Whether it was taken.
+// Returns whether the step was taken.
 #pragma GCC visibility push(default)
 extern "C" bool emulation_null(void* param, void* const* written, int n_written, const void* const* grads, int n_grads,
                                const void* const* read, int n_read, int param_bytes, int64_t n, uint32_t mask) {
@@ -21,7 +21,7 @@ extern "C" bool emulation_null(void* param, void* const* written, int n_written,
   try {
     fused_adaptive::null_step_cuda(step, 0);
     return true;
-  } catch (const std::exception&) {  // it cannot pass through ctypes
+  } catch (const std::exception&) {  // cannot pass through ctypes
     return false;
   }
 }

@@ -1,4 +1,4 @@
-// For builds that are quick: one update kernel, in place of the step_*.cu.
+// For quick builds: one update kernel, instead of the step_*.cu.
 #include "cuda/kernels.h"
 #include "cuda/multi_tensor.cuh"
 

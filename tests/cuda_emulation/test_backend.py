@@ -1,4 +1,4 @@
-"""The native backend with its CUDA side emulated, through tests that every backend passes, in a process of its own."""
+"""The native backend with its CUDA side emulated, in tests of all backends, in a separate process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SUITES = {
 }
 
 
-#: What the suites hold, for README's matrix.
+#: Features in README's table that the suites cover.
 FEATURES = {
     "golden": ["golden trajectories in float64"],
     "masters": ["exact float32 masters of bfloat16 parameters", "stochastic rounding of bfloat16 parameters"],

@@ -1,4 +1,4 @@
-"""Captures of the emulated CUDA executor: what replays repeat, what they point to, and the fence of the last block."""
+"""Captures of the emulated CUDA executor: arguments of replays, lifetime of memory, and the last block's fence."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compile
 
 
 class Captured:
-    """ActiveAdamW on the emulated device. Eager steps and those of the graph have gradients at addresses of their own.
+    """ActiveAdamW on the emulated device. Eager steps and replays have gradients at different addresses.
 
     Args:
-        patches: of the library's sources.
-        weight_decay: 0: where there is some later, it goes into the gradient.
+        patches: patches of the library's sources.
+        weight_decay: if 0, decay is coupled: a decay that is set later goes into the gradient.
     """
 
     def __init__(self, patches: list[tuple[str, str, str]] | None = None, weight_decay: float = 0.1) -> None:
@@ -47,7 +47,7 @@ class Captured:
             self.graph = lib.emulation_capture(0)
 
     def run(self, kinds: str, captured: bool) -> list[torch.Tensor]:
-        """One step for each letter: e, eager, or r, a replay; without a graph, all of them eager."""
+        """Takes one step for each letter: e, eager, or r, a replay. Without a graph, all are eager."""
         for step, kind in enumerate(kinds):
             self.fill(kind, step)
             if kind == "r" and captured:
@@ -64,14 +64,14 @@ BELIEVED = ("cuda/executor.cpp", "if (was_captured_ || found_grads_ != grads_)",
 
 @pytest.mark.parametrize("design", ["", "chunks=ticket"])
 @pytest.mark.parametrize("patches", [[], [BELIEVED]], ids=["as it is", "what was sent is believed"])
-def test_eager_steps_between_replays_have_their_own_gradients(patches, design, monkeypatch):
+def test_eager_steps_between_replays_use_their_own_gradients(patches, design, monkeypatch):
     monkeypatch.setenv(DESIGN, design)
     runs = [Captured(patches).run("ererereer", captured) for captured in (False, True)]
     assert all(map(torch.equal, *runs)) == (not patches)
 
 
-def test_tables_that_a_graph_points_to_outlive_their_executors_use_of_them():
-    """Decay comes and goes, and with it whether it is coupled: the executor builds other tables."""
+def test_tables_of_a_graph_are_kept_when_the_executor_builds_new_ones():
+    """Decay changes between steps, also from coupled to decoupled, so that the executor builds new tables."""
     results = []
     for captured in (False, True):
         own = Captured(weight_decay=0.0)
@@ -87,7 +87,7 @@ def test_tables_that_a_graph_points_to_outlive_their_executors_use_of_them():
     assert all(map(torch.equal, *results))
 
 
-def test_all_device_memory_is_given_back():
+def test_all_device_memory_is_freed():
     own = Captured()
     lib, before = own.emulated.lib, own.emulated.lib.emulation_memory()
     own.run("erer", True)
@@ -96,8 +96,8 @@ def test_all_device_memory_is_given_back():
     assert lib.emulation_memory() == before
 
 
-def test_the_ticket_is_drawn_behind_a_fence():
-    """By the thread that draws it, after the barrier that the whole block has come to."""
+def test_the_ticket_is_drawn_after_a_fence():
+    """The thread that draws it executes the fence, after a barrier of the whole block."""
     own = Captured()
     own.emulated.lib.emulation_unfenced()
     own.run("eee", False)

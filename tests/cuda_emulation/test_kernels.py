@@ -1,4 +1,4 @@
-"""The CUDA executor and every one of its kernels, run on the CPU, against the float64 reference."""
+"""The CUDA executor and all of its kernels, run on the CPU, against the float64 reference."""
 
 from __future__ import annotations
 
@@ -12,102 +12,11 @@ from torch import Tensor
 import fused_adaptive as fa
 from fused_adaptive.core.random_rates import RandomRates
 
-from ..common.tolerances import step_bound
-from ..parity.test_parity import excess, state_excesses
 from . import build
 from .driver import BACKBONES, DESIGN, DESIGNS, DTYPES, Emulated, Twin
+from .pairs import ACTIVE, ADAM, FAR, MODES, STRUCTURES, Pair, every_dtype, parameters, set_gradients
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
-
-#: Empty, smaller than a vector, odd, around a power of two, several chunks.
-SIZES = [1, 3, 127, 0, 4095, 4097, 20000]
-ADAM, SGD = {"lr": 0.01, "weight_decay": 0.1}, {"lr": 0.05, "weight_decay": 0.1}
-STRUCTURES: dict[str, tuple[type[fa.AdaptiveOptimizer], dict[str, Any]]] = {
-    "SgdPlain": (fa.SGD, SGD),
-    "SgdMomentum": (fa.SGD, {**SGD, "momentum": 0.9, "dampening": 0.1}),
-    "SgdNesterov": (fa.SGD, {**SGD, "momentum": 0.9, "nesterov": True}),
-    "AdamWPlain": (fa.AdamW, ADAM),
-    "AdamWAmsgrad": (fa.AdamW, {**ADAM, "amsgrad": True}),
-    "RAdamPlain": (fa.RAdam, ADAM),
-    "AdaBeliefPlain": (fa.AdaBelief, {**ADAM, "rectify": False}),
-    "AdaBeliefAmsgrad": (fa.AdaBelief, {**ADAM, "rectify": False, "amsgrad": True}),
-    "AdaBeliefRectify": (fa.AdaBelief, ADAM),
-    "AdaBeliefRectifyAmsgrad": (fa.AdaBelief, {**ADAM, "amsgrad": True}),
-}
-ACTIVE = fa.ActiveLR(interval=2, gain_bounds=(0.2, 1.5))
-MODES: dict[str, Any] = {
-    "rate": None,
-    "mean": fa.TrainableLR(interval=2, source="gradient"),
-    "elements": ACTIVE,
-    "elements-mean": (fa.TrainableLR(interval=3, source="gradient"), ACTIVE),
-}
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-
-
-def parameters(dtype: torch.dtype, sizes: list[int] = SIZES) -> list[Tensor]:
-    """The last one is misaligned."""
-    generator = torch.Generator().manual_seed(0)
-    values = [torch.randn(n, generator=generator).to(dtype) for n in sizes]
-    return [v.requires_grad_() for v in [*values, torch.randn(4098, generator=generator).to(dtype)[1:]]]
-
-
-def set_gradients(params: list[Tensor], step: int, missing: float = 0.0, scale: float = 1.0) -> None:
-    """Random ones, some of them missing, one of them misaligned."""
-    generator = torch.Generator().manual_seed(1000 + step)
-    for i, p in enumerate(params):
-        values = torch.randn(p.numel() + 1, generator=generator) + 0.3 * (-1) ** i
-        gone = torch.rand((), generator=generator) < missing
-        grad = (values * scale).to(p.dtype)
-        p.grad = None if gone else grad[1:] if i == 4 else grad[1:].clone()
-
-
-class Pair:
-    """An emulated optimizer, and the reference that takes each of its steps in float64."""
-
-    def __init__(self, structure: str, policy: Any, decoupled: bool, dtype: torch.dtype, **options: Any) -> None:
-        cls, arguments = STRUCTURES[structure]
-        self.dtype, self.params = dtype, parameters(dtype)
-        overrides = {name: options.pop(name) for name in ("lr", "maximize") if name in options}
-        arguments = {**arguments, **overrides, "policy": policy, "decoupled_weight_decay": decoupled}
-
-        def make(params: Any) -> fa.AdaptiveOptimizer:
-            return cls(params, backend="reference", **arguments)
-
-        self.optimizer = make(self.params)
-        self.emulated = Emulated(self.optimizer, **options)
-        self.twin = Twin(self.optimizer, make)
-        # With a fixed rate the reference multiplies by a rounded 1 - lr·wd, as torch does. In float64 both are rounded.
-        self.ulps = 2.0 if dtype == torch.float64 else 1.5 if policy is None and decoupled else 1.0
-        self.worst = 0.0
-
-    def step(self, found_inf: Tensor | None = None, grad_scale: Tensor | None = None, random_rates: Any = None) -> None:
-        self.twin.follow()
-        reference, before = self.twin.optimizer, [q.detach().clone() for q in self.twin.params]
-        state_before = [{name: v.clone() for name, v in self.optimizer.state.get(p, {}).items()} for p in self.params]
-        reference._random_rates = random_rates
-        reference.found_inf, reference.grad_scale = found_inf, grad_scale  # as GradScaler does
-        skips = found_inf is not None and bool(found_inf)
-        self.emulated.step(found_inf, grad_scale, None if random_rates is None else random_rates.table, skips)
-        reference.step()
-        self.compare(before, state_before)
-
-    def end_interval(self) -> None:
-        self.twin.follow()
-        before = [q.detach().clone() for q in self.twin.params]
-        state_before = [{name: v.clone() for name, v in self.optimizer.state.get(p, {}).items()} for p in self.params]
-        self.emulated.end_interval()
-        self.twin.optimizer.end_interval()
-        self.compare(before, state_before)
-
-    def compare(self, before: list[Tensor], state_before: list[dict[str, Tensor]]) -> None:
-        for p, q, q0, s0 in zip(self.params, self.twin.params, before, state_before, strict=True):
-            if not p.numel():
-                continue
-            bound = step_bound(q0, q.detach(), self.dtype, self.ulps)
-            state, expected = self.optimizer.state.get(p, {}), self.twin.optimizer.state.get(q, {})
-            found = [excess(p.detach(), q.detach(), bound), *state_excesses(state, expected, s0, self.dtype, bound)]
-            assert all(map(math.isfinite, found))
-            self.worst = max(self.worst, *found)
 
 
 @pytest.mark.thinned
@@ -116,7 +25,7 @@ class Pair:
 @pytest.mark.parametrize("structure", BACKBONES)
 def test_every_kernel_is_within_rounding_of_the_float64_reference(structure, mode, dtype):
     for decoupled in (False, True):
-        # Both ways of counting, and every order of blocks, in turns.
+        # Both ways of counting and all orders of blocks alternate.
         variant = BACKBONES.index(structure) + list(MODES).index(mode) + DTYPES.index(dtype) + decoupled
         pair = Pair(structure, MODES[mode], decoupled, dtype, on_device=variant % 2 == 1, order=variant % 3)
         for step in range(7):
@@ -195,7 +104,7 @@ def test_intervals_ended_by_hand_and_restarted(mode, on_device):
         if step in (0, 3, 4):
             pair.end_interval()
         if step == 5:
-            pair.optimizer.restart_interval()  # the host's counts change, and the device has to follow
+            pair.optimizer.restart_interval()  # changes the host's counts, which the device has to follow
     assert pair.worst <= 1.0
 
 
@@ -229,8 +138,8 @@ def test_gradients_that_are_not_finite(policy, bad):
             )
 
 
-def test_without_decay_the_parameter_stays_out_of_the_gradient():
-    """Also where the decay goes away between two steps."""
+def test_without_decay_the_gradient_does_not_depend_on_the_parameter():
+    """Also if decay is set to 0 between two steps."""
     pair = Pair("SgdMomentum", POLICIES["hypergradient-global"], False, torch.float32)
     for step in range(6):
         for optimizer in (pair.optimizer, pair.twin.optimizer):
@@ -258,7 +167,7 @@ def run(policy: Any, dtype: torch.dtype = torch.float32, **options: Any) -> list
 @pytest.mark.parametrize(
     "policy", [MODES["elements-mean"], POLICIES["preconditioned-global"], POLICIES["hypergradient-global"]]
 )
-def test_the_same_bits_whatever_the_grid_the_order_and_the_design(policy, monkeypatch):
+def test_the_same_bits_with_any_grid_order_and_design(policy, monkeypatch):
     expected = run(policy)
     for options in ({"order": 1}, {"order": 2, "processors": 7}, {"processors": 1}, {"on_device": True}):
         assert all(map(torch.equal, run(policy, **options), expected)), options
@@ -268,7 +177,7 @@ def test_the_same_bits_whatever_the_grid_the_order_and_the_design(policy, monkey
             assert all(map(torch.equal, run(policy, **options), expected)), (design, options)
 
 
-def test_a_design_that_there_is_not_is_refused_with_the_choices(monkeypatch):
+def test_an_unknown_design_is_refused_with_the_choices(monkeypatch):
     monkeypatch.setenv(DESIGN, "blocks=2,chunks=random")
     pair = Pair("AdamWPlain", None, True, torch.float32)
     set_gradients(pair.params, 0)
@@ -276,8 +185,8 @@ def test_a_design_that_there_is_not_is_refused_with_the_choices(monkeypatch):
         pair.step()
 
 
-def test_powers_of_tensors_with_counts_of_their_own(monkeypatch):
-    """The host gives those of a group's first tensor; kernels raise the others, whichever comes first."""
+def test_powers_of_tensors_with_different_counts(monkeypatch):
+    """The host passes the powers of a group's first tensor; kernels compute the others, in any order of tensors."""
     results = []
     for design in ("set_up=host", "set_up=device"):
         monkeypatch.setenv(DESIGN, design)
@@ -291,7 +200,7 @@ def test_powers_of_tensors_with_counts_of_their_own(monkeypatch):
     assert all(map(torch.equal, *results))
 
 
-def test_float64_trajectories_are_those_of_the_reference():
+def test_float64_trajectories_equal_those_of_the_reference():
     for structure, policy in [("AdamWPlain", MODES["elements-mean"]), ("SgdNesterov", POLICIES["displacement-global"])]:
         pair = Pair(structure, policy, True, torch.float64)
         pair.twin.follow()
@@ -339,11 +248,11 @@ def test_launches_of_a_step():
     pair = Pair("AdamWPlain", MODES["mean"], True, torch.float32)
     set_gradients(pair.params, 0)
     first, *others = [launches(pair, step) for step in range(5)]
-    assert others == [2, 1, 2, 1]  # one, and one more where an interval ends
-    assert first == 3  # the counts and the gradients' addresses go to the device
+    assert others == [2, 1, 2, 1]  # one launch, and one more at an interval's end
+    assert first == 3  # counts and addresses of gradients are uploaded
 
 
-def test_what_cannot_be_captured_says_so():
+def test_a_step_that_cannot_be_captured_raises_an_error():
     for on_device, expected in ((False, "capturable=True"), (True, "take one step before the capture")):
         pair = Pair("AdamWPlain", None, True, torch.float32, on_device=on_device)
         set_gradients(pair.params, 0)
@@ -355,11 +264,8 @@ def test_what_cannot_be_captured_says_so():
             pair.emulated.lib.emulation_capture(0)
 
 
-FAR = 2**31 + 2**20
-
-
 def test_elements_beyond_2_to_the_31():
-    """Every address lies FAR elements below the memory, and the chunks begin there."""
+    """All addresses are FAR elements below the memory, and the chunks begin at FAR."""
     library = build.library(
         [
             ("cuda/layout.cpp", "for (int64_t base = 0; base < numel", f"for (int64_t base = {FAR}; base < numel"),
@@ -381,57 +287,6 @@ def test_elements_beyond_2_to_the_31():
             emulated.step()
         results.append([v for p in params for v in (p.detach(), *optimizer.state[p].values())])
     assert all(map(torch.equal, *results))
-
-
-TAIL = "e < chunk.count; e += kThreads"
-MUTANTS = {
-    "none": ("", []),
-    "wrong tail": ("", [("cuda/multi_tensor.cuh", TAIL, TAIL.replace("count;", "count - 1;"))]),
-    "wrong last block": ("", [("cuda/device.cuh", "== launch.blocks - 1;", "== 0;")]),
-    "stale phase": (
-        "",
-        [("rules/intervals.h", "if (ends_at(rule, *n.active_step + 1)) return restart_active(n);", "")],
-    ),
-}
-#: Chunks that nobody takes, or two blocks; powers of another count.
-MUTANTS_OF_DESIGNS = {
-    "a ticket that is not brought back": (
-        "chunks=ticket",
-        [
-            (
-                "cuda/device.cuh",
-                "atomicInc(turns.next, static_cast<unsigned>(turns.count - 1))",
-                "atomicAdd(turns.next, 1u)",
-            )
-        ],
-    ),
-    "a first ticket for a chunk that is taken": (
-        "chunks=ticket",
-        [("cuda/device.cuh", "int64_t{gridDim.x} + drawn", "int64_t{gridDim.x} - 1 + drawn")],
-    ),
-    "interleaved by one too many": (
-        "chunks=interleaved",
-        [("cuda/device.cuh", "return i + gridDim.x;", "return i + gridDim.x + 1;")],
-    ),
-    "powers of any count": (
-        "set_up=host",
-        [("cuda/device.cuh", "near && step.powers[x.group].t == t;", "near && step.powers[x.group].t >= 0;")],
-    ),
-}
-MUTANTS |= MUTANTS_OF_DESIGNS
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.heavy] * (n in MUTANTS_OF_DESIGNS)) for n in MUTANTS]
-)
-def test_mutants_are_found(name, monkeypatch):
-    design, patches = MUTANTS[name]
-    monkeypatch.setenv(DESIGN, design)
-    pair = Pair("AdamWPlain", ACTIVE, True, torch.float32, library=build.library(patches, small=True))
-    for step in range(5):
-        set_gradients(pair.params, step, missing=0.3 * (step > 0))
-        pair.step()
-    assert (pair.worst <= 1.0) == (name == "none")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the CUDA code has from torch, in processes whose libtorch_cuda.so is made up."""
+"""Functions of torch that the CUDA code uses, in processes with a fake libtorch_cuda.so."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ GETTER = (
     ],
     ids=["no library", "no getter", "no driver", "a stream"],
 )
-def test_the_stream_is_torchs_or_an_error(source, answer, tmp_path):
-    """Never the default stream, beside which torch's work would still be running."""
+def test_the_stream_is_torchs_or_an_error_is_raised(source, answer, tmp_path):
+    """It is never the default stream, on which work would not wait for torch's."""
     arguments = [str(library())]
     if source is not None:
         file, made = tmp_path / "source.cpp", tmp_path / "libtorch_cuda.so"

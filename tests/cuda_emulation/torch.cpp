@@ -1,4 +1,4 @@
-// What the CUDA code has from torch, without torch: the emulated device has one stream, and the host's memory.
+// Replaces what the CUDA code uses of torch: the emulated device has one stream and uses the host's memory.
 #include <cstdlib>
 
 #include "cuda/runtime.h"
@@ -12,7 +12,7 @@ struct Free {
   size_t bytes;
   void operator()(void* data) const {
     live -= static_cast<int64_t>(bytes);
-    std::memset(data, 0xA5, bytes);  // whoever reads it later notices
+    std::memset(data, 0xA5, bytes);  // so that later reads give wrong results
     std::free(data);
   }
 };

@@ -1,4 +1,4 @@
-"""Saving on some ranks and going on with others, in the middle of an interval: part of the distributed tests."""
+"""Saves on some ranks and resumes on others, in the middle of an interval: part of the distributed tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ import fused_adaptive as fa
 from .models import Net, batch
 from .sharded import TOLERANCE, assert_close, digests, mesh_of, whole
 
-#: Steps before the checkpoint, and after it: the third step of an interval of 4, the second of one of 3.
+#: Steps before and after the checkpoint. It is at the third step of an interval of 4, the second of one of 3.
 BEFORE, AFTER = 11, 7
 
 RUNS: dict[str, Callable[[Any], fa.AdaptiveOptimizer]] = {
@@ -57,7 +57,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, start: int, steps:
 
 
 def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Parameters and state as wholes, by name."""
+    """Returns whole parameters and state by name."""
     found = {}
     for name, p in model.named_parameters():
         found[name] = whole(p.detach()).clone()
@@ -73,7 +73,7 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 
 def save(directory: Path, device: torch.device) -> None:
-    """Trains every run, saves it in every way and trains on; leaves on disk what came out."""
+    """Trains every run, saves it in every format, continues the training, and writes the results to disk."""
     for name in RUNS:
         model, optimizer = build(name, device, sharded=True)
         train(model, optimizer, 0, BEFORE)
@@ -116,16 +116,16 @@ def load_full(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
 
 
 def load_plain(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Each rank its own file; at the same world size only."""
+    """Loads each rank's own file, at the same world size only."""
     mine = torch.load(f"{path}.{dist.get_rank()}", weights_only=True)
     model.load_state_dict(mine["model"])
     optimizer.load_state_dict(mine["optim"])
 
 
 def resume(directory: Path, device: torch.device, same_world: bool) -> None:
-    """Goes on from every checkpoint: with equal bits where the ranks are as many as they were, else within rounding.
+    """Continues from every checkpoint: bit for bit with the same number of ranks, else within rounding.
 
-    What is loaded has the same bits on any number of ranks; later steps sum gradients and inner products in another
+    Loaded state has the same bits on any number of ranks. Later steps sum gradients and inner products in another
     order.
     """
     sharded = dist.is_initialized()

@@ -1,4 +1,4 @@
-"""Models under torch's own wrappers, against the same model in one process: part of distributed_script.py."""
+"""Models under torch's wrappers, against the same model in one process: part of script.py."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TO_RUN = {
 
 
 class Net(nn.Module):
-    """Shards are uneven of the first layer, mostly empty of the last; what lies between can be halved twice."""
+    """The first layer has uneven shards, the last has mostly empty ones; the others can be halved twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def batch(step: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, rank: int = 0, ranks: int = 1) -> None:
-    """Steps on this rank's share of each batch. ``rank`` and ``ranks``: of those that split the batch."""
+    """Steps on this rank's part of each batch. ``rank`` and ``ranks``: those that the batch is split over."""
     device = next(model.parameters()).device
     for step in range(steps):
         x, y = batch(step, device)
@@ -118,7 +118,7 @@ def sharded(device: torch.device, *names: str, **options: Any) -> Callable[[Any]
 
 
 def tensor_parallel(device: torch.device, model: nn.Module, sequence: bool = True) -> nn.Module:
-    """Two linear layers, column- and row-wise; a norm whose gradients are partial sums."""
+    """Shards two linear layers by columns and by rows, and a norm whose gradients are partial sums."""
     mesh = mesh_of(device, "outer", "inner")["inner"] if not sequence else mesh_of(device, "all")
     if sequence:
         plan = {
@@ -157,7 +157,7 @@ def check_fsdp2_offloaded(device: torch.device) -> None:
 
 
 def check_tensor_parallel(device: torch.device) -> None:
-    """All ranks see the whole batch. The norm's gradient is Partial, and not redistributed it is wrong."""
+    """All ranks use the whole batch. The norm's gradient is Partial, and wrong unless it is redistributed."""
     for backend in backends(device):
         for policy in ("fixed", "tlr-times-active", "tlr-preconditioned-tensor"):
 
@@ -176,7 +176,7 @@ def keep_partial(part: shards.Shard) -> bool:
 
 
 def check_fsdp2_with_tensor_parallel(device: torch.device) -> None:
-    """Sharded over both dimensions of a mesh, and replicated along one."""
+    """Shards over both dimensions of a mesh, and replicates along one."""
 
     def wrap(model: nn.Module) -> Any:
         model = tensor_parallel(device, model, sequence=False)
@@ -189,7 +189,7 @@ def check_fsdp2_with_tensor_parallel(device: torch.device) -> None:
 
 
 def check_amp(device: torch.device) -> None:
-    """fused=True under GradScaler: infinity in one rank's shard skips the step on all."""
+    """fused=True under GradScaler: infinity in one rank's shard skips the step on all ranks."""
     for backend in backends(device):
         model: Any = sharded(device, "all")(Net().float().to(device))
         policy = (fa.TrainableLR(interval=2, source="gradient"), fa.ActiveLR(interval=2))
@@ -210,7 +210,7 @@ def check_amp(device: torch.device) -> None:
 
 
 def check_fsdp1(device: torch.device) -> None:
-    """Element policies work; scalar ones with process_group= and flat parameters; else an error that says so."""
+    """Element policies work, and scalar ones with process_group= and flat parameters. Others raise an error."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     def wrap(original: bool) -> nn.Module:

@@ -1,8 +1,8 @@
-"""Trains and writes a checkpoint after each step, so that it may be killed at any time; test_resuming.py does.
+"""Trains and writes a checkpoint after each step. test_resuming.py kills it at a random time.
 
-Alone it writes torch.save's files; one of several ranks, torch.distributed.checkpoint's folders. A checkpoint becomes
-the newest by a rename, once it is whole. A run that comes to the end compares itself with one that was never
-interrupted.
+One process alone writes files of torch.save; several ranks write folders of torch.distributed.checkpoint. A complete
+checkpoint becomes the newest by a rename. A run that reaches the end compares its results with those of an
+uninterrupted run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RUN = "both"
 
 
 def newest(directory: Path) -> int:
-    """How many steps the newest whole checkpoint has; 0: there is none."""
+    """Returns the number of steps of the newest complete checkpoint; 0 if there is none."""
     return max((int(p.name.removeprefix("step")) for p in directory.glob("step*")), default=0)
 
 
@@ -51,7 +51,7 @@ def remove(old: Path) -> None:
     if old.is_file():
         old.unlink()
         return
-    old.rename(old.with_name("old"))  # half a folder must not pass for a checkpoint
+    old.rename(old.with_name("old"))  # a partly deleted folder must not look like a checkpoint
     shutil.rmtree(old.with_name("old"))
 
 

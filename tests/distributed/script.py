@@ -1,9 +1,9 @@
-"""Every rank's part of the distributed tests. `tests/distributed/test_distributed.py` starts it with gloo; on GPUs:
+"""The part of each rank in the distributed tests. test_distributed.py starts it with gloo; on GPUs, run:
 
     torchrun --standalone --nproc-per-node 4 tests/distributed/script.py --backend nccl
 
-Every check compares what several ranks compute together with what one process computes alone, in float64 within 1e-12,
-and all ranks with each other, bit for bit. Deliberately broken variants must fail the same checks.
+Every check compares the results of several ranks with those of one process, in float64 within 1e-12, and all ranks
+with each other, bit for bit. Broken variants must fail the same checks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    if "--emulate-cuda" in sys.argv:  # before the library is loaded, which this replaces
+    if "--emulate-cuda" in sys.argv:  # before the library that this replaces is loaded
         from ..cuda_emulation import extension
 
         extension.pytest_configure()
@@ -34,7 +34,7 @@ CHECKS: dict[str, Callable[[torch.device], None]] = {**sharded.CHECKS, **models.
 
 
 def run(device: torch.device, chosen: str = "") -> dict[str, str]:
-    """Runs the checks whose names contain ``chosen``; returns what went wrong, by name. The same on all ranks."""
+    """Runs the checks whose names contain ``chosen``; returns errors by name, the same on all ranks."""
     failures = {}
     for name, check in CHECKS.items():
         if chosen not in name:
@@ -55,7 +55,7 @@ def run(device: torch.device, chosen: str = "") -> dict[str, str]:
 
 
 def initialize(backend: str, rank: int, world: int, **options: object) -> torch.device:
-    """The process group of one rank, and its device."""
+    """Initializes the process group of one rank, and returns its device."""
     torch.set_num_threads(1)
     device = torch.device("cuda", rank % torch.cuda.device_count()) if backend == "nccl" else torch.device("cpu")
     if device.type == "cuda":
@@ -66,7 +66,7 @@ def initialize(backend: str, rank: int, world: int, **options: object) -> torch.
 
 
 def finish() -> None:
-    """Ends a rank together with the others, with nothing left that still holds a process group."""
+    """Ends a rank together with the others, after all references to process groups are freed."""
     sharded.meshes.clear()
     gc.collect()
     dist.barrier()

@@ -1,4 +1,4 @@
-"""Tensors sharded over meshes in every way, in one optimizer, on random gradients: part of distributed_script.py."""
+"""Tensors sharded in all ways in one optimizer, on random gradients: part of script.py."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ meshes: dict[Any, DeviceMesh] = {}
 
 
 def mesh_of(device: torch.device, *names: str) -> DeviceMesh:
-    """All ranks, in one dimension or in two (of 2 where there are 4 ranks)."""
+    """Returns a mesh of all ranks, with one dimension or two (of 2 if there are 4 ranks)."""
     if names not in meshes:
         world = dist.get_world_size()
         shape = (world,) if len(names) == 1 else (2, world // 2)
@@ -37,7 +37,7 @@ def mesh_of(device: torch.device, *names: str) -> DeviceMesh:
 
 
 def layouts(device: torch.device) -> list[tuple[tuple[int, ...], DeviceMesh | None, list[Placement]]]:
-    """Shapes, and how they are sharded: uneven, empty on most ranks, replicated, on several meshes, not at all."""
+    """Returns shapes with their sharding: uneven, empty on most ranks, replicated, on several meshes, none."""
     line, grid = mesh_of(device, "all"), mesh_of(device, "outer", "inner")
     return [
         ((7, 3), line, [Shard(0)]),
@@ -55,7 +55,7 @@ def layouts(device: torch.device) -> list[tuple[tuple[int, ...], DeviceMesh | No
 
 
 def sharded(value: Tensor, mesh: DeviceMesh | None, placements: Sequence[Placement]) -> Tensor:
-    """What every rank knows as a whole, sharded. ``Partial`` is undone by a sum."""
+    """Shards a tensor that every rank has as a whole. ``Partial`` is undone by a sum."""
     if mesh is None:
         return value
     whole = [Replicate() if p.is_partial() else p for p in placements]
@@ -63,7 +63,7 @@ def sharded(value: Tensor, mesh: DeviceMesh | None, placements: Sequence[Placeme
     if not any(p.is_partial() for p in placements):
         return result
     terms = math.prod(mesh.size(dim) for dim, p in enumerate(placements) if p.is_partial())
-    share = ranks.local_part(result) / terms  # a power of two: exact
+    share = ranks.local_part(result) / terms  # a power of two, so the division is exact
     return DTensor.from_local(share, mesh, placements, run_check=False, shape=value.shape, stride=value.stride())
 
 
@@ -72,7 +72,7 @@ def whole(value: Tensor) -> Tensor:
 
 
 def digests(values: Sequence[Any]) -> list[str]:
-    """Of tensors (this rank's parts of them participants) and numbers, bit for bit."""
+    """Returns digests of numbers and of this rank's parts of tensors, equal only if all bits are."""
     found = []
     for value in values:
         tensor = whole(value.detach()) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
@@ -98,7 +98,7 @@ def assert_close(ours: Tensor, expected: Tensor, what: str, tolerance: float = T
 
 
 class Twins:
-    """An optimizer over sharded tensors, and one over the same tensors as a whole, in each process alone."""
+    """An optimizer over sharded tensors, and one over the same whole tensors, which each process computes alone."""
 
     def __init__(self, device: torch.device, optimizer: str, policy: Any, partial: bool = False, **options: Any):
         cls, arguments = OPTIMIZERS[optimizer]
@@ -159,7 +159,7 @@ def backends(device: torch.device) -> list[str]:
 
 
 def check_matrix(device: torch.device) -> None:
-    """Every policy, with optimizers in turn."""
+    """Checks every policy, each with another optimizer."""
     for backend in backends(device):
         for i, (name, policy) in enumerate(POLICIES.items()):
             optimizers = [o for o in ("SGD-momentum", "AdamW", "SGD-nesterov") if is_allowed(o, name)]
@@ -171,7 +171,7 @@ def check_matrix(device: torch.device) -> None:
 
 
 def check_eta_and_infinities(device: torch.device) -> None:
-    """A NaN on one rank shrinks the gain, and restarts what is remembered, on all."""
+    """A NaN on one rank shrinks the gain and resets the memory of the policy on all ranks."""
     for backend in backends(device):
         for policy in (fa.TrainableLR(interval=2), fa.TrainableLR(interval=2, source="gradient", eta=1e-3)):
             twins = Twins(device, "SGD", policy, backend=backend)
@@ -189,7 +189,7 @@ def check_eta_and_infinities(device: torch.device) -> None:
 class _WithNaN(Gradients):
     def set(self, params: Sequence[Tensor], step: int) -> None:
         super().set(params, step)
-        params[0].grad[0, 0] = torch.nan  # of the first rank
+        params[0].grad[0, 0] = torch.nan  # on the first rank
 
 
 def check_explicit_intervals(device: torch.device) -> None:
@@ -211,7 +211,7 @@ def check_explicit_intervals(device: torch.device) -> None:
 
 
 def check_capturable(device: torch.device) -> None:
-    """Counters on the device: then the sums over ranks run every step, and count at interval ends only."""
+    """With counters on the device, sums over ranks are computed in every step and used at interval ends only."""
     names = ("tlr-gradient-global", "tlr-preconditioned-tensor", "tlr-gradient-eta", "hypergradient-global")
     for backend in backends(device):
         for name in names:
@@ -219,7 +219,7 @@ def check_capturable(device: torch.device) -> None:
 
 
 def check_draws(device: torch.device) -> None:
-    """ASLR draws a rate for each tensor: the same on all ranks, whatever part of it they hold."""
+    """ASLR draws one rate per tensor: the same on all ranks, whatever part of the tensor they hold."""
     for backend in backends(device):
         twins = Twins(device, "SGD-momentum", POLICIES["tlr-displacement-global"], backend=backend)
         for optimizer in twins.optimizers:
@@ -228,7 +228,7 @@ def check_draws(device: torch.device) -> None:
 
 
 def check_moved_in_memory(device: torch.device) -> None:
-    """A framework may give a DTensor another local tensor between two steps: the next step has to see it."""
+    """A framework may replace the local tensor of a DTensor between two steps; the next step must use it."""
     for backend in backends(device):
 
         def check(backend: str = backend) -> bool:
@@ -247,7 +247,7 @@ def check_moved_in_memory(device: torch.device) -> None:
 
 
 def check_versions(device: torch.device) -> None:
-    """DTensors have versions of their own, apart from their local tensors'."""
+    """DTensors have versions of their own, apart from those of their local tensors."""
     for backend in backends(device):
         twins = Twins(device, "AdamW", POLICIES["active"], backend=backend).run(3, missing=0)
         sharded = {p: s for p, s in twins.ours.state.items() if isinstance(p, DTensor)}
@@ -259,7 +259,7 @@ def check_versions(device: torch.device) -> None:
 
 
 def check_low_precision(device: torch.device) -> None:
-    """bfloat16: ranks agree bit for bit."""
+    """Ranks agree bit for bit in bfloat16."""
     line = mesh_of(device, "all")
     for backend in backends(device):
         generator = torch.Generator().manual_seed(3)
@@ -292,7 +292,7 @@ def check_naive(device: torch.device) -> None:
 
 
 def check_process_group(device: torch.device) -> None:
-    """Flat shards without DTensor: rates are of the whole. So are they where a part is empty."""
+    """Flat shards without DTensor, some of them empty: rates are those of the whole tensor."""
     rank, world = dist.get_rank(), dist.get_world_size()
     for backend in backends(device):
         for policy in (POLICIES["tlr-gradient-global"], POLICIES["hypergradient-tensor"]):
@@ -323,7 +323,7 @@ def check_process_group(device: torch.device) -> None:
 
 
 def check_bad_gradients(device: torch.device) -> None:
-    """Refused on all ranks, at the first step and later, with nothing changed."""
+    """Bad gradients are refused on all ranks, at the first step and later, and nothing changes."""
     line, grid = mesh_of(device, "all"), mesh_of(device, "outer", "inner")
     value = torch.ones(4, 2, device=device)
     for backend in backends(device):
@@ -335,14 +335,14 @@ def check_bad_gradients(device: torch.device) -> None:
                     p.grad = sharded(value, line, [Shard(0)])
                     optimizer.step()
                 before = digests([p, *optimizer.state[p].values()])
-                # A plain Parameter refuses such an assignment; autograd hooks and frameworks do get it done.
+                # A plain Parameter refuses such an assignment; autograd hooks and frameworks can still do it.
                 refused = pytest.raises(RuntimeError, match=r"parameter 0 of shape \(4, 2\)")
                 with torch.no_grad(), broken(type(p), "grad", bad), refused:
                     optimizer.step()
                 assert digests([p, *optimizer.state[p].values()]) == before
 
 
-# ---- each part broken on purpose: the same checks must see it ----
+# ---- broken variants: the same checks must notice them ----
 
 
 def _counts_replicas(param: Tensor, process_group: Any) -> ranks.Ranks | None:

@@ -1,6 +1,6 @@
-"""Two and four gloo processes against one. What they do stands in script.py, which also runs with nccl.
+"""Two and four gloo processes against one. Their code is in script.py, which also runs with nccl.
 
-Each process takes seconds to start, so that a test is one start of all ranks with everything they are asked.
+Processes take seconds to start, so each test starts all ranks once and runs all checks.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _initialize(rank: int, world: int, directory: str) -> torch.device:
 
 @pytest.mark.feature("DDP, FSDP2, tensor parallelism, mixed meshes")
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.heavy)])
-def test_ranks_together_do_what_one_process_does(world, tmp_path):
+def test_ranks_together_equal_one_process(world, tmp_path):
     with mp.get_context("spawn").Manager() as manager:
         results = manager.dict()
         mp.spawn(_check, args=(world, str(tmp_path), results), nprocs=world)  # pyright: ignore
@@ -58,7 +58,7 @@ def test_ranks_together_do_what_one_process_does(world, tmp_path):
 @pytest.mark.feature("torch.distributed.checkpoint, 4 ranks to 4, 2 and 1")
 @pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-def test_checkpoints_of_four_ranks_go_on_with_four_two_and_one(tmp_path):
+def test_checkpoints_of_four_ranks_load_on_four_two_and_one(tmp_path):
     mp.spawn(_save_and_resume, args=(4, str(tmp_path)), nprocs=4)  # pyright: ignore
     mp.spawn(_resume, args=(2, str(tmp_path)), nprocs=2)  # pyright: ignore
     checkpoints.resume(tmp_path, torch.device("cpu"), same_world=False)
@@ -67,18 +67,18 @@ def test_checkpoints_of_four_ranks_go_on_with_four_two_and_one(tmp_path):
 @pytest.mark.feature("DDP, FSDP2, tensor parallelism, mixed meshes", backend="native-cuda", emulated=True)
 @pytest.mark.heavy
 @pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
-def test_the_cuda_executor_emulated_does_so_too():
+def test_ranks_with_the_emulated_cuda_executor_equal_one_process():
     path = str(Path(script.__file__))
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     build_first = (sys.executable, "-c", "from tests.cuda_emulation import extension; extension.library()")
-    subprocess.run(build_first, cwd=build.ROOT, check=True)  # alone: ranks would wait for each other
+    subprocess.run(build_first, cwd=build.ROOT, check=True)  # first, so that ranks do not wait for each other
     done = subprocess.run([*torchrun, path, "--emulate-cuda"], cwd=build.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
     assert "all passed" in done.stdout
 
 
-def test_sums_go_to_a_device_that_the_group_serves(monkeypatch):
-    """Parameters that FSDP2 keeps on the CPU, in a group of nccl, which knows GPUs only."""
+def test_sums_are_moved_to_a_device_that_the_group_supports(monkeypatch):
+    """FSDP2 keeps the parameters on the CPU, and the nccl group supports only GPUs."""
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 1)
     assert ranks.device_served([cpu], cpu) == cpu
     assert ranks.device_served([cpu, torch.device("cuda")], gpu) == gpu

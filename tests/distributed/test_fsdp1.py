@@ -1,4 +1,4 @@
-"""FullyShardedDataParallel gathers and flattens optimizer state itself, if it is of one floating-point dtype."""
+"""FullyShardedDataParallel gathers and flattens optimizer state if all of it has one floating-point dtype."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPTIMIZERS: dict[str, Any] = {
 def _run(rank: int, world: int, directory: str) -> None:
     from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
-    warnings.simplefilter("ignore")  # FSDP1's own, that it is deprecated
+    warnings.simplefilter("ignore")  # FSDP1 warns that it is deprecated
     script.initialize("gloo", rank, world, init_method=f"file://{directory}/rendezvous")
     for name, make in OPTIMIZERS.items():
         for original in (True, False):
@@ -61,7 +61,7 @@ def _saves_and_goes_on(fsdp: Any, name: str, make: Any, original: bool, backend:
             p.copy_(value)
     optimizer.load_state_dict(fsdp.optim_state_dict_to_load(model, optimizer, saved))
     train(model, optimizer, 3, 4)
-    # With use_orig_params=True torch 2.13 mixes up moments on the CPU, those of torch.optim.AdamW too.
+    # With use_orig_params=True torch 2.13 confuses moments on the CPU, those of torch.optim.AdamW too.
     for p, q in zip(model.parameters(), straight[0].parameters(), strict=True):
         assert original or torch.equal(p, q), (name, backend)
     kept = {key: value.dtype for state in optimizer.state.values() for key, value in state.items()}
@@ -70,5 +70,5 @@ def _saves_and_goes_on(fsdp: Any, name: str, make: Any, original: bool, backend:
 
 
 @pytest.mark.heavy
-def test_optim_state_dict_goes_on_bit_for_bit(tmp_path: Path):
+def test_training_continues_bit_for_bit_after_optim_state_dict(tmp_path: Path):
     mp.spawn(_run, args=(2, str(tmp_path)), nprocs=2)  # pyright: ignore

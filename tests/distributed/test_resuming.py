@@ -1,4 +1,4 @@
-"""kill -9 in the middle of training loses nothing: the run that goes on ends with the weights of one that was not."""
+"""A run that is killed with kill -9 and resumed ends with the weights of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def start(directory: Path, ranks: int, attempt: int) -> list[subprocess.Popen[st
 
 @pytest.mark.feature("kill -9, and on from the last checkpoint, bit for bit")
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.heavy)])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(ranks, tmp_path):
-    moment = random.Random()  # another one each time
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(ranks, tmp_path):
+    moment = random.Random()  # unseeded, so that the time differs in each test
     enough, delay = moment.randrange(3, 25), moment.uniform(0, 0.05)
     processes = start(tmp_path, ranks, 1)
     assert processes[0].stdout is not None

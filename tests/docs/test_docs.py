@@ -1,4 +1,4 @@
-"""What the documentation says is checked: snippets run, tables come from results, links lead somewhere."""
+"""Checks of the documentation: snippets run, tables match the results, links and paths exist."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def given() -> dict[str, Any]:
-    """What a reader has: a model, data and a loss."""
+    """Returns the names that snippets use: a model, data and a loss."""
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     data = torch.utils.data.TensorDataset(torch.randn(40, 4), torch.randint(3, (40,)))
     loader, loss_fn = torch.utils.data.DataLoader(data, batch_size=8), torch.nn.functional.cross_entropy
@@ -45,7 +45,7 @@ def run_snippets(document: str, names: dict[str, Any]) -> None:
         exec(compile(snippet, document, "exec"), names)
 
 
-def test_readme_snippets_run_one_after_the_other(tmp_path, capsys):
+def test_readme_snippets_run_in_order(tmp_path, capsys):
     names = given() | {"path": tmp_path / "checkpoint.pt"}
     run_snippets("README.md", names)
     assert "'mean'" in capsys.readouterr().out
@@ -53,12 +53,12 @@ def test_readme_snippets_run_one_after_the_other(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("document", ["docs/policies.md", "docs/clipping.md"])
-def test_snippets_run_one_after_the_other(document):
+def test_snippets_run_in_order(document):
     run_snippets(document, given())
 
 
-@pytest.mark.filterwarnings("ignore")  # the trainers' own
-def test_snippets_on_controllers_and_trainers_run_one_after_the_other(tmp_path, capsys):
+@pytest.mark.filterwarnings("ignore")  # warnings of the trainers
+def test_snippets_on_controllers_and_trainers_run_in_order(tmp_path, capsys):
     pytest.importorskip("lightning")
     transformers = pytest.importorskip("transformers")
     names = given()
@@ -73,7 +73,7 @@ def test_snippets_on_controllers_and_trainers_run_one_after_the_other(tmp_path, 
 
     arguments = transformers.TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
     names |= {"evaluate": evaluate, "train_epoch": train_epoch, "epochs": 3, "arguments": arguments}
-    with pytest.MonkeyPatch.context() as patch:  # the controllers of one snippet leave the optimizer to the next
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MPLBACKEND", "agg")
         run_snippets("docs/controllers.md", names)
     optimizer = torch.optim.SGD(names["model"].parameters(), lr=0.1)
@@ -82,7 +82,7 @@ def test_snippets_on_controllers_and_trainers_run_one_after_the_other(tmp_path, 
     assert "None" not in capsys.readouterr().out
 
 
-def test_snippets_on_distributed_training_run_one_after_the_other(tmp_path):
+def test_snippets_on_distributed_training_run_in_order(tmp_path):
     import torch.distributed as dist
 
     dist.init_process_group("gloo", rank=0, world_size=1, init_method=f"file://{tmp_path}/rendezvous")
@@ -95,20 +95,20 @@ def test_snippets_on_distributed_training_run_one_after_the_other(tmp_path):
         dist.destroy_process_group()
 
 
-def test_readme_table_is_that_of_the_committed_results():
+def test_readme_table_matches_the_committed_results():
     demo = json.loads((ROOT / "bench" / "results" / "demo.json").read_text())
     block = README.split("<!-- demo:begin -->")[1].split("<!-- demo:end -->")[0]
     assert block.strip() == markdown(rate_rows(demo)).strip()
 
 
 @pytest.mark.parametrize(("name", "show"), [("increments", increments.table), ("defaults", defaults.summary)])
-def test_tables_of_the_experiments_are_those_of_the_committed_results(name, show):
+def test_tables_of_the_experiments_match_the_committed_results(name, show):
     found = json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
     text = (ROOT / "docs" / "policies.md").read_text()
     assert text.split(f"<!-- {name}:begin -->")[1].split(f"<!-- {name}:end -->")[0].strip() == show(found).strip()
 
 
-def test_the_default_increments_are_those_that_the_experiment_chooses():
+def test_the_default_increments_are_those_chosen_by_the_experiment():
     found = json.loads((ROOT / "bench" / "results" / "increments.json").read_text())
     for family, backbone in {"AdamW": AdamWBackbone(), "SGD": SGDBackbone()}.items():
         grid = [run for run in found["runs"] if (run["stage"], run["family"]) == ("grid", family)]
@@ -117,19 +117,19 @@ def test_the_default_increments_are_those_that_the_experiment_chooses():
         assert (choice["increment"], choice["low"]) == (backbone.increment, backbone.low)
 
 
-def test_readme_timings_are_those_of_the_committed_results():
+def test_readme_timings_match_the_committed_results():
     record = results.load(ROOT / "bench" / "results" / "run_cpu.json")
     block = README.split("<!-- run:begin -->")[1].split("<!-- run:end -->")[0]
     assert block.strip() == report.readme(record, "run_cpu").strip()
 
 
-def test_readme_environments_are_those_of_the_committed_results():
+def test_readme_environments_match_the_committed_results():
     tried = json.loads((ROOT / "docs" / "environments.json").read_text())
     block = README.split(environments.BEGIN)[1].split(environments.END)[0]
     assert block.strip() == environments.table(tried).strip()
 
 
-def test_environments_count_what_pytest_reports(tmp_path):
+def test_counts_of_environments_match_pytests_report(tmp_path):
     (tmp_path / "test_it.py").write_text(
         "import pytest\ndef test_a(): pass\ndef test_b(): assert 0\ndef test_c(): pytest.skip()\n"
         "@pytest.fixture\ndef broken(): assert 0\ndef test_d(broken): pass\n"
@@ -146,32 +146,32 @@ def test_environments_count_what_pytest_reports(tmp_path):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
-def test_links_lead_to_files(document):
+def test_linked_files_exist(document):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")):
         assert target.startswith("http") or (document.parent / target).exists(), target
 
 
-#: What a command in the documents writes.
+#: Files that commands in the documents write.
 WRITTEN = {"bench/results/run_gpu.json"}
 
 
 def missing_paths(text: str) -> list[str]:
-    """The paths into the package and its sources that a text names, and that lead nowhere."""
+    """Returns the paths into the package and its sources that a text names and that do not exist."""
     named = re.findall(r"(?<![\w/])(?:fused_adaptive|csrc|tests|bench)/[\w/.*-]*[\w/*]", text)
     return [path for path in named if path not in WRITTEN and not any(ROOT.glob(path.rstrip("/")))]
 
 
 @pytest.mark.parametrize("document", [d for d in DOCUMENTS if d.suffix == ".md"], ids=lambda p: p.name)
-def test_paths_lead_to_files(document):
+def test_named_paths_exist(document):
     assert missing_paths(document.read_text(encoding="utf-8")) == []
 
 
-def test_paths_that_lead_nowhere_are_found():
+def test_missing_paths_are_noticed():
     text = "`tests/no_such_folder/`, `csrc/rules/*.rs`, `tests/docs/test_docs.py`, `bench/step/`, `build/bench/x`."
     assert missing_paths(text) == ["tests/no_such_folder/", "csrc/rules/*.rs"]
 
 
-def test_every_pitfall_has_the_test_that_the_list_names():
+def test_every_pitfall_names_existing_tests():
     tests = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").rglob("test_*.py"))
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "pitfalls.md").read_text(encoding="utf-8")))
     assert named <= set(re.findall(r"def (test_\w+)", tests))
@@ -191,7 +191,7 @@ SOURCES = [p for folder in ("fused_adaptive", "tests", "bench") for p in sorted(
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_files_are_short_and_say_what_they_are(path):
+def test_files_are_short_and_have_a_docstring(path):
     text = path.read_text(encoding="utf-8")
     assert text.count("\n") < 400
     assert not text.strip() or ast.get_docstring(ast.parse(text)), "module docstring"

@@ -1,4 +1,4 @@
-"""README's matrix is that of docs/matrix.json, which is that of the markers in the tests."""
+"""README's matrix matches docs/matrix.json, which matches the markers of the tests."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def results() -> dict:
     return json.loads(matrix.RESULTS.read_text())
 
 
-def test_the_table_is_that_of_the_results():
+def test_the_table_matches_the_results():
     block = matrix.README.read_text(encoding="utf-8").split(matrix.BEGIN)[1].split(matrix.END)[0]
     assert block.strip() == matrix.table(results()).strip(), "run `python -m tests.matrix --table`"
 
 
-def test_every_marked_feature_is_in_the_results_and_the_other_way_round():
+def test_marked_features_equal_those_of_the_results():
     marked = {name for path in TESTS.rglob("test_*.py") for name in MARKER.findall(path.read_text(encoding="utf-8"))}
     features = set(results()["features"])
     assert features == marked - {"a feature", "another"}, AGAIN
@@ -46,7 +46,7 @@ def test_no_feature_fails():
     assert "**fails**" not in matrix.table(results())
 
 
-def test_what_a_cell_says():
+def test_text_of_a_cell():
     def says(*outcomes: str, reason: str = "") -> str:
         return matrix.verdict(
             {"tests": {f"test {i}": {outcome: 1} for i, outcome in enumerate(outcomes)}, "reason": reason}
@@ -94,7 +94,7 @@ def test_of_no_feature():
 
 
 def test_outcomes_are_recorded(tmp_path):
-    """A run in a process of its own, as the command does it."""
+    """Runs pytest in a separate process, as the command does."""
     import os
     import subprocess
     import sys

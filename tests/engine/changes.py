@@ -1,4 +1,4 @@
-"""Changes that are made to an optimizer between two steps, as data, and a training that they interrupt."""
+"""Changes of an optimizer between two steps, as data, and a training with such changes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def sgd(**arguments: Any) -> Callable[[], Optimizer]:
 
 @dataclass(frozen=True)
 class Change:
-    """``visible``: a step of the reference with the participants from before the change goes wrong."""
+    """``visible``: whether a reference step with participants from before the change gives wrong results."""
 
     make: Callable[[Optimizer], Any]
     visible: bool = True
@@ -67,7 +67,7 @@ def swap_states(o: Optimizer) -> None:
 
 
 def swap_keys(o: Optimizer) -> None:
-    """The values stand where they stood; only the last two keys have changed places."""
+    """Swaps the last two keys; the values keep their positions."""
     a, b = list(o.state)[-2:]
     o.state[b], o.state[a] = o.state.pop(a), o.state.pop(b)
 
@@ -92,7 +92,7 @@ def replace_state_deeply(o: Optimizer) -> None:
 
 
 CHANGES: dict[str, Change] = {
-    # groups
+    # param groups
     "add_param_group": Change(lambda o: o.add_param_group({"params": [new_parameter()]})),
     "group appended": Change(lambda o: o.param_groups.append({**o.param_groups[0], "params": [new_parameter()]})),
     "group removed": Change(lambda o: o.param_groups.pop()),
@@ -145,7 +145,7 @@ CHANGES: dict[str, Change] = {
     "entry added": Change(lambda o: o.state[first(o)].update(mine=torch.ones(2)), visible=False),
     "foreign state": Change(lambda o: o.state.update({"mine": {"a": 1}}), visible=False),
 }
-#: The whole optimizer anew: there is nothing to compare, the participants are dropped.
+#: Changes that make a new optimizer: participants are dropped and not compared.
 ANEW: dict[str, Callable[[Optimizer], Optimizer | None]] = {
     "load_state_dict": lambda o: o.load_state_dict(copy.deepcopy(o.state_dict())),
     "setstate": lambda o: o.__setstate__(o.__getstate__()),
@@ -155,12 +155,12 @@ ANEW: dict[str, Callable[[Optimizer], Optimizer | None]] = {
 }
 
 
-#: They do not go with every change before them.
+#: Changes that can fail after some of the others.
 ONLY_AT_FIRST = ("policy in place", "states swapped")
 
 
 class Run:
-    """A training whose optimizer keeps what it participants, or does not."""
+    """A training whose optimizer keeps its participants between steps, or does not."""
 
     def __init__(self, optimizer: Optimizer, keeps: bool, missing: float = 0.0) -> None:
         self.optimizer, self.keeps = optimizer, keeps
@@ -187,7 +187,7 @@ class Run:
             self.rates.append(self.optimizer.learning_rates(per_tensor=True))
 
     def result(self) -> tuple[Any, ...]:
-        """All that there is to compare, as plain values."""
+        """Returns everything to compare as plain values."""
         o, known = self.optimizer, {id(p) for p in self.seen}
         params = [*self.seen, *(p for p in self.params() if id(p) not in known)]
         states = [(str(k) if isinstance(k, str) else k.shape, plain(v)) for k, v in o.state.items()]

@@ -1,4 +1,4 @@
-"""Policies and structure that are changed by hand: state follows, whatever is called between the change and a step."""
+"""Policies and structure changed by hand: state follows, whatever is called between the change and a step."""
 
 import copy
 import io
@@ -77,7 +77,7 @@ def gains(optimizer):
 
 
 @pytest.mark.parametrize("between", BETWEEN)
-def test_a_group_that_joins_a_global_policy_takes_its_gain(backend, between):
+def test_a_group_that_joins_a_global_policy_gets_its_gain(backend, between):
     p, q = params_of(1, 2)
     own = TrainableLR(interval=2, source="gradient", c=0.5)
     optimizer = fa.SGD([{"params": [p], "policy": GLOBAL}, {"params": [q], "policy": own}], lr=0.01, backend=backend)
@@ -106,7 +106,7 @@ def test_a_direction_is_not_used_after_the_structure_has_changed(backend, betwee
 @pytest.mark.parametrize(
     "meanwhile", [None, ActiveLR(interval=3, high=0.1), TrainableLR(interval=3, source="gradient")]
 )
-def test_a_policy_that_comes_back_begins_its_interval_anew(backend, meanwhile):
+def test_a_policy_that_is_set_again_starts_a_new_interval(backend, meanwhile):
     policy = TrainableLR(interval=3, source="displacement")
     (p,) = params_of(1)
     optimizer = fa.SGD([p], lr=0.01, policy=policy, backend=backend)
@@ -126,7 +126,7 @@ def test_a_policy_that_comes_back_begins_its_interval_anew(backend, meanwhile):
 
 
 @pytest.mark.parametrize("cls", [AdamW, fa.SGD])
-def test_a_direction_of_before_another_policy_is_known_only_from_moments(backend, cls):
+def test_a_direction_from_before_another_policy_is_only_known_from_moments(backend, cls):
     (p,) = params_of(0)
     optimizer = cls([p], lr=0.1, policy=Hypergradient(0.1), backend=backend)
     step(optimizer)
@@ -138,7 +138,7 @@ def test_a_direction_of_before_another_policy_is_known_only_from_moments(backend
     assert (optimizer.state[p]["gain"] != 1) == (cls is AdamW)
 
 
-def test_a_policy_whose_numbers_change_goes_on(backend):
+def test_a_policy_with_changed_numbers_keeps_its_state(backend):
     (p,) = params_of(1)
     optimizer = AdamW([p], lr=0.01, policy=ActiveLR(interval=5, high=0.1), backend=backend)
     for count in range(1, 5):
@@ -148,7 +148,7 @@ def test_a_policy_whose_numbers_change_goes_on(backend):
     assert torch.equal(optimizer.state[p]["grad_sum"], torch.full_like(p, 4))
 
 
-def test_sums_of_another_meaning_begin_anew(backend):
+def test_sums_with_another_meaning_are_reset(backend):
     (p,) = params_of(1)
     optimizer = AdamW([p], lr=0.01, policy=TrainableLR(interval=4, source="gradient"), backend=backend)
     for _ in range(3):
@@ -171,7 +171,7 @@ POLICIES = [
 
 @pytest.mark.parametrize("second", POLICIES, ids=repr)
 @pytest.mark.parametrize("first", [POLICIES[0], POLICIES[1], None], ids=repr)
-def test_released_gradients_follow_as_the_usual_loop_does(backend, first, second):
+def test_gradient_release_follows_changed_policies_as_the_usual_loop(backend, first, second):
     results = []
     for releases in (False, True):
         model = nn.ParameterList(params_of(2, 3, 4))
@@ -218,7 +218,7 @@ def test_a_plain_policy_that_was_set_by_hand_gets_its_defaults(backend, plain, c
         ({"name": "ActiveLR", "interval": 1, "high": 0.1, "low": 5}, "low must be"),
     ],
 )
-def test_a_plain_policy_that_cannot_be_is_refused_before_anything_moves(backend, plain, complaint):
+def test_an_invalid_plain_policy_is_refused_before_anything_changes(backend, plain, complaint):
     p, q = params_of(1, 2)
     optimizer = AdamW([{"params": [p]}, {"params": [q]}], lr=1e-2, backend=backend)
     step(optimizer)
@@ -240,7 +240,7 @@ def test_a_plain_policy_that_cannot_be_is_refused_before_anything_moves(backend,
         ("weight_decay", None),
     ],
 )
-def test_a_number_that_is_none_is_refused_before_anything_moves(backend, name, value):
+def test_an_invalid_number_is_refused_before_anything_changes(backend, name, value):
     p, q = params_of(1, 2)
     optimizer = AdamW(
         [{"params": [p]}, {"params": [q]}], lr=0.1, policy=ActiveLR(interval=1, high=0.1), backend=backend
@@ -263,8 +263,8 @@ def test_a_state_dict_between_a_change_and_a_step_is_plain_and_complete(backend)
     assert "element_gain" in other.state[p]
 
 
-def test_a_state_dict_leaves_state_where_it_was_put(backend):
-    """State that has been converted or moved to save memory is not brought back for a checkpoint."""
+def test_state_dict_does_not_convert_or_move_state(backend):
+    """State may have been converted or moved to save memory, and a checkpoint does not undo that."""
     (p,) = params_of(1)
     optimizer = AdamW([p], lr=1e-3, backend=backend)
     step(optimizer)
@@ -280,7 +280,7 @@ def test_a_call_without_gradients_counts_also_at_rate_0(backend):
     assert optimizer.state[p]["active_step"] == 2
 
 
-def test_advice_shows_the_line_of_the_user(backend):
+def test_warnings_show_the_users_line(backend):
     (p,) = params_of(1)
     with pytest.warns(UserWarning, match="only a start") as caught:
         optimizer = AdamW([p], lr=1e-6, policy=ActiveLR(interval=3), backend=backend)
@@ -294,8 +294,8 @@ def test_advice_shows_the_line_of_the_user(backend):
         step(optimizer)
 
 
-def test_numbers_are_read_before_the_first_of_several_plans_moves(backend, monkeypatch):
-    """Where tensors are on several devices, each has a plan of its own."""
+def test_numbers_are_read_before_the_first_of_several_plans_runs(backend, monkeypatch):
+    """If tensors are on several devices, each device has a plan."""
     if backend == "native":
         monkeypatch.setattr(native, "views_of_plans", lambda participants, _: [[view] for view in participants.views])
     p, q = params_of(1, 2)

@@ -1,4 +1,4 @@
-"""Clipping inside of the step: ``max_grad_norm`` against ``clip_grad_norm_`` and ``step``, and steps it skips."""
+"""Clipping in the step: ``max_grad_norm`` against ``clip_grad_norm_`` followed by ``step``, and skipped steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..common.cases import BACKENDS, Case, Gradients, all_equal, parameters, sta
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 POLICIES = ["fixed", "active", "tlr-gradient-global", "hypergradient-global", "tlr-times-active"]
-#: Random gradients of these parameters have norms around 14.
+#: Below and above the norms of random gradients of these parameters, which are around 14.
 TIGHT, LOOSE = 1.0, 1e3
 
 
@@ -30,7 +30,7 @@ def two_groups(case: Case, params: list[Tensor], **overrides: Any) -> Any:
 
 
 def clips_as_torch(case: Case, backend: str, dtype: torch.dtype, max_norm: float) -> bool:
-    """Bit for bit: parameters, state and norms. Gradients are left as they are."""
+    """Compares parameters, state and norms bit for bit, and checks that gradients do not change."""
     runs = []
     for ours in (True, False):
         params = parameters(dtype)
@@ -55,7 +55,7 @@ def clips_as_torch(case: Case, backend: str, dtype: torch.dtype, max_norm: float
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", ["SGD-momentum", "AdamW"])
 @every_backend
-def test_it_is_clip_grad_norm_followed_by_step(backend, name, policy, dtype, max_norm):
+def test_max_grad_norm_equals_clip_grad_norm_followed_by_step(backend, name, policy, dtype, max_norm):
     assert clips_as_torch(Case(name, policy, False), backend, dtype, max_norm)
 
 
@@ -69,7 +69,7 @@ def no_epsilon(grads: list[Tensor], max_norm: float, *rest: Any) -> Any:
 
 @pytest.mark.parametrize("wrong", [norm_of_each_group, no_epsilon])
 @every_backend
-def test_another_norm_or_coefficient_is_found(backend, wrong):
+def test_another_norm_or_coefficient_is_noticed(backend, wrong):
     case = Case("SGD-momentum", "fixed", False)
     with broken(optimizer, "clip", wrong):
         assert fails(lambda: clips_as_torch(case, backend, torch.float32, TIGHT))
@@ -80,8 +80,8 @@ def exact_norm(params: list[Tensor]) -> float:
 
 
 @every_backend
-def test_low_precision_is_summed_in_float32(backend):
-    """Within 2^-20 of the exact norm, where torch's own, in bfloat16, is off by up to 2^-8."""
+def test_norm_of_low_precision_gradients_is_summed_in_float32(backend):
+    """The norm is within 2^-20 of the exact one. Torch's own, in bfloat16, is off by up to 2^-8."""
     params = [p for dtype in (torch.bfloat16, torch.float32, torch.float16) for p in parameters(dtype, [(1000,), (7,)])]
     built: Any = fa.SGD(params, lr=0.1, max_grad_norm=TIGHT, backend=backend)
     Gradients().set(params, 0)
@@ -99,8 +99,8 @@ def test_low_precision_is_summed_in_float32(backend):
 
 @pytest.mark.parametrize("fused", [False, True])
 @every_backend
-def test_under_amp_the_norm_is_of_unscaled_gradients(backend, fused):
-    """``max_grad_norm`` against ``unscale_``, ``clip_grad_norm_`` and ``step``; an overflow in the middle."""
+def test_amp_norm_is_that_of_unscaled_gradients(backend, fused):
+    """Compares ``max_grad_norm`` with ``unscale_``, ``clip_grad_norm_`` and ``step``, with an overflow between."""
     runs = []
     for ours in (True, False):
         params = parameters(torch.float32)
@@ -129,11 +129,11 @@ def test_under_amp_the_norm_is_of_unscaled_gradients(backend, fused):
 
 
 def skipped_steps_change_nothing(case: Case, backend: str, **options: Any) -> bool:
-    """Training with steps whose norm is not finite, against the same training without them."""
+    """Compares training with steps whose norm is not finite, and the same training without them."""
     runs = []
     for bad in ({2: math.inf, 5: math.nan, 6: -math.inf}, {}):
         params = parameters(torch.float32)
-        # On a GPU it has to be: whether a step counts is known there alone.
+        # On a GPU capturable is needed: only the device knows whether a step counts.
         built = two_groups(case, params, backend=backend, capturable=True, **options)
         done = 0
         for call in range(11 if bad else 8):
@@ -161,7 +161,7 @@ def test_skip_nonfinite_changes_nothing_and_ends_no_interval(backend, name, poli
         assert fails(lambda: skipped_steps_change_nothing(case, backend, max_grad_norm=math.inf))
 
 
-def test_a_sound_step_after_a_first_one_that_was_skipped():
+def test_the_first_step_is_skipped_and_the_second_is_not():
     params = parameters(torch.float32)
     built: Any = fa.SGD(params, lr=0.1, momentum=0.9, skip_nonfinite=True, backend="reference")
     theirs = [p.detach().clone().requires_grad_() for p in params]
@@ -178,7 +178,7 @@ def test_a_sound_step_after_a_first_one_that_was_skipped():
 
 
 @every_backend
-def test_the_host_reads_nothing_of_it(backend):
+def test_the_host_does_not_read_norm_scale_or_skipped(backend):
     del backend
     params = parameters(torch.float32)
     Gradients().set(params, 0)
@@ -189,14 +189,14 @@ def test_the_host_reads_nothing_of_it(backend):
     assert scale.item() * TIGHT / (norm.item() + 1e-6) == pytest.approx(2.0)  # type: ignore[union-attr]
 
 
-def test_no_norm_before_the_first_step_and_none_of_nothing():
+def test_no_norm_before_the_first_step_or_without_gradients():
     built: Any = fa.AdamW(parameters(), max_grad_norm=1.0)
     assert built.grad_norm is None
     built.step()
     assert built.grad_norm == 0
 
 
-def test_a_sparse_gradient_is_still_named():
+def test_a_sparse_gradient_is_named():
     params = parameters(torch.float32)
     built = fa.AdamW(params, max_grad_norm=1.0)
     Gradients().set(params, 0)
@@ -215,19 +215,19 @@ def test_bad_norms_are_refused(value):
 
 
 @pytest.mark.parametrize("value", ["1", True, torch.tensor(1.0)])
-def test_what_is_no_number_is_refused(value):
+def test_norms_that_are_not_numbers_are_refused(value):
     with pytest.raises(TypeError, match="max_grad_norm must be a number or None"):
         fa.AdamW(parameters(), max_grad_norm=value)
 
 
-def test_copies_clip_alike():
+def test_copies_of_an_optimizer_clip_too():
     built = fa.ActiveAdamW(parameters(), interval=2, max_grad_norm=2.0, skip_nonfinite=True)
     for copied in (copy.deepcopy(built), pickle.loads(pickle.dumps(built))):
         assert (copied.max_grad_norm, copied.skip_nonfinite) == (2.0, True)
 
 
-def test_the_naive_trial_is_taken_with_clipped_gradients():
-    """Algorithm 1 with ``g`` clipped: from the trial point ``p − α·g``, both gradients with the step's coefficient."""
+def test_the_naive_trial_uses_clipped_gradients():
+    """Algorithm 1 with ``g`` clipped: at the trial point ``p − α·g``, both gradients have the step's coefficient."""
     results = []
     for max_norm in (None, 0.1):
         p = torch.tensor([3.0, -4.0], dtype=torch.float64, requires_grad=True)

@@ -1,4 +1,4 @@
-"""``torch.compile`` around a step: no graph break, no recompilation while a tensor lr changes, the eager bits."""
+"""``torch.compile`` around a step: no graph break, no recompilation for a changed tensor lr, eager results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def graphs() -> int:
 
 
 def run(case: Case, compiler: str | None, lr: Any, dtype: torch.dtype = torch.float32, **options: Any) -> list[Tensor]:
-    """Parameters and state after eight steps, the first of them eager, with a scheduler that halves lr."""
+    """Returns parameters and state after eight steps, the first of them eager, with a scheduler that halves lr."""
     params = parameters(dtype, SHAPES)
     groups: Any = [{"params": params[:2]}, {"params": params[2:], "weight_decay": 0.3}]
     optimizer: Any = case.build(groups, lr=lr, **options)
@@ -41,7 +41,7 @@ def run(case: Case, compiler: str | None, lr: Any, dtype: torch.dtype = torch.fl
     norms = []
 
     def train_step(x: Tensor) -> Tensor:
-        before = params[0].detach() * x  # what is read before the step is of before the step
+        before = params[0].detach() * x  # reads the parameter before the step changes it
         optimizer.step()
         return before + params[0].detach()
 
@@ -70,14 +70,14 @@ def as_eager(case: Case, compiler: str, backend: str, **options: Any) -> bool:
 @pytest.mark.feature("torch.compile(fullgraph=True), no recompiles with a tensor lr")
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("backend", [pytest.param(b, marks=[pytest.mark.heavy] * (b != "reference")) for b in BACKENDS])
-def test_every_policy_goes_through_interval_ends(policy, backend):
+def test_every_policy_compiles_through_interval_ends(policy, backend):
     assert as_eager(Case("SGD-momentum", policy, False), "eager", backend)
 
 
 @pytest.mark.feature("torch.compile(fullgraph=True), no recompiles with a tensor lr")
 @pytest.mark.parametrize("name", ["SGD", "AdamW-amsgrad", "RAdam", "AdaBelief"])
 @every_backend
-def test_every_backbone(name, backend):
+def test_every_backbone_compiles(name, backend):
     assert as_eager(Case(name, "active", True), "eager", backend, maximize=True, max_grad_norm=1.0)
 
 
@@ -89,29 +89,29 @@ FUNCTIONALIZED = [Case("AdamW", "tlr-times-active", True), Case("SGD-nesterov", 
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.heavy)])
 @every_backend
 def test_functionalized_graphs(compiler, case, backend):
-    """These hand copies to the operator, or what they know to be as good as one."""
+    """Functionalization passes copies to the operator, or the original tensors where it knows that this is safe."""
     assert as_eager(case, compiler, backend)
 
 
-def test_inductor_copies_nothing():
+def test_inductor_does_not_copy_parameters_or_state():
     params = parameters(torch.float32)
     optimizer: Any = fa.ActiveAdamW(params, lr=torch.tensor(0.1), interval=2)
     Gradients().set(params, 0)
     optimizer.step()
     torch.compile(optimizer.step, fullgraph=True)()
-    assert optimizer._bound is not None  # it has seen the optimizer's own tensors
+    assert optimizer._bound is not None  # the operator has received the optimizer's own tensors
     assert all(view.param.grad is None for view in optimizer._bound.participants.views)
     torch._dynamo.reset()
     torch.compile(optimizer.step, fullgraph=True, backend="aot_eager")()
-    assert optimizer._bound is None  # copies, which are not kept
+    assert optimizer._bound is None  # the operator has received copies, which are not kept
 
 
-def test_a_step_on_other_tensors_is_found(monkeypatch):
+def test_a_step_on_wrong_tensors_is_noticed(monkeypatch):
     class OfCopies(torch_compile.Bound):
         def __init__(self, participants: Any, params: Any, state: Any) -> None:
             super().__init__(participants, [p.clone() for p in params], state)
 
-    class OfTheOptimizer(torch_compile.Bound):  # right but where functionalization hands over copies
+    class OfTheOptimizer(torch_compile.Bound):  # right unless functionalization passes copies
         def __init__(self, participants: Any, params: Any, state: Any) -> None:
             super().__init__(
                 participants, participants.params, [v for view in participants.views for v in view.state.values()]
@@ -122,7 +122,7 @@ def test_a_step_on_other_tensors_is_found(monkeypatch):
         assert fails(lambda: as_eager(Case("AdamW", "active", True), "aot_eager", "reference"))
 
 
-def test_numbers_of_the_first_step_for_all_are_found():
+def test_numbers_of_the_first_step_in_all_steps_are_noticed():
     first: list[Tensor] = []
 
     def set_the_first(self: Any, tensors: Any, floats: Any) -> None:
@@ -135,8 +135,8 @@ def test_numbers_of_the_first_step_for_all_are_found():
 
 
 @pytest.mark.parametrize("compiler", ["eager", pytest.param("inductor", marks=pytest.mark.heavy)])
-def test_a_whole_training_step_in_one_graph(compiler):
-    """Forward, backward, step and zero_grad, with what torch has for tracing backward()."""
+def test_a_training_step_compiles_to_one_graph(compiler):
+    """Compiles forward, backward, step and zero_grad, with torch's options to trace backward()."""
     if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
         pytest.skip("this torch cannot trace backward()")
     runs = []
@@ -163,14 +163,14 @@ def test_a_whole_training_step_in_one_graph(compiler):
 
 @pytest.mark.parametrize("compiler", ["eager", pytest.param("aot_eager", marks=pytest.mark.heavy)])
 @every_backend
-def test_a_float_lr_recompiles_and_is_still_right(compiler, backend):
+def test_a_float_lr_recompiles_and_gives_the_eager_results(compiler, backend):
     case = Case("AdamW", "active", True)
     assert all_equal(run(case, compiler, 0.05, backend=backend), run(case, None, 0.05, backend=backend))
     assert graphs() > 1
 
 
 @every_backend
-def test_skipped_steps_and_scaled_gradients(backend):
+def test_skipped_steps_and_scaled_gradients_compile(backend):
     runs = []
     for compiler in (None, "aot_eager"):
         params = parameters(torch.float32, SHAPES)
@@ -187,7 +187,7 @@ def test_skipped_steps_and_scaled_gradients(backend):
 
 
 @every_backend
-def test_draws_of_aslr(backend):
+def test_draws_of_aslr_compile(backend):
     runs = []
     for compiler in (None, "aot_eager"):
         params = parameters(torch.float32, SHAPES)
@@ -205,8 +205,8 @@ def test_draws_of_aslr(backend):
     assert all_equal(*runs)
 
 
-def test_what_changes_from_outside_is_seen():
-    """Groups, policies, interval ends and loaded state, between compiled steps."""
+def test_a_compiled_step_follows_changes_from_outside():
+    """Changes groups, policies, interval ends and loaded state between compiled steps."""
     runs = []
     for compiler in (None, "eager"):
         params = parameters(torch.float32, SHAPES)
@@ -227,7 +227,7 @@ def test_what_changes_from_outside_is_seen():
     assert all_equal(*runs)
 
 
-def test_a_step_that_would_create_state_says_what_to_do():
+def test_a_compiled_step_that_would_create_state_raises_an_error_with_a_remedy():
     params = parameters(torch.float32, SHAPES)
     optimizer = fa.SGD(params, lr=torch.tensor(0.1), momentum=0.9)
     Gradients().set(params, 0)
@@ -236,7 +236,7 @@ def test_a_step_that_would_create_state_says_what_to_do():
     assert not optimizer.state
 
 
-def test_without_fullgraph_such_a_step_is_taken():
+def test_a_step_that_creates_state_runs_without_fullgraph():
     params = parameters(torch.float32, SHAPES)
     optimizer = fa.AdamW(params, lr=torch.tensor(0.1))
     step = torch.compile(optimizer.step, backend="eager")
@@ -246,7 +246,7 @@ def test_without_fullgraph_such_a_step_is_taken():
         assert optimizer.state[params[0]]["step"] == i + 1
 
 
-def test_a_parameter_that_joins_says_so_too():
+def test_a_new_parameter_in_a_compiled_step_raises_an_error_with_a_remedy():
     params = parameters(torch.float32, SHAPES)
     optimizer = fa.AdamW(params, lr=torch.tensor(0.1))
     Gradients().set(params, 0)
@@ -259,8 +259,8 @@ def test_a_parameter_that_joins_says_so_too():
 
 
 @pytest.mark.parametrize("policy", [fa.ActiveLR(interval=2), {"name": "ActiveLR", "interval": 2}, None, "no policy"])
-def test_changed_groups_need_a_step_outside(policy):
-    """Whatever has been put there: guards that Dynamo cannot check would end the process, on Python 3.12 and later."""
+def test_a_compiled_step_with_changed_groups_raises_an_error(policy):
+    """Guards that Dynamo cannot evaluate would end the process, on Python 3.12 and later."""
     params = parameters(torch.float32, SHAPES)
     optimizer = fa.AdamW(params, lr=torch.tensor(0.1))
     Gradients().set(params, 0)
@@ -268,14 +268,14 @@ def test_changed_groups_need_a_step_outside(policy):
     step = torch.compile(optimizer.step, fullgraph=True, backend="eager")
     step()
     optimizer.param_groups[0]["policy"] = policy
-    # An exception in a compiled graph leaves torch with gradients switched off; the context switches them on again.
+    # An exception in a compiled graph leaves gradients disabled in torch; the context enables them again.
     with torch.enable_grad(), pytest.raises(RuntimeError, match="have changed since this step was compiled"):
         step()
     optimizer.param_groups[0]["policy"] = fa.ActiveLR(interval=2)
     optimizer.step()
     step()
     assert optimizer.state[params[0]]["step"] == 4
-    # Schedulers and zero_grad() look at the groups too.
+    # Schedulers and zero_grad() read the groups too.
     torch.compile(optimizer.zero_grad, fullgraph=True, backend="eager")()
     optimizer.param_groups[0]["policy"] = fa.ActiveLR(interval=3)
     torch.compile(optimizer.zero_grad, fullgraph=True, backend="eager")()
@@ -292,7 +292,7 @@ def test_schedulers_see_that_a_compiled_step_was_taken():
     assert optimizer._opt_called
 
 
-def test_idle_calls_are_counted():
+def test_a_compiled_step_counts_calls_without_gradients():
     """A group that has no state yet counts the calls of its policy."""
     runs = []
     for compiler in (None, "aot_eager"):
@@ -318,7 +318,7 @@ def test_idle_calls_are_counted():
     assert all_equal(*runs)
 
 
-def test_the_naive_variant_says_that_it_cannot():
+def test_the_naive_variant_raises_an_error_under_compile():
     p = torch.zeros(3, requires_grad=True)
     optimizer = fa.SGD([p], lr=torch.tensor(0.1), policy=fa.TrainableLR(naive=True, eta=0.1))
     p.grad = torch.zeros(3)
@@ -341,7 +341,7 @@ def test_the_operator_passes_opcheck():
     torch.library.opcheck(torch.ops.fused_adaptive.compiled_step.default, arguments)
 
 
-def test_the_reference_rate_follows_that_of_a_compiled_step():
+def test_a_compiled_step_updates_the_reference_rate():
     policy = fa.ActiveLR(interval=2, increment=0.01)
     optimizer = fa.SGD(parameters(), lr=torch.tensor(0.1), policy=policy)
     train(optimizer, 1)

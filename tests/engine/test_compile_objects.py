@@ -1,4 +1,4 @@
-"""``torch.compile`` and the optimizer as an object: built in compiled code, known to schedulers, freed with graphs."""
+"""``torch.compile`` and the optimizer object: built in compiled code, known to schedulers, freed with graphs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _new_compiler() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("cls", [fa.AdamW, fa.ActiveSGD])
-def test_an_optimizer_may_be_built_in_compiled_code(cls):
+def test_an_optimizer_can_be_built_in_compiled_code(cls):
     arguments = {"interval": 2} if cls is fa.ActiveSGD else {}
 
     def build_and_step(p: Tensor) -> Any:
@@ -59,7 +59,7 @@ def test_a_compiled_step_leaves_no_reference_cycle(compiler, options):
         gc.enable()
 
 
-def test_schedulers_know_of_a_compiled_step():
+def test_schedulers_notice_a_compiled_step():
     p = torch.nn.Parameter(torch.ones(3))
     optimizer = fa.SGD([p], lr=0.1, backend="reference")
     p.grad = torch.ones(3)

@@ -1,4 +1,4 @@
-"""State that others have written: torch's own loader, wrappers, people by hand, torch.distributed.checkpoint."""
+"""State written by others: torch's loader, wrappers, users, torch.distributed.checkpoint."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def dtypes(optimizer: torch.optim.Optimizer) -> dict[str, torch.dtype]:
 @every_backend
 @every_policy
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_state_that_torchs_loader_has_cast_is_brought_back_to_its_own_dtypes(dtype, policy, backend):
-    """It casts to the parameter's dtype, counts and signs too. float32 loses the last bits of float64 gains."""
+def test_state_cast_by_torchs_loader_gets_its_dtypes_back(dtype, policy, backend):
+    """The loader casts everything to the parameter's dtype, also counts and signs. float64 gains lose bits."""
     ends = []
     for through_torch in (False, True):
         params = [torch.linspace(1, 2, 5).to(dtype).requires_grad_() for _ in range(2)]
@@ -66,7 +66,7 @@ def test_state_that_torchs_loader_has_cast_is_brought_back_to_its_own_dtypes(dty
     ],
     ids=["in the parameter's dtype", "in float64", "in another layout"],
 )
-def test_moments_that_are_reset_by_hand_are_taken_up(reset: Callable[[Tensor, Tensor], Tensor], backend):
+def test_moments_reset_by_hand_are_used(reset: Callable[[Tensor, Tensor], Tensor], backend):
     def run(put: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
         params = parameters(torch.bfloat16, [(4, 3)])
         optimizer = fa.AdamW(params, lr=0.01, backend=backend)
@@ -101,7 +101,7 @@ def test_step_counts_do_not_saturate_in_low_precision(backend):
 
 
 @every_backend
-def test_counts_that_are_numbers_are_taken_up(backend):
+def test_counts_that_are_python_numbers_are_used(backend):
     params = parameters(torch.float32, [(4,)])
     optimizer = fa.AdamW(params, policy=POLICIES["active"], backend=backend)
     train(optimizer, 1)
@@ -116,7 +116,7 @@ def test_counts_that_are_numbers_are_taken_up(backend):
     ("value", "words"),
     [(torch.zeros(3), r"'exp_avg' of parameter 0 .* shape \(3,\) instead of \(4,\)"), ("x", "is no tensor but 'x'")],
 )
-def test_state_that_cannot_be_taken_up_is_named_before_anything_moves(value, words, backend):
+def test_unusable_state_is_named_before_anything_changes(value, words, backend):
     params = parameters(torch.float32, [(4,)])
     optimizer = fa.AdamW(params, backend=backend)
     train(optimizer, 1)
@@ -128,12 +128,12 @@ def test_state_that_cannot_be_taken_up_is_named_before_anything_moves(value, wor
     assert torch.equal(params[0], before)
 
 
-# ---- entries of others ----
+# ---- entries of other libraries ----
 
 
 @every_backend
 @pytest.mark.parametrize("value", [1, None, 0.5, "note", [1, 2], {"a": 1}, torch.tensor(1.0), ...], ids=repr)
-def test_what_others_keep_in_state_is_left_alone(value, backend):
+def test_foreign_entries_in_state_are_kept(value, backend):
     params = parameters(torch.float32)
     optimizer = fa.SGD(params, momentum=0.9, backend=backend)
     optimizer.state["note"] = value
@@ -144,12 +144,12 @@ def test_what_others_keep_in_state_is_left_alone(value, backend):
     assert optimizer.state["note"] is value
 
 
-# ---- what policies share ----
+# ---- state that groups share ----
 
 
 @every_backend
-def test_groups_that_are_given_one_global_policy_share_its_gain_from_then_on(backend):
-    """The gain and count of those that had it; what joins begins its sums anew."""
+def test_groups_that_are_given_one_global_policy_share_its_gain(backend):
+    """The gain and count of the earlier groups are kept; new groups start with empty sums."""
     first, second = parameters(shapes=[(20,), (30,)])
     groups = [
         {"params": [first], "policy": fa.TrainableLR(interval=4)},
@@ -174,8 +174,8 @@ def test_groups_that_are_given_one_global_policy_share_its_gain_from_then_on(bac
 
 
 @every_backend
-def test_groups_whose_policy_changes_together_go_on(backend):
-    """Its numbers change, and nothing else: sums, counts and gains stay."""
+def test_groups_whose_policy_changes_together_keep_their_state(backend):
+    """Only the numbers of the policy change: sums, counts and gains stay."""
     params = parameters(shapes=[(20,), (30,)])
     policies = fa.TrainableLR(interval=4), fa.TrainableLR(interval=4, c=0.2)
     optimizer = fa.SGD([{"params": [p]} for p in params], lr=1e-2, policy=policies[0], backend=backend)
@@ -194,8 +194,8 @@ def test_groups_whose_policy_changes_together_go_on(backend):
 
 @every_backend
 @every_policy
-def test_reading_a_state_dict_before_training_leaves_intervals_as_they_were(policy, backend):
-    """torch.distributed.checkpoint makes state by a step with zero gradients and lr 0."""
+def test_reading_a_state_dict_before_training_does_not_change_intervals(policy, backend):
+    """torch.distributed.checkpoint creates state by a step with zero gradients and lr 0."""
     model = torch.nn.Linear(4, 3)
     other = copy.deepcopy(model)
 

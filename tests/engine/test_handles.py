@@ -1,4 +1,4 @@
-"""Optimizers as frameworks hand them on: subclasses, handles with a copy of ``__dict__``, wrappers."""
+"""Optimizers as frameworks use them: subclasses, handles with a copy of ``__dict__``, wrappers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Writer:
 
 
 def copied(optimizer: Any) -> Any:
-    """As Lightning did until 2.0, and Fabric: an object of a new subclass with a copy of ``__dict__``."""
+    """As in Lightning before 2.0 and in Fabric: an object of a new subclass with a copy of ``__dict__``."""
     handle = object.__new__(type("Copied" + type(optimizer).__name__, (type(optimizer),), {}))
     handle.__dict__ = dict(optimizer.__dict__)
     return handle
@@ -66,7 +66,7 @@ HANDLES = {"copied": copied, "forwards": _Forwards, "without init": subclass_wit
 
 
 class Wrapper(torch.optim.Optimizer):
-    """As Accelerate's: an optimizer by class, whose constructor was never called."""
+    """As in Accelerate: an optimizer by class, whose constructor is never called."""
 
     def __init__(self, optimizer: Any) -> None:
         self.optimizer = optimizer
@@ -80,7 +80,7 @@ class Wrapper(torch.optim.Optimizer):
 
 
 class SharesGroups(torch.optim.Optimizer):
-    """As wrappers of sharpness-aware minimization: one of its own right, with the groups of the other."""
+    """As in wrappers of sharpness-aware minimization: an optimizer with the param groups of another."""
 
     def __init__(self, base: Any) -> None:
         super().__init__(base.param_groups, base.defaults)
@@ -94,7 +94,7 @@ WRAPPERS = {"wrapper": Wrapper, "wrapper of a wrapper": lambda o: Wrapper(Wrappe
 
 
 @pytest.mark.parametrize("name", HANDLES)
-def test_what_is_set_and_called_on_a_handle_is_the_optimizers(name):
+def test_attributes_and_calls_of_a_handle_reach_the_optimizer(name):
     optimizer = fa.ActiveAdamW(parameters(torch.float32), lr=0.01, interval=3)
     handle = HANDLES[name](optimizer)
     assert unwrap(handle) is optimizer
@@ -114,7 +114,7 @@ def test_what_is_set_and_called_on_a_handle_is_the_optimizers(name):
 
 
 @pytest.mark.parametrize("name", HANDLES)
-def test_a_handle_outlives_a_loaded_checkpoint(name):
+def test_a_handle_works_after_a_checkpoint_is_loaded(name):
     optimizer, saved = (fa.ActiveAdamW(parameters(), lr=0.01, interval=3) for _ in range(2))
     handle = HANDLES[name](optimizer)
     train(saved, 2)
@@ -136,7 +136,7 @@ def test_grad_scaler_reaches_the_step_through_a_handle():
 
 
 @pytest.mark.parametrize("name", [*HANDLES, *WRAPPERS])
-def test_helpers_act_on_the_optimizer_inside(name):
+def test_helpers_act_on_the_wrapped_optimizer(name):
     model, writer = nn.Linear(3, 2), Writer()
     optimizer = fa.ActiveSGD(model.parameters(), lr=0.1, interval=2, increment=0.01)
     handle = {**HANDLES, **WRAPPERS}[name](optimizer)
@@ -167,7 +167,7 @@ def test_helpers_act_on_the_optimizer_inside(name):
     release.remove()
 
 
-def test_accelerates_wrapper_is_looked_into():
+def test_accelerates_wrapper_is_unwrapped():
     accelerate = pytest.importorskip("accelerate")
     optimizer = fa.ActiveAdamW(parameters(), lr=0.01, interval=3)
     prepared = accelerate.Accelerator(cpu=True).prepare(optimizer)
@@ -175,7 +175,7 @@ def test_accelerates_wrapper_is_looked_into():
     assert fa.log_learning_rates(prepared, Writer())._optimizer is optimizer
 
 
-def test_a_wrapper_of_torchs_optimizer_is_looked_into():
+def test_a_wrapper_of_torchs_optimizer_is_unwrapped():
     p = nn.Parameter(torch.ones(2))
     inner = torch.optim.SGD([p], lr=0.1)
     wrapper = Wrapper(inner)
@@ -187,7 +187,7 @@ def test_a_wrapper_of_torchs_optimizer_is_looked_into():
 
 
 @pytest.mark.parametrize("base", [torch.optim.Optimizer, fa.AdamW])
-def test_an_optimizer_whose_constructor_was_never_called_is_told_so(base):
+def test_an_optimizer_whose_constructor_was_never_called_is_refused(base):
     broken = type("Broken", (base,), {"__init__": lambda self: None})()
     model: Any = nn.Linear(2, 2)
     attempts: list[Any] = [
@@ -207,7 +207,7 @@ def test_an_optimizer_whose_constructor_was_never_called_is_told_so(base):
 
 
 @pytest.mark.parametrize("cls", ACTIVE)
-def test_subclasses_of_any_depth_step_as_their_class(cls):
+def test_subclasses_of_any_depth_step_like_their_base_class(cls):
     class Mixin:
         pass
 
@@ -220,7 +220,7 @@ def test_subclasses_of_any_depth_step_as_their_class(cls):
         deep(parameters(), interval=2, policy=None)
 
 
-def test_a_subclass_with_its_own_arguments_shows_them():
+def test_a_subclass_with_other_arguments_shows_them():
     class Mine(fa.ActiveAdamW):
         def __init__(self, params: Any, epochs: int) -> None:
             super().__init__(params, interval=epochs)
@@ -229,13 +229,13 @@ def test_a_subclass_with_its_own_arguments_shows_them():
     assert Mine(parameters(), 3).param_groups[0]["policy"]["interval"] == 3
 
 
-def test_an_optimizer_can_be_built_of_the_groups_of_another_as_horovod_does():
+def test_an_optimizer_can_be_built_from_the_groups_of_another_as_in_horovod():
     optimizer = fa.ActiveAdamW(parameters(), lr=0.01, interval=4, high=0.2)
     other = type("Distributed", (fa.ActiveAdamW,), {})(optimizer.param_groups)
     assert other.param_groups[0]["policy"] == optimizer.param_groups[0]["policy"]
 
 
-# ---- steps are counted once ----
+# ---- nested steps count once ----
 
 
 def nested(base: Any) -> Any:
@@ -247,12 +247,12 @@ def nested(base: Any) -> Any:
         def step(self, closure: Any = None) -> Any:
             return super().step(closure)
 
-    for cls in (base, Mine):  # torch hooks the step of each class that was ever constructed
+    for cls in (base, Mine):  # torch hooks the step of every class that has been constructed
         cls(parameters(), lr=0.01)
     return Deeper
 
 
-def test_a_logger_counts_a_step_once_where_step_calls_super():
+def test_a_logger_counts_a_step_once_if_step_calls_super():
     writer = Writer()
     optimizer = nested(fa.AdamW)(parameters(), policy=fa.ActiveLR(interval=3))
     logger = fa.log_learning_rates(optimizer, writer)
@@ -261,7 +261,7 @@ def test_a_logger_counts_a_step_once_where_step_calls_super():
 
 
 @pytest.mark.parametrize("base", [torch.optim.SGD, fa.SGD])
-def test_aslr_counts_a_step_once_where_step_calls_super(base):
+def test_aslr_counts_a_step_once_if_step_calls_super(base):
     optimizer = nested(base)(parameters(), lr=0.1)
     aslr = fa.ASLR(optimizer, seed=3)
     plain = base(parameters(), lr=0.1)

@@ -1,4 +1,4 @@
-"""When intervals end, who shares them, and what is kept: bookkeeping that all policies have in common."""
+"""Intervals of all policies: when they end, who shares them, and what is kept."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def without_interval(policy):
 @pytest.mark.feature("end_interval() by hand")
 @pytest.mark.parametrize("name", INTERVAL_POLICIES)
 def test_end_interval_by_hand_equals_the_automatic_end(name):
-    """But for the gradient source, whose gain changes before the last update when the end is known in advance."""
+    """The gradient source differs: if the end is known in advance, its gain changes before the last update."""
     policy = INTERVAL_POLICIES[name]
     automatic = fa.SGD(parameters(), lr=0.1, momentum=0.5, policy=policy)
     manual = fa.SGD(parameters(), lr=0.1, momentum=0.5, policy=without_interval(policy))
@@ -76,7 +76,7 @@ def test_calls_without_a_gradient_count():
     assert element_gain(optimizer) == [1.0, 0.9 * 0.9]
 
 
-def test_calls_before_the_first_gradient_count_for_the_policy_wherever_that_comes():
+def test_calls_before_the_first_gradient_count_for_the_policy():
     policy, params = fa.ActiveLR(interval=2, low=0.9, on_zero="shrink"), parameters(shapes=[(2,), (3,)])
     optimizer = fa.SGD(params[:1], policy=policy)
     optimizer.step()
@@ -86,19 +86,19 @@ def test_calls_before_the_first_gradient_count_for_the_policy_wherever_that_come
     assert (optimizer.state[params[1]]["element_gain"] == 0.9).all()
 
 
-def test_a_step_that_amp_skips_is_no_idle_call():
+def test_a_step_skipped_by_amp_is_not_counted():
     params = parameters(shapes=[(2,), (3,)])
     groups = [{"params": [p], "policy": fa.ActiveLR(interval=3 + i)} for i, p in enumerate(params)]
     optimizer = fa.SGD(groups, fused=True)
     for found, expected in ((1.0, 0), (0.0, 1), (1.0, 1)):
         params[0].grad = torch.ones_like(params[0])
-        optimizer.found_inf = torch.full((1,), found)  # type: ignore[attr-defined]  # as GradScaler does
+        optimizer.found_inf = torch.full((1,), found)  # type: ignore[attr-defined]  # as in GradScaler
         optimizer.step()
         assert optimizer.param_groups[1]["idle_calls"] == expected
         assert optimizer.state[params[0]]["active_step"] == expected
 
 
-def test_a_flag_that_is_set_later_completes_the_state_and_keeps_the_count():
+def test_a_flag_that_is_set_later_creates_its_state_and_keeps_the_count():
     params = parameters(shapes=[(2,), (3,)])
     optimizer = fa.AdamW(params, policy=fa.ActiveLR(interval=5))
     train(optimizer, 1)
@@ -115,7 +115,7 @@ def test_an_interval_without_gradients_keeps_gain_and_sign():
     assert element_gain(optimizer) == [1.1, 0.9]
 
 
-def test_late_tensor_shares_the_count_and_a_global_gain():
+def test_a_late_tensor_gets_the_count_and_the_global_gain():
     params = parameters(shapes=[(4,), (3,)])
     policy = fa.TrainableLR(interval=4, source="gradient")
     optimizer = fa.SGD(params[:1], lr=0.1, policy=policy)
@@ -133,7 +133,7 @@ def test_late_tensor_shares_the_count_and_a_global_gain():
     assert first["gain"] == second["gain"]
 
 
-def test_late_tensor_of_an_element_policy_starts_fresh_in_the_middle():
+def test_a_late_tensor_of_an_element_policy_starts_with_empty_sums():
     params = parameters(shapes=[(4,), (3,)])
     optimizer = fa.AdamW(params, policy=fa.ActiveLR(interval=4))
     for step in range(7):
@@ -145,12 +145,12 @@ def test_late_tensor_of_an_element_policy_starts_fresh_in_the_middle():
     assert (optimizer.state[params[1]]["grad_sign_prev"] == 0).all()
     assert optimizer.state[params[1]]["step"] == 1
     train(optimizer, 1, start=7)
-    assert (optimizer.state[params[1]]["element_gain"] == 1).all()  # its first end: held
+    assert (optimizer.state[params[1]]["element_gain"] == 1).all()  # at its first interval end gains are kept
     assert (optimizer.state[params[0]]["element_gain"] != 1).all()
 
 
 @pytest.mark.parametrize("name", INTERVAL_POLICIES)
-def test_restart_interval_keeps_gains_and_forgets_the_rest(name):
+def test_restart_interval_keeps_gains_and_resets_the_rest(name):
     optimizer = fa.SGD(parameters(), lr=0.1, policy=INTERVAL_POLICIES[name])
     train(optimizer, 7)
     rates = optimizer.learning_rates(per_tensor=True)
@@ -168,7 +168,7 @@ def test_restart_interval_keeps_gains_and_forgets_the_rest(name):
                 assert torch.equal(value, fresh.state[p][key]), key
 
 
-def test_groups_with_equal_policies_share_a_global_gain_and_others_do_not():
+def test_only_groups_with_equal_policies_share_a_global_gain():
     params = parameters(shapes=[(4,), (3,), (5,)])
     shared, other = (
         fa.TrainableLR(interval=2, source="gradient"),

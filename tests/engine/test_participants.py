@@ -1,6 +1,6 @@
-"""What a step collects is kept, and nobody can tell: whatever changes between two steps, the next one sees it.
+"""Participants are kept between steps, and every change between two steps reaches the next one.
 
-Every change is made in the middle of a training, which must go on bit for bit as one that collects anew at every step.
+A change in the middle of a training must give the same bits as in a training that collects them in every step.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from .changes import ACTIVE, ANEW, CHANGES, ONLY_AT_FIRST, Change, Run, adamw, f
 
 @pytest.fixture(autouse=True)
 def _reference(monkeypatch):
-    """Where a test does not say otherwise."""
+    """Selects the reference backend by default."""
     monkeypatch.setenv("FUSED_ADAPTIVE_BACKEND", "reference")
 
 
 @pytest.fixture
 def by_python(monkeypatch):
-    """Compares as where there is no native library."""
+    """Compares objects in Python, as without a native library."""
     monkeypatch.setattr(python_calls, "same_objects", lambda: None)
 
 
@@ -58,7 +58,7 @@ def test_a_change_between_two_steps_is_seen(name, backend, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [n for n, change in CHANGES.items() if change.visible and n != "add_param_group"])
-def test_a_change_that_is_not_noticed_would_be_seen(name):
+def test_a_change_that_is_not_noticed_gives_other_results(name):
     with broken(Participants, "is_current", lambda *_: True):
         assert fails(lambda: is_seen(CHANGES[name]), KeyError, ValueError, TypeError, AttributeError)
 
@@ -79,7 +79,7 @@ NOTICED = [n for n, change in CHANGES.items() if n != "state cleared, plain SGD"
 
 @pytest.mark.parametrize("name", NOTICED)
 def test_a_change_is_noticed(name):
-    """Also those that only a backend with tables of its own depends on."""
+    """Covers changes that matter only to a backend with its own tables."""
     assert is_noticed(CHANGES[name])
 
 
@@ -89,7 +89,7 @@ def test_a_change_is_noticed_by_python(name, by_python):
 
 
 class Operations(TorchDispatchMode):
-    """Counts what is computed with tensors."""
+    """Counts operations on tensors."""
 
     count = 0
 
@@ -103,13 +103,13 @@ def without_options(self: Backbone, group: Any) -> tuple[()]:
 
 
 @pytest.mark.parametrize("name", ["amsgrad", "rectify", "nesterov", "momentum set", "momentum cleared", "fused"])
-def test_a_backbone_that_does_not_name_its_options_fails(name):
+def test_a_backbone_without_its_options_fails(name):
     with broken(type(CHANGES[name].build().backbone), "static_options", without_options):
         assert fails(lambda: is_noticed(CHANGES[name]), KeyError)
 
 
-def test_tensors_are_told_apart_by_identity_and_without_reading_them(monkeypatch):
-    """Values would be read from the device, and an equal one would pass for the one that a kernel holds."""
+def test_tensors_are_compared_by_identity_and_not_read(monkeypatch):
+    """Values would be read from the device, and a kernel holds the address of one of two equal tensors."""
 
     def is_noticed_without_an_operation() -> bool:
         run = Run(adamw(), True)
@@ -126,7 +126,7 @@ def test_tensors_are_told_apart_by_identity_and_without_reading_them(monkeypatch
 
 
 @pytest.mark.parametrize("value", [torch.zeros(()), "active", [1, 2]])
-def test_what_is_no_policy_is_refused_in_the_middle_of_a_training(value):
+def test_an_invalid_policy_is_refused_during_training(value):
     run = Run(adamw(), True)
     run.train(3)
     before = plain(run.params())
@@ -138,7 +138,7 @@ def test_what_is_no_policy_is_refused_in_the_middle_of_a_training(value):
     run.train(1)
 
 
-def test_a_group_is_added_after_a_policy_was_set_by_hand():
+def test_a_group_can_be_added_after_a_policy_was_set_by_hand():
     optimizer = adamw()
     optimizer.param_groups[0]["policy"] = fa.Hypergradient(1e-3)
     optimizer.add_param_group({"params": parameters(shapes=[(2,)], seed=1)})
@@ -146,7 +146,7 @@ def test_a_group_is_added_after_a_policy_was_set_by_hand():
     assert [g["policy"]["name"] for g in optimizer.param_groups] == ["Hypergradient", "ActiveLR", "ActiveLR"]
 
 
-def test_foreign_state_that_cannot_be_compared():
+def test_foreign_state_that_cannot_be_compared_is_accepted():
     numpy = pytest.importorskip("numpy")
     run = Run(adamw(), True)
     run.train(2)
@@ -156,7 +156,7 @@ def test_foreign_state_that_cannot_be_compared():
 
 
 @pytest.mark.parametrize("name", ANEW)
-def test_an_optimizer_that_is_made_anew_gathers_anew(name):
+def test_a_new_optimizer_collects_participants(name):
     results = []
     for keeps in (True, False):
         run = Run(adamw(), keeps)
@@ -185,19 +185,19 @@ def test_many_changes_with_intermittent_gradients(seed, backend, monkeypatch):
             try:
                 change(run.optimizer)
             except (KeyError, IndexError, AttributeError):
-                continue  # what it changes is not there
+                continue  # the entry that it changes is missing
         run.train(2)
         return run.result()
 
     assert result(True) == result(False)
 
 
-# ---- who joins when ----
+# ---- when parameters join ----
 
 
 @pytest.mark.parametrize("policy", ["fixed", "active", "tlr-gradient-global", "hypergradient-tensor"])
 @pytest.mark.parametrize("momentum", [0, 0.9])
-def test_newcomers_and_intermittent_gradients(momentum, policy):
+def test_late_parameters_and_intermittent_gradients(momentum, policy):
     def result(keeps: bool) -> tuple[Any, ...]:
         run = Run(fa.SGD(groups_of(), lr=0.05, momentum=momentum, policy=POLICIES[policy]), keeps, missing=0.7)
         run.train(12)
@@ -210,7 +210,7 @@ def test_newcomers_and_intermittent_gradients(momentum, policy):
 
 @pytest.mark.parametrize("build", [adamw, sgd(), sgd(momentum=0.9)], ids=["AdamW", "SGD", "SGD-momentum"])
 def test_reading_the_state_of_a_parameter_that_has_none(build):
-    """``optimizer.state`` is a defaultdict: reading makes an empty dict."""
+    """``optimizer.state`` is a defaultdict: reading it creates an empty dict."""
 
     def result(keeps: bool) -> tuple[Any, ...]:
         run = Run(build(), keeps)
@@ -232,8 +232,8 @@ def test_reading_the_state_of_a_parameter_that_has_none(build):
 
 
 @pytest.mark.parametrize("momentum", [0, 0.9])
-def test_steps_that_amp_skips(momentum):
-    """The first among them, which creates state but no momentum."""
+def test_steps_skipped_by_amp(momentum):
+    """The first step is skipped too, and creates state but no momentum."""
 
     def result(keeps: bool) -> tuple[Any, ...]:
         run = Run(fa.SGD(groups_of(), lr=0.05, momentum=momentum, policy=ACTIVE, fused=True), keeps, missing=0.5)
@@ -246,7 +246,7 @@ def test_steps_that_amp_skips(momentum):
     assert result(True) == result(False)
 
 
-def test_a_newcomer_with_a_bad_gradient_changes_nothing():
+def test_a_late_parameter_with_a_bad_gradient_changes_nothing():
     run = Run(adamw(), True)
     late = first(run.optimizer, 1)
     run.gradients.set(run.params(), 0)
@@ -260,7 +260,7 @@ def test_a_newcomer_with_a_bad_gradient_changes_nothing():
     assert late not in run.optimizer.state
 
 
-def test_backends_find_the_message_for_a_bad_gradient():
+def test_backends_raise_the_message_for_a_bad_gradient():
     named = [(f"layer.{i}", p) for i, p in enumerate(parameters(shapes=[(2,), (3,), (4,)]))]
     optimizer = fa.AdamW([{"params": named[:1]}, {"params": named[1:]}])
     Run(optimizer, True).train(2)
@@ -272,11 +272,11 @@ def test_backends_find_the_message_for_a_bad_gradient():
         participants.check_gradients()
 
 
-# ---- what belongs to one step does not reach the next ----
+# ---- data of one step does not reach the next ----
 
 
-def test_scale_and_draw_are_of_one_step():
-    """A draw of rates, then none; a scale of gradients, then none."""
+def test_scale_and_draw_are_used_in_one_step_only():
+    """A step with random rates is followed by one without; a step with scaled gradients by one without."""
 
     def result(keeps: bool) -> tuple[Any, ...]:
         run = Run(fa.SGD(groups_of(), lr=0.05, policy=POLICIES["tlr-gradient-eta"], fused=True), keeps)
@@ -289,7 +289,7 @@ def test_scale_and_draw_are_of_one_step():
     assert result(True) == result(False)
 
 
-def test_the_trial_of_the_naive_variant_divides_by_the_scale():
+def test_the_trial_of_the_naive_variant_divides_gradients_by_the_scale():
     def result(keeps: bool, scale: float) -> tuple[Any, ...]:
         p = torch.tensor([2.0, -1.0], dtype=torch.float64, requires_grad=True)
         run = Run(fa.SGD([p], lr=0.1, policy=fa.TrainableLR(naive=True, eta=0.01), fused=True), keeps)
@@ -307,7 +307,7 @@ def test_the_trial_of_the_naive_variant_divides_by_the_scale():
     assert result(True, 4.0) == result(False, 4.0) == result(True, 1.0)
 
 
-# ---- how often ----
+# ---- how often participants are collected ----
 
 
 class Calls:
@@ -324,8 +324,8 @@ class Calls:
 
 @pytest.mark.parametrize("policy", [p for p in POLICIES if "displacement" not in p])
 @pytest.mark.parametrize(("build", "expected"), [(fa.AdamW, 1), (lambda *a, **k: fa.SGD(*a, momentum=0.9, **k), 2)])
-def test_nothing_is_collected_while_nothing_changes(build, expected, policy, monkeypatch):
-    """But for the momentum that SGD's first update creates. Schedulers, interval ends and reports are nothing."""
+def test_participants_are_collected_once_while_nothing_changes(build, expected, policy, monkeypatch):
+    """SGD's first update creates momentum, which is a change. Schedulers, interval ends and reports are not."""
     calls = Calls(monkeypatch, "collect")
     run = Run(build(groups_of(), lr=0.01, policy=POLICIES[policy]), True)
     run.train(1)
@@ -341,7 +341,7 @@ def test_nothing_is_collected_while_nothing_changes(build, expected, policy, mon
     assert calls.count > expected + 3
 
 
-def test_tensors_without_state_stay_when_their_gradient_is_missing(monkeypatch):
+def test_tensors_without_state_stay_participants_if_their_gradient_is_missing(monkeypatch):
     calls = Calls(monkeypatch, "collect")
     Run(sgd()(), True, missing=0.5).train(30)
     assert calls.count <= 6
@@ -354,8 +354,8 @@ def test_tensors_without_state_stay_when_their_gradient_is_missing(monkeypatch):
     assert calls.count > 12
 
 
-def test_participants_keep_nothing_alive_that_a_step_replaces():
-    """After ``state.clear()`` the next step has freed the old state before it makes the new one."""
+def test_participants_do_not_keep_replaced_state_alive():
+    """After ``state.clear()`` the next step frees the old state before it creates the new one."""
     alive: list[bool] = []
     run = Run(adamw(), True)
     run.train(1)
@@ -373,7 +373,7 @@ def test_participants_keep_nothing_alive_that_a_step_replaces():
     assert alive == [False]
 
 
-def test_torch_compile_around_a_step_that_gathers():
+def test_torch_compile_around_a_step_that_collects_participants():
     def result(compiles: bool) -> list[torch.Tensor]:
         run = Run(adamw(), True)
         step = torch.compile(run.optimizer.step, backend="eager") if compiles else run.optimizer.step

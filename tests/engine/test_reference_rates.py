@@ -1,4 +1,4 @@
-"""``lr_ref``: what it is, and what it is for: schedules, frozen groups and unequal rates must not drive the gains."""
+"""``lr_ref``: its value, and that schedules, frozen groups and unequal rates do not drive the gains."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def active_sgd(lr: Any = 0.1, **arguments: Any) -> fa.AdaptiveOptimizer:
     return fa.SGD([one_parameter()], lr=lr, policy=fa.ActiveLR(interval=2, increment=0.01), **arguments)
 
 
-# ---- what it is ----
+# ---- its value ----
 
 
-def test_it_is_the_largest_rate_that_a_group_has_had():
+def test_the_reference_rate_is_the_largest_rate_of_a_group():
     optimizer = active_sgd(0.1)
     (group,) = optimizer.param_groups
     assert group["lr_ref"] == 0.1
@@ -38,7 +38,7 @@ def test_it_is_the_largest_rate_that_a_group_has_had():
         assert group["lr_ref"] == expected
 
 
-def test_it_knows_where_a_schedule_comes_from_and_goes_to():
+def test_the_reference_rate_includes_the_ends_of_a_schedule():
     warm_up = active_sgd(0.1)
     lrs.LinearLR(warm_up, start_factor=1e-3)
     cycle = active_sgd(0.1)
@@ -49,13 +49,13 @@ def test_it_knows_where_a_schedule_comes_from_and_goes_to():
         assert optimizer.param_groups[0]["lr_ref"] == expected
 
 
-def test_a_group_has_one_as_long_as_a_policy_adapts_it():
+def test_a_group_has_a_reference_rate_while_a_policy_adapts():
     optimizer = fa.SGD([one_parameter()], lr=0.1)
     (group,) = optimizer.param_groups
     for policy, lr, expected in (
         (None, 0.1, None),
         (fa.Hypergradient(1e-4), 0.02, 0.02),
-        (fa.ActiveLR(interval=3), 0.01, 0.02),  # it is the group's, whatever adapts it
+        (fa.ActiveLR(interval=3), 0.01, 0.02),  # it belongs to the group, whatever policy adapts
         (None, 0.01, None),
         (fa.ActiveLR(interval=3), 0.005, 0.005),
     ):
@@ -64,7 +64,7 @@ def test_a_group_has_one_as_long_as_a_policy_adapts_it():
         assert group.get("lr_ref") == expected
 
 
-def test_it_goes_to_disk_and_starts_anew_where_it_was_not_saved():
+def test_the_reference_rate_is_saved_and_starts_anew_if_a_checkpoint_lacks_it():
     optimizer = active_sgd(0.1)
     optimizer.param_groups[0]["lr"] = 0.3
     feed(optimizer, [1.0, 1.0])
@@ -78,7 +78,7 @@ def test_it_goes_to_disk_and_starts_anew_where_it_was_not_saved():
     assert (ours.param_groups[0]["lr_ref"], theirs.param_groups[0]["lr_ref"]) == (0.3, 0.05)
 
 
-def test_a_tensor_that_only_a_device_knows_is_read_once():
+def test_an_lr_tensor_on_a_device_is_read_once():
     optimizer = active_sgd(torch.tensor(0.25))
     with broken(reference_rates, "is_on_host", lambda rate: False):
         optimizer.param_groups[0]["lr"].fill_(0.5)
@@ -88,7 +88,7 @@ def test_a_tensor_that_only_a_device_knows_is_read_once():
     assert optimizer.param_groups[0]["lr_ref"] == 0.5
 
 
-def test_a_change_of_it_plans_nothing_anew():
+def test_a_changed_reference_rate_keeps_the_plans():
     params = parameters(torch.float32)
     optimizer = fa.AdamW(params, lr=0.01, policy=fa.ActiveLR(interval=2))
     train(optimizer, 2)
@@ -104,7 +104,7 @@ def test_a_change_of_it_plans_nothing_anew():
 
 
 @every_backend
-def test_groups_at_24_rates_are_under_one_policy_with_one_count(backend):
+def test_groups_with_24_rates_share_one_policy_and_one_count(backend):
     params = parameters(shapes=[(3,)] * 24)
     groups = [{"params": [p], "lr": 1e-3 * (i + 1)} for i, p in enumerate(params)]
     optimizer = fa.AdamW(groups, policy=fa.ActiveLR(interval=3, increment=0.01), backend=backend)
@@ -115,13 +115,13 @@ def test_groups_at_24_rates_are_under_one_policy_with_one_count(backend):
         optimizer.step()
         assert len(optimizer._participants.members) == 1
         assert {optimizer.state[p]["active_step"].item() for p in params} == {(step + 1) % 3}
-    for i, p in enumerate(params):  # two ends with a sign to agree with
+    for i, p in enumerate(params):  # two interval ends whose signs agree
         expected = torch.full_like(p, 1 + 2 * 0.01 / (1e-3 * (i + 1)))
         torch.testing.assert_close(optimizer.state[p]["element_gain"], expected)
 
 
 @every_backend
-def test_a_group_that_is_added_in_mid_interval_ends_with_the_others(backend):
+def test_a_group_added_in_the_middle_of_an_interval_ends_with_the_others(backend):
     policy, (first, second) = fa.ActiveLR(interval=4), parameters(shapes=[(3,), (2,)])
     optimizer = fa.SGD([first], lr=0.1, policy=policy, backend=backend)
     train(optimizer, 2)
@@ -149,7 +149,7 @@ MORE_POLICIES = POLICIES | {
 
 
 class Regression:
-    """A linear model of 16 inputs and 4 outputs with noise, in minibatches of 32."""
+    """A linear model with 16 inputs and 4 outputs, with noise, in minibatches of 32."""
 
     def __init__(self, seed: int) -> None:
         torch.manual_seed(seed)
@@ -171,7 +171,7 @@ class Regression:
 
 
 def rates(policy: Any, schedule: Callable[[Any], Any], seed: int, steps: int = 120, **arguments: Any) -> list[float]:
-    """The largest rate after each step."""
+    """Returns the largest rate after each step."""
     task = Regression(seed)
     optimizer = fa.SGD(task.model.parameters(), lr=1e-2, policy=policy, **arguments)
     scheduler, found = schedule(optimizer), []
@@ -183,7 +183,7 @@ def rates(policy: Any, schedule: Callable[[Any], Any], seed: int, steps: int = 1
     return found
 
 
-#: Schedules that never raise lr over what it began with.
+#: Schedules that never raise lr above its initial value.
 FALLING: dict[str, Callable[[Any], Any]] = {
     "cosine": lambda o: lrs.CosineAnnealingLR(o, 120),
     "restarts": lambda o: lrs.CosineAnnealingWarmRestarts(o, 50),
@@ -208,12 +208,12 @@ def test_a_schedule_that_only_lowers_lr_does_not_raise_the_rate(policy, schedule
 @every_backend
 @pytest.mark.parametrize("policy", MORE_POLICIES)
 @pytest.mark.parametrize("schedule", SCHEDULERS)
-def test_every_schedule_with_every_policy_stays_finite(schedule, policy, backend):
+def test_rates_stay_finite_with_every_schedule_and_policy(schedule, policy, backend):
     found = rates(MORE_POLICIES[policy](), SCHEDULERS[schedule], seed=0, steps=11, backend=backend)
     assert torch.tensor(found).isfinite().all()
 
 
-def test_gain_bounds_hold_the_rate_after_a_restart_that_the_newton_step_has_undone():
+def test_gain_bounds_limit_the_rate_after_a_restart_of_the_schedule():
     found = [
         max(rates(fa.TrainableLR(interval=4, gain_bounds=bounds), FALLING["restarts"], seed=0))
         for bounds in (None, (0.0, 2.0))
@@ -225,7 +225,7 @@ def test_gain_bounds_hold_the_rate_after_a_restart_that_the_newton_step_has_undo
 
 
 def trained_beside(policy: Any, lr2: float, backend: str) -> tuple[float, float]:
-    """The gain of one group, and the loss, where another group under the same gain has this rate."""
+    """Returns the gain of one group, and the loss, if another group with the same gain has the rate ``lr2``."""
     torch.manual_seed(0)
     w, b, x = torch.randn(10, 5, requires_grad=True), torch.randn(10, requires_grad=True), torch.randn(5)
     groups = [{"params": [w]}, {"params": [b], "lr": lr2}]
@@ -244,7 +244,7 @@ def trained_beside(policy: Any, lr2: float, backend: str) -> tuple[float, float]
 
 @every_backend
 @pytest.mark.parametrize("policy", ["hypergradient", "eta", "naive"])
-def test_a_rate_of_zero_is_the_limit_of_small_ones(policy, backend):
+def test_a_rate_of_zero_is_the_limit_of_small_rates(policy, backend):
     def make() -> Any:
         return {
             "hypergradient": fa.Hypergradient(1e-6),
@@ -262,8 +262,8 @@ def test_a_rate_of_zero_is_the_limit_of_small_ones(policy, backend):
 @every_backend
 @pytest.mark.parametrize("granularity", ["global", "tensor"])
 @pytest.mark.parametrize("source", ["displacement", "gradient", "preconditioned"])
-def test_a_frozen_group_takes_no_part_in_trainable_lr(source, granularity, backend):
-    """The gain, and all that the head remembers, are what they are without the frozen group."""
+def test_a_frozen_group_does_not_affect_trainable_lr(source, granularity, backend):
+    """The gain and the stored sums are the same as without the frozen group."""
 
     def run(with_frozen: bool) -> tuple[Any, fa.AdaptiveOptimizer]:
         head, body = parameters(shapes=[(5,), (7,)])
@@ -286,7 +286,7 @@ def test_a_frozen_group_takes_no_part_in_trainable_lr(source, granularity, backe
 
 @every_backend
 @pytest.mark.parametrize("source", ["displacement", "preconditioned"])
-def test_a_gain_of_zero_is_final_and_its_tensor_keeps_what_it_remembers(source, backend):
+def test_a_gain_of_zero_stays_zero_and_the_previous_direction_is_kept(source, backend):
     policy = fa.TrainableLR(interval=2, source=source, granularity="tensor")
     optimizer = fa.SGD([one_parameter()], lr=0.1, policy=policy, backend=backend)
     feed(optimizer, *[[1.0, -0.5]] * 4)
@@ -301,8 +301,8 @@ def test_a_gain_of_zero_is_final_and_its_tensor_keeps_what_it_remembers(source, 
 
 @every_backend
 @pytest.mark.parametrize("by_hand", [False, True], ids=["counted", "by hand"])
-def test_active_lr_learns_nothing_from_an_interval_that_ends_at_rest(by_hand, backend):
-    """Gains and signs stay, the sum begins anew; that lr has changed since the last step does not matter."""
+def test_active_lr_does_not_adapt_if_the_last_step_has_lr_zero(by_hand, backend):
+    """Gains and signs stay, and the sum is reset. A change of lr since the last step does not matter."""
     (p,) = parameters(shapes=[(3,)])
     policy = fa.ActiveLR(interval=None if by_hand else 2, high=0.5)
     optimizer = fa.SGD([p], lr=0.1, policy=policy, backend=backend)
@@ -327,8 +327,8 @@ def test_active_lr_learns_nothing_from_an_interval_that_ends_at_rest(by_hand, ba
 
 
 @every_backend
-def test_warm_up_from_zero_by_hand_counts_from_the_first_rate(backend):
-    """While lr has always been 0 there is nothing to divide an increment by; then it is what lr has become."""
+def test_warm_up_from_zero_by_hand_uses_the_first_rate_as_reference(backend):
+    """While lr has always been 0, there is no rate to divide an increment by; then it is the first other lr."""
     (p,) = parameters(shapes=[(3,)])
     optimizer = fa.SGD([p], lr=0.0, policy=fa.ActiveLR(interval=1, increment=0.02), backend=backend)
     for step in range(6):

@@ -1,4 +1,4 @@
-"""State on disk: plain, complete, in its own dtypes; goes on bit for bit; to and from torch."""
+"""Checkpoints: plain and complete, in the right dtypes, resumed bit for bit, to and from torch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def clones(params: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def resumes_bit_for_bit(case: Case, dtype: torch.dtype, at: int, drop: str = "") -> bool:
-    """Training that is saved and resumed after ``at`` steps against training without a break."""
+    """Compares training that is saved and resumed after ``at`` steps with training without a break."""
     straight, broken, gradients = parameters(dtype), parameters(dtype), Gradients(missing=0.2)
     train(case.build(straight), 9, gradients=gradients)
     first = case.build(broken)
@@ -48,7 +48,7 @@ def resumes_bit_for_bit(case: Case, dtype: torch.dtype, at: int, drop: str = "")
         if drop in values:
             values[drop].zero_()
     resumed = clones(broken)
-    second = case.build(resumed, lr=9.0, policy=None)  # the checkpoint's hyperparameters and policy win
+    second = case.build(resumed, lr=9.0, policy=None)  # hyperparameters and policy of the checkpoint are used
     second.load_state_dict(saved)
     train(second, 9 - at, start=at, gradients=gradients)
     return all_equal(straight, resumed)
@@ -58,7 +58,7 @@ def resumes_bit_for_bit(case: Case, dtype: torch.dtype, at: int, drop: str = "")
 @pytest.mark.feature("checkpoints resume bit for bit, anywhere in an interval")
 @every_case
 def test_resume_at_any_point_of_an_interval(case):
-    """Intervals are of 2 and 3 steps: these points are their middles and their ends."""
+    """Intervals are 2 and 3 steps, so these points are in the middle and at the end of intervals."""
     dtype = torch.bfloat16 if case.decoupled else torch.float32
     assert all(resumes_bit_for_bit(case, dtype, at) for at in (1, 3, 4))
 
@@ -80,7 +80,7 @@ def test_state_is_plain_and_shaped_as_the_parameter_or_scalar(case):
     names = [set(values) for values in optimizer.state_dict()["state"].values()]
     train(optimizer, 7, start=1)
     saved = optimizer.state_dict()
-    # every name is there from the first step on
+    # All names exist from the first step on.
     assert [set(values) for values in saved["state"].values()] == names
     params = optimizer.param_groups[0]["params"]
     for i, values in saved["state"].items():
@@ -137,7 +137,7 @@ def test_bf16_parameters_keep_float32_and_int8_state(policy):
     assert all(torch.equal(a, b) for a, b in zip(state_of(optimizer).values(), state_of(other).values(), strict=True))
     if policy == "active":
         assert dtypes(other)["0.grad_sign_prev"] == torch.int8
-    # torch's own loading would have rounded the state: the reason why ours differs
+    # torch's own loading would round the state, so load_state_dict differs here.
     rounding = torch.optim.AdamW(parameters(torch.bfloat16))
     rounding.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert dtypes_of(rounding)["0.exp_avg"] == torch.bfloat16
@@ -151,7 +151,7 @@ def dtypes_of(optimizer: torch.optim.Optimizer) -> dict[str, torch.dtype]:
 @pytest.mark.usefixtures("reference_backend")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", NAMESAKES)
-def test_torch_checkpoint_goes_on_here_bit_for_bit(name, dtype):
+def test_training_continues_bit_for_bit_from_a_torch_checkpoint(name, dtype):
     ours_cls, torch_cls = NAMESAKES[name]
     params = parameters(dtype)
     theirs = torch_cls(params, foreach=False, **ARGUMENTS[name])
@@ -165,7 +165,7 @@ def test_torch_checkpoint_goes_on_here_bit_for_bit(name, dtype):
 @pytest.mark.usefixtures("reference_backend")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", NAMESAKES)
-def test_our_checkpoint_goes_on_in_torch_bit_for_bit(name, dtype):
+def test_training_continues_bit_for_bit_in_torch_from_our_checkpoint(name, dtype):
     ours_cls, torch_cls = NAMESAKES[name]
     params = parameters(dtype)
     optimizer = ours_cls(params, **ARGUMENTS[name])
@@ -181,7 +181,7 @@ def test_our_checkpoint_goes_on_in_torch_bit_for_bit(name, dtype):
 )
 @pytest.mark.parametrize("name", NAMESAKES)
 def test_policy_state_starts_fresh_after_a_torch_checkpoint(name, policy):
-    """As if the first steps had been made with torch: the moments go on, the gains start at 1."""
+    """As if the first steps were taken with torch: the moments continue, and the gains start at 1."""
     torch_cls = NAMESAKES[name][1]
     case = Case(name, policy, name == "AdamW")
     params = parameters()
@@ -196,7 +196,7 @@ def test_policy_state_starts_fresh_after_a_torch_checkpoint(name, policy):
 
 
 def test_hypergradient_takes_its_direction_from_a_torch_checkpoint():
-    """Where the loaded moments determine the last direction, the first hypergradient is already that of our own run."""
+    """If the loaded moments determine the last direction, the first hypergradient equals that of our own run."""
     straight, params = parameters(), parameters()
     one = fa.AdamW(straight, lr=0.01, policy=fa.Hypergradient(0.0))
     train(one, 4)
@@ -212,7 +212,7 @@ def test_hypergradient_takes_its_direction_from_a_torch_checkpoint():
     assert gain != 1.0
 
 
-def test_a_flag_that_the_checkpoint_lacks_stays_the_constructors():
+def test_a_flag_missing_in_the_checkpoint_keeps_the_constructors_value():
     theirs = torch.optim.SGD(parameters(), lr=0.3, momentum=0.9)
     train(theirs, 1)
     optimizer = fa.SGD(parameters(), lr=0.1, decoupled_weight_decay=True, policy=fa.ActiveLR(interval=2))
@@ -223,8 +223,8 @@ def test_a_flag_that_the_checkpoint_lacks_stays_the_constructors():
     assert group["policy"]["name"] == "ActiveLR"
 
 
-def test_adamw_stays_decoupled_with_a_checkpoint_of_adam():
-    """As torch.optim.AdamW, for which the flag is no hyperparameter."""
+def test_adamw_stays_decoupled_after_loading_a_checkpoint_of_adam():
+    """As in torch.optim.AdamW, for which the flag is not a hyperparameter."""
     theirs = torch.optim.Adam(parameters(), lr=0.3, weight_decay=0.1)
     train(theirs, 1)
     for cls, decoupled in ((fa.AdamW, True), (fa.Adam, False)):
@@ -234,11 +234,11 @@ def test_adamw_stays_decoupled_with_a_checkpoint_of_adam():
     ours = fa.AdamW(parameters(), decoupled_weight_decay=False)
     other = fa.AdamW(parameters())
     other.load_state_dict(ours.state_dict())
-    assert other.param_groups[0]["decoupled_weight_decay"] is False  # our own checkpoints do decide
+    assert other.param_groups[0]["decoupled_weight_decay"] is False  # our own checkpoints set the flag
 
 
-def test_another_policy_may_be_set_after_loading():
-    """A checkpoint's policy wins; what is set on the group afterwards, wins over that."""
+def test_another_policy_can_be_set_after_loading():
+    """The policy of a checkpoint is used; a policy that is set on the group afterwards replaces it."""
     optimizer = fa.AdamW(parameters(), policy=fa.ActiveLR(interval=2))
     optimizer.load_state_dict(fa.AdamW(parameters()).state_dict())
     assert optimizer.param_groups[0]["policy"] == {"name": "FixedLR"}
@@ -251,7 +251,7 @@ def test_another_policy_may_be_set_after_loading():
         optimizer.step()
 
 
-def test_a_bad_policy_on_a_later_group_leaves_no_trace():
+def test_a_bad_policy_on_a_later_group_changes_nothing():
     params = parameters()
     optimizer = fa.SGD([{"params": params[:2]}, {"params": params[2:]}], momentum=0.9)
     optimizer.param_groups[1]["policy"] = fa.TrainableLR(naive=True, eta=0.1)
@@ -260,7 +260,7 @@ def test_a_bad_policy_on_a_later_group_leaves_no_trace():
     assert not optimizer.state
 
 
-def test_numbers_of_numpy_are_plain_on_disk():
+def test_numpy_numbers_are_plain_in_checkpoints():
     high = np.float32(0.25)
     optimizer = fa.SGD(parameters(), policy=fa.ActiveLR(interval=np.int64(2), high=high, low=np.float64(0.5)))
     policy = through_disk(optimizer.state_dict())["param_groups"][0]["policy"]
@@ -268,7 +268,7 @@ def test_numbers_of_numpy_are_plain_on_disk():
     assert {type(policy[name]) for name in ("high", "low")} == {float}
 
 
-def test_step_counts_of_old_checkpoints_may_be_python_numbers():
+def test_step_counts_in_old_checkpoints_can_be_python_numbers():
     optimizer = fa.AdamW(parameters())
     train(optimizer, 3)
     saved = copy.deepcopy(optimizer.state_dict())
@@ -280,7 +280,7 @@ def test_step_counts_of_old_checkpoints_may_be_python_numbers():
 
 
 def test_calls_before_the_first_gradient_count_and_survive_saving():
-    """interval=3, two calls without any gradient: the first call with one ends the interval, also after a resume."""
+    """With interval=3 and two calls without gradients, the first call with gradients ends the interval."""
     for resume in (False, True):
         optimizer = fa.SGD(parameters(), policy=fa.ActiveLR(interval=3, low=0.9, on_zero="shrink"))
         optimizer.step()
@@ -302,11 +302,11 @@ def test_capturable_and_fused_keep_counts_on_the_parameters_device():
 
 
 @pytest.mark.feature("torch.distributed.checkpoint, one process")
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")  # one process is what is wanted
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")  # a single process is intended
 @pytest.mark.parametrize("policy", ["fixed", "active", "tlr-preconditioned-global", "tlr-times-active"])
 @pytest.mark.parametrize("named", [False, True])
 def test_torch_distributed_checkpoint_round_trip_in_one_process(policy, named, tmp_path):
-    """It materialises state by a step with zero gradients and lr 0, and drops what it does not know."""
+    """It creates state by a step with zero gradients and lr 0, and drops unknown entries."""
     model, other = (torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2)) for _ in range(2))
     other.load_state_dict(model.state_dict())
     case = Case("AdamW", policy, True)
@@ -343,7 +343,7 @@ def test_resume_across_devices(case):
             assert torch.equal(other.state[q][name], value.cpu())
 
 
-def test_all_cases_are_distinct_on_disk():
-    """The checkpoint names backbone hyperparameters and policy: no two policies look alike in it."""
+def test_all_cases_have_distinct_checkpoints():
+    """Hyperparameters and policies in checkpoints differ between any two cases."""
     plain = [str(case.build(parameters()).param_groups[0]["policy"]) for case in CASES if case.optimizer == "SGD"]
     assert len(set(plain)) == len({case.policy for case in CASES if case.optimizer == "SGD"})

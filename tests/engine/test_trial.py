@@ -11,7 +11,7 @@ from ..common.single import gain, one_parameter
 
 
 def test_naive_two_pass_variant_on_a_quadratic():
-    """L = ½ Σ a·p²: g = a·p, g' = a·(p − αg), so the gain is known in closed form."""
+    """L = ½ Σ a·p², so g = a·p and g' = a·(p − αg), and the gain is known in closed form."""
     a = torch.tensor([1.0, 4.0], dtype=torch.float64)
     p = one_parameter((2.0, -1.0))
     optimizer = fa.SGD([p], lr=0.1, policy=fa.TrainableLR(naive=True, eta=0.01))
@@ -34,7 +34,7 @@ def test_naive_two_pass_variant_on_a_quadratic():
         torch.testing.assert_close(p.detach(), expected, rtol=1e-12, atol=1e-12)
         assert gain(optimizer) * 0.1 == pytest.approx(alpha, rel=1e-12)
         assert torch.equal(p.grad, g) or torch.allclose(p.grad, g, rtol=1e-12)
-        assert loss.item() == losses[-2]  # of the first evaluation
+        assert loss.item() == losses[-2]  # the loss of the first evaluation
     assert len(losses) == 8
 
 
@@ -72,7 +72,7 @@ def test_naive_variant_without_closure_only_creates_state():
     assert p.tolist() == [1.0, 1.0]
 
 
-def test_naive_variant_takes_back_gradients_that_only_the_trial_gave():
+def test_naive_variant_removes_gradients_that_only_the_trial_computed():
     p, sometimes = one_parameter(), one_parameter()
     optimizer, calls = fa.SGD([p, sometimes], lr=0.1, policy=fa.TrainableLR(naive=True, eta=0.1)), []
 
@@ -95,7 +95,7 @@ def test_naive_variant_checks_gradients_first():
         optimizer.step()
 
 
-def test_naive_variant_in_a_checkpoint_is_of_all_groups_or_none():
+def test_naive_variant_in_a_checkpoint_applies_to_all_groups_or_none():
     groups = [{"params": [one_parameter()]}, {"params": [one_parameter()]}]
     optimizer = fa.SGD(groups)
     saved = optimizer.state_dict()

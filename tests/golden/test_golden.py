@@ -1,4 +1,4 @@
-"""The reference against float64 trajectories that were computed independently of it, to 1e-12."""
+"""The reference against independently computed float64 trajectories, to 1e-12."""
 
 import json
 import math
@@ -47,16 +47,16 @@ def backbone_arguments(golden: dict[str, Any]) -> dict[str, Any]:
 
 
 def lr_scales(golden: dict[str, Any]) -> list[float]:
-    """Of each tensor, the lr of its group over ``lr``; one group where all are 1."""
+    """Returns lr of each tensor's group, divided by ``lr``; there is one group if all are 1."""
     return golden.get("lr_scales", [1.0] * len(golden["params0"]))
 
 
-#: What the trajectories construct a group with that is frozen by lr 0 at every step: their largest reference rate.
+#: The initial lr, and thus the reference rate, of groups whose lr is 0 in every step of the trajectories.
 FROZEN_FROM = 1.0
 
 
 def groups_of(golden: dict[str, Any], params: list[torch.Tensor]) -> list[dict[str, Any]]:
-    """One group, or one a tensor, at the rates to construct with."""
+    """Returns one group, or one group per tensor, with the initial rates."""
     if "lr_scales" not in golden:
         return [{"params": params, "lr": golden["lr_ref"]}]
     scales = zip(params, lr_scales(golden), strict=True)
@@ -64,7 +64,7 @@ def groups_of(golden: dict[str, Any], params: list[torch.Tensor]) -> list[dict[s
 
 
 def gains(optimizer: fa.AdaptiveOptimizer, params: list[torch.Tensor]) -> list[torch.Tensor]:
-    """One gain a tensor or an element, as the trajectories have them; a global gain holds before the first step too."""
+    """Returns one gain per tensor or element, as in the trajectories. A global gain exists before the first step."""
     shared = [state["gain"] for state in optimizer.state.values() if "gain" in state]
     is_global = any(getattr(p, "granularity", "") == "global" for p in from_plain(optimizer.param_groups[0]["policy"]))
     found = []
@@ -76,7 +76,7 @@ def gains(optimizer: fa.AdaptiveOptimizer, params: list[torch.Tensor]) -> list[t
 
 
 def worst_deviation(golden: dict[str, Any], cls: Any, policy: Any, arguments: dict[str, Any], **backend: str) -> float:
-    """The largest relative difference from the trajectory, in parameters and gains, over all steps."""
+    """Returns the largest relative difference from the trajectory, in parameters and gains, over all steps."""
     params = [tensor(p).requires_grad_() for p in golden["params0"]]
     optimizer = cls(groups_of(golden, params), policy=policy, **arguments, **backend)
     scales = lr_scales(golden) if "lr_scales" in golden else [1.0]
@@ -108,7 +108,7 @@ def test_trajectory(name, backend):
 
 
 def wrong_variants(golden: dict[str, Any]) -> dict[str, tuple[Any, Any, dict[str, Any]]]:
-    """The same trajectory's arguments with one thing changed: a backbone, a policy, the decay."""
+    """Returns arguments of the trajectory with one thing changed: backbone, policy or decay."""
     cls, policy, arguments = OPTIMIZERS[golden["backbone"]], policy_of(golden), backbone_arguments(golden)
     variants: dict[str, tuple[Any, Any, dict[str, Any]]] = {}
     if golden.get("only") != "gain":
@@ -129,7 +129,7 @@ def wrong_variants(golden: dict[str, Any]) -> dict[str, tuple[Any, Any, dict[str
 
 
 @pytest.mark.parametrize("name", TRAJECTORIES)
-def test_a_wrong_variant_leaves_the_trajectory(name):
+def test_a_wrong_variant_differs_from_the_trajectory(name):
     golden = load(name)
     for variant, (cls, policy, arguments) in wrong_variants(golden).items():
         assert worst_deviation(golden, cls, policy, arguments) > 1e3 * TOLERANCE, variant

@@ -1,6 +1,7 @@
-"""CUDA graphs of a step: intervals, skipped steps, rates that change, clipping, masters, draws.
+"""CUDA graphs of a step: intervals, skipped steps, changing rates, clipping, masters, draws.
 
-On a GPU; and on both emulated backends, in processes of their own (test_cuda_emulated_backend.py, test_triton.py).
+They run on a GPU, and on both emulated backends in separate processes (tests/cuda_emulation/test_backend.py,
+tests/triton_backend/test_triton.py).
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ def number(value: float, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 class Run:
-    """Steps of one optimizer, taken eagerly or as replays of one of them.
+    """Steps of one optimizer, eager or as replays of one of them.
 
     Args:
-        captured: whether there is a graph; without it, the same steps are taken eagerly.
-        in_graph: gradients are made in the graph, as a captured backward pass makes them.
+        captured: whether a step is captured; otherwise the same steps are eager.
+        in_graph: whether gradients are computed in the graph, as by a captured backward pass.
     """
 
     def __init__(self, optimizer: Any, captured: bool, in_graph: bool = False) -> None:
@@ -59,7 +60,7 @@ class Run:
         self.norms: list[Tensor] = []
 
     def fill(self, step: int, buffers: list[Tensor]) -> None:
-        """This step's gradients, where those of such steps always are."""
+        """Copies this step's gradients to the fixed addresses of such steps."""
         Gradients().set(self.params, step)
         for p, buffer in zip(self.params, buffers, strict=True):
             buffer.copy_(p.grad)  # type: ignore[arg-type]
@@ -104,7 +105,7 @@ def run(
     in_graph: bool = False,
     **options: Any,
 ) -> list[Tensor]:
-    """Parameters, state and norms of steps, or of replays of the third of them."""
+    """Returns parameters, state and norms after eager steps, or after replays of the third step."""
     own = Run(case.build(here(parameters(dtype)), **{"capturable": True, **options}), captured, in_graph)
     for step in range(STEPS):
         before = lambda step: before_step(own.optimizer, own.of_graph, step)  # noqa: E731
@@ -128,7 +129,7 @@ def test_a_captured_graph_goes_through_interval_ends(policy, in_graph):
 @every_policy
 @pytest.mark.parametrize("name", ["SGD-momentum", "AdamW"])
 def test_replays_and_eager_steps_in_turn(name, policy):
-    """Both at addresses that recur: what a replay has sent, the host does not see."""
+    """Both use recurring addresses. The host does not know what a replay has uploaded."""
     results = []
     for captured in (False, True):
         own = Run(Case(name, policy, False).build(here(parameters(torch.float32)), capturable=True), captured)
@@ -142,8 +143,8 @@ def test_replays_and_eager_steps_in_turn(name, policy):
 
 
 @pytest.mark.parametrize("tensor_lr", [False, True], ids=["numbers", "tensor lr"])
-def test_eager_steps_have_their_own_numbers(tensor_lr):
-    """With more groups than a kernel's arguments hold; replays have the numbers of the capture."""
+def test_eager_steps_use_their_own_numbers(tensor_lr):
+    """There are more groups than kernel arguments can hold. Replays use the numbers of the capture."""
     results = []
     for captured in (False, True):
         params = here(parameters(torch.float32, [(5,)] * 40))
@@ -163,7 +164,7 @@ def test_eager_steps_have_their_own_numbers(tensor_lr):
 
 @every_policy
 @pytest.mark.parametrize("name", ["SGD-momentum", "AdamW"])
-def test_replays_skip_where_amp_found_an_overflow(name, policy):
+def test_replays_skip_steps_with_an_amp_overflow(name, policy):
     case = Case(name, policy, True)
     scale, found_inf = number(4.0), number(0.0)
 
@@ -177,7 +178,7 @@ def test_replays_skip_where_amp_found_an_overflow(name, policy):
 
 
 @every_policy
-def test_replays_skip_where_the_norm_is_not_finite(policy):
+def test_replays_skip_steps_with_a_norm_that_is_not_finite(policy):
     def poison(optimizer: Any, buffers: list[Tensor], step: int) -> None:
         if step % 5 == 4:
             buffers[1][0, 0] = torch.nan
@@ -204,7 +205,7 @@ def test_replays_follow_a_tensor_lr(policy, dtype):
 @pytest.mark.parametrize("policy", ["fixed", "tlr-gradient-global", "tlr-times-active"])
 @pytest.mark.parametrize("fused", [False, True])
 def test_replays_draw_the_rates_of_their_steps(policy, fused):
-    """And of the width that ASLR has set since the capture."""
+    """Draws also use the width that ASLR has set since the capture."""
     results = []
     for captured in (False, True):
         lr, found_inf = number(0.05), number(0.0)
@@ -218,13 +219,13 @@ def test_replays_draw_the_rates_of_their_steps(policy, fused):
                 found_inf.fill_(float(step in (4, 7)))
             own.eager(step) if kind == "e" else own.replay(step)
             if step in (3, 6):
-                search.step(float(step))  # from the second on worse than before: another center
+                search.step(float(step))  # from the second step on the metric is worse, so the center changes
         assert search.state_dict()["n"] == (8 if fused else 10)
         results.append(own.results())
     assert all_equal(*results)
 
 
-def test_draws_begin_before_a_capture():
+def test_draws_can_begin_before_a_capture():
     optimizer = fa.AdamW(here(parameters(torch.float32)), capturable=True)
     own = Run(optimizer, True)
     own.eager(0)
@@ -272,8 +273,8 @@ def loaded(optimizer: Any) -> None:
 
 
 @pytest.mark.parametrize("change", [newcomer, changed_policy, loaded])
-def test_what_a_graph_points_to_lives_as_long_as_the_optimizer(change):
-    """State and tables are others after the change, and the graph may still run."""
+def test_memory_that_a_graph_points_to_lives_as_long_as_the_optimizer(change):
+    """After the change, state and tables are new ones, and the graph may still run with the old ones."""
     own = Run(Case("AdamW", "active", True).build(here(parameters(torch.float32)), capturable=True), True)
     own.eager(0)
     own.replay(1)
@@ -298,7 +299,7 @@ def test_what_a_graph_points_to_lives_as_long_as_the_optimizer(change):
     assert not any(reference() is not None for reference in kept[:2])
 
 
-def test_the_tables_of_a_graph_outlive_a_change_of_decay():
+def test_tables_of_a_graph_are_kept_after_a_change_of_decay():
     results = []
     for captured in (False, True):
         optimizer: Any = Case("AdamW", "active", False).build(
@@ -313,7 +314,7 @@ def test_the_tables_of_a_graph_outlive_a_change_of_decay():
     assert all_equal(*results)
 
 
-def test_a_gpu_without_code_for_it_is_named(backend):
+def test_a_gpu_without_kernel_code_is_named_in_the_error(backend):
     if backend != "native" or device() != "cpu":
         pytest.skip("of the emulated GPU")
     library, ask = emulated["native"], torch.ops.fused_adaptive.why_not_on_gpu
@@ -325,7 +326,7 @@ def test_a_gpu_without_code_for_it_is_named(backend):
         library.emulation_has_code(1)
 
 
-def test_copies_of_an_optimizer_keep_no_graphs_memory():
+def test_copies_of_an_optimizer_do_not_keep_memory_of_graphs():
     own = Run(fa.AdamW(here(parameters(torch.float32)), capturable=True), True)
     own.eager(0)
     own.capture()

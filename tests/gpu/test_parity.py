@@ -1,4 +1,4 @@
-"""The CUDA kernels on a GPU: the parity matrix, graphs, skipped steps, determinism. Skipped where there is none."""
+"""CUDA kernels on a GPU: parity matrix, graphs, skipped steps, determinism. Skipped if there is no GPU."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_two_runs_have_the_same_bits(case):
 @pytest.mark.parametrize("case", CASES[::9], ids=str)
 def test_designs_of_the_kernels_have_the_same_bits(case, design, monkeypatch):
     runs = []
-    for chosen in ("set_up=device", f"{design},set_up=device"):  # a host's powers may be rounded otherwise
+    for chosen in ("set_up=device", f"{design},set_up=device"):  # the host may round powers differently
         monkeypatch.setenv(DESIGN, chosen)
         params = on_gpu(large_and_odd(torch.float32))
         optimizer = case.build(params, backend="native")
@@ -130,7 +130,7 @@ def test_a_step_with_a_tensor_lr_draws_and_clipping_does_not_wait():
     search.remove()
 
 
-def test_counters_on_the_host_cannot_skip():
+def test_steps_with_counters_on_the_host_cannot_be_skipped():
     params = on_gpu(parameters(torch.float32))
     optimizer = fa.AdamW(params, skip_nonfinite=True, backend="native")
     before = [p.detach().clone() for p in params]
@@ -141,7 +141,7 @@ def test_counters_on_the_host_cannot_skip():
 
 @pytest.mark.parametrize("master", ["split", "stochastic"])
 @pytest.mark.parametrize("policy", ["fixed", "active"])
-def test_masters_have_the_bits_of_the_cpu(policy, master):
+def test_masters_equal_those_of_the_cpu_bit_for_bit(policy, master):
     case, runs = Case("AdamW", policy, True), []
     for device in ("cpu", "cuda"):
         params = [p.detach().to(device).requires_grad_() for p in parameters(torch.bfloat16, [(20_001,), (3, 5)])]
@@ -152,7 +152,7 @@ def test_masters_have_the_bits_of_the_cpu(policy, master):
 
 
 @pytest.mark.parametrize("compiler", ["inductor"])
-def test_a_compiled_step(compiler):
+def test_a_compiled_step_gives_the_eager_results(compiler):
     runs = []
     for compiled in (False, True):
         params = on_gpu(parameters(torch.float32))
@@ -170,7 +170,7 @@ def test_a_compiled_step(compiler):
 
 @pytest.mark.feature("10 000 tensors", backend="native")
 def test_ten_thousand_tensors():
-    """More gradient pointers than the kernel arguments hold."""
+    """There are more gradient addresses than kernel arguments can hold."""
     params = [torch.randn(64, device="cuda").requires_grad_() for _ in range(10_000)]
     copies = [p.detach().double().requires_grad_() for p in params]
     ours = fa.ActiveAdamW(params, lr=0.01, interval=2, backend="native")

@@ -1,4 +1,4 @@
-"""The Triton kernels on a GPU: parity with reference and native, graphs, skipped steps. Skipped where there is none."""
+"""Triton kernels on a GPU: parity with reference and native, graphs, skipped steps. Skipped if there is no GPU."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_large_odd_tensors(case):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", CASES[::3], ids=str)
-def test_the_bits_are_those_of_the_native_kernels(case, dtype):
+def test_results_equal_those_of_the_native_kernels_bit_for_bit(case, dtype):
     if reason := native.why_not(CUDA):
         pytest.skip(reason)
     assert differing(run(case, dtype), run(case, dtype, "native")) == []
@@ -82,14 +82,14 @@ def test_a_skipped_step_changes_nothing(policy):
 @every_policy
 @pytest.mark.parametrize("capturable", [False, True])
 def test_the_host_does_not_wait_in_a_step(policy, capturable):
-    """Nor when gradients are elsewhere than they were."""
+    """It does not wait either if addresses of gradients change."""
     params = on_gpu(parameters(torch.float32))
     optimizer = Case("AdamW", policy, True).build(params, backend="triton", capturable=capturable)
     train(optimizer, 2)
     kept = []
     for step in range(6):
         Gradients().set(params, step)
-        kept += [p.grad for p in params]  # so that the next ones get other addresses
+        kept += [p.grad for p in params]  # keeps them alive, so that the next ones have other addresses
         torch.cuda.set_sync_debug_mode("error")
         try:
             optimizer.step()

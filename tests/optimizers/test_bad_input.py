@@ -1,4 +1,4 @@
-"""Bad input is a clear error that names the culprit and the remedy, raised before anything is modified."""
+"""Bad input raises an error that names the cause and the remedy, before anything is modified."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ BAD_HYPERPARAMETERS: list[tuple[type, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("cls", "arguments", "message"), BAD_HYPERPARAMETERS)
 @pytest.mark.parametrize("where", ["constructor", "group", "added group"])
-def test_hyperparameters(cls, arguments, message, where):
+def test_bad_hyperparameters(cls, arguments, message, where):
     params = parameters()
     if where == "constructor":
         with pytest.raises(ValueError, match=message):
@@ -59,7 +59,7 @@ def test_hyperparameters(cls, arguments, message, where):
         assert len(optimizer.param_groups) == 1
 
 
-def test_what_is_no_number():
+def test_hyperparameters_that_are_not_numbers():
     with pytest.raises(TypeError, match="lr must be a number, got 'fast'"):
         fa.AdamW(parameters(), lr="fast")  # type: ignore[arg-type]
 
@@ -97,7 +97,7 @@ BAD_POLICIES: list[tuple[Any, type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("build", "error", "message"), BAD_POLICIES)
-def test_policy_arguments(build, error, message):
+def test_bad_policy_arguments(build, error, message):
     with pytest.raises(error, match=message):
         build()
 
@@ -130,7 +130,7 @@ BAD_COMBINATIONS: list[tuple[type, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("cls", "arguments", "message"), BAD_COMBINATIONS)
-def test_combinations(cls, arguments, message):
+def test_bad_combinations(cls, arguments, message):
     with pytest.raises(ValueError, match=message):
         cls(parameters(), **arguments)
     if "policy" in arguments:
@@ -148,14 +148,14 @@ def test_combinations_that_are_allowed_resolve_their_source():
     assert together[1]["source"] == "gradient"
 
 
-def test_a_policy_that_is_none():
+def test_values_that_are_not_policies():
     with pytest.raises(TypeError, match="policy must be one of FixedLR, ActiveLR"):
         fa.AdamW(parameters(), policy="active")
     with pytest.raises(TypeError, match="policy must be one of"):
         fa.AdamW(parameters(), policy=fa.ActiveLR)
 
 
-def test_the_naive_variant_takes_the_whole_model():
+def test_the_naive_variant_needs_all_parameters_in_one_policy():
     params = parameters()
     with pytest.raises(ValueError, match="all param groups must have that same policy"):
         fa.SGD([{"params": params[:2], "policy": NAIVE}, {"params": params[2:]}])
@@ -165,7 +165,7 @@ def test_the_naive_variant_takes_the_whole_model():
     assert len(optimizer.param_groups) == 1
 
 
-def test_parameters():
+def test_bad_parameters():
     p = torch.zeros(3, requires_grad=True)
     with pytest.raises(ValueError, match="empty parameter list"):
         fa.AdamW([])
@@ -214,8 +214,8 @@ def snapshot(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 @pytest.mark.feature("bad gradients are refused before anything changes")
 @pytest.mark.parametrize("kind", BAD_GRADIENTS)
 @pytest.mark.parametrize("steps", [0, 3])
-def test_gradients(kind, steps):
-    """The bad one is the last of three: what stands before it must not have moved."""
+def test_bad_gradients(kind, steps):
+    """The bad gradient is the last of three: the parameters before it must not change."""
     spoil, message = BAD_GRADIENTS[kind]
     params = parameters(shapes=[(4,), (2,), (3, 5)])
     optimizer = fa.AdamW(params, policy=ACTIVE)
@@ -230,7 +230,7 @@ def test_gradients(kind, steps):
 
 
 def test_gradient_on_another_device():
-    """torch lets this happen by ``p.data = p.data.cuda()``; without a GPU it takes a stand-in for the parameter."""
+    """torch permits this with ``p.data = p.data.cuda()``. Without a GPU, a substitute for the parameter is used."""
     stand_in = SimpleNamespace(
         grad=torch.zeros(3, device="meta"), dtype=torch.float32, shape=(3,), device=torch.device("cpu")
     )
@@ -319,7 +319,7 @@ SPOILED = [
 
 
 @pytest.mark.parametrize("name", SPOILED)
-def test_checkpoints(name):
+def test_bad_checkpoints(name):
     saved, message = spoiled(name)
     optimizer = fa.AdamW(parameters(), policy=ACTIVE)
     train(optimizer, 2)
@@ -331,18 +331,18 @@ def test_checkpoints(name):
     train(optimizer, 2)
 
 
-def test_a_checkpoint_of_another_optimizer():
+def test_a_checkpoint_of_another_optimizer_is_refused():
     sgd = torch.optim.SGD(parameters(), momentum=0.9)
     train(sgd, 1)
     with pytest.raises(ValueError, match="lacks 'step': it was saved by another optimizer"):
         fa.AdamW(parameters()).load_state_dict(sgd.state_dict())
 
 
-# ---- what is fine ----
+# ---- valid input ----
 
 
 @pytest.mark.parametrize("policy", [None, ACTIVE, fa.TrainableLR(interval=2), GRADIENT, fa.Hypergradient(1e-3)])
-def test_warm_up_from_zero(policy):
+def test_warm_up_from_zero_is_valid(policy):
     if getattr(policy, "source", None) is None and isinstance(policy, fa.TrainableLR):
         optimizer: fa.AdaptiveOptimizer = fa.SGD(parameters(), lr=0.0, policy=policy)
     else:

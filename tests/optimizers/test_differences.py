@@ -1,4 +1,4 @@
-"""What docs/differences.md says of torch and of us."""
+"""The differences from torch that docs/differences.md describes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_sparse_complex_and_differentiable_are_refused():
         fa.AdamW([p], differentiable=True)
 
 
-def test_a_parameter_twice_is_an_error_here_and_a_warning_in_torch():
+def test_a_repeated_parameter_is_an_error_here_and_a_warning_in_torch():
     (p,) = parameters(torch.float32, [(3,)])
     with pytest.raises(ValueError, match="pass each of them once"):
         fa.SGD([p, p])
@@ -34,7 +34,7 @@ def test_a_parameter_twice_is_an_error_here_and_a_warning_in_torch():
         torch.optim.SGD([p, p])
 
 
-def test_state_of_bfloat16_is_twice_torchs():
+def test_state_of_bfloat16_parameters_has_twice_the_bytes_of_torchs():
     def state_bytes(make: Any) -> int:
         params = parameters(torch.bfloat16, [(1000,)])
         optimizer = make(params)
@@ -44,7 +44,7 @@ def test_state_of_bfloat16_is_twice_torchs():
     assert (state_bytes(fa.AdamW), state_bytes(torch.optim.AdamW)) == (8000, 4000)
 
 
-def test_float16_adam_survives_gradients_of_zero():
+def test_float16_adam_stays_finite_with_gradients_of_zero():
     finite = []
     for cls in (fa.Adam, torch.optim.Adam):
         p = torch.ones(3, dtype=torch.float16, requires_grad=True)
@@ -74,7 +74,7 @@ def test_fused_amp_leaves_gradients_scaled():
 def test_optimizers_in_backward_count_each_call():
     (p,) = parameters(torch.float32, [(3,)])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, of a private function
+        warnings.simplefilter("ignore")  # torch warns of a private function
         from torch.distributed.optim.apply_optimizer_in_backward import _apply_optimizer_in_backward
 
         _apply_optimizer_in_backward(fa.AdamW, [p], {"lr": 0.1, "policy": fa.ActiveLR(interval=2)})

@@ -1,4 +1,4 @@
-"""A real ``torch.optim.Optimizer``: signatures, hooks, closures, groups, every scheduler, copies."""
+"""The interface of ``torch.optim.Optimizer``: signatures, hooks, closures, groups, schedulers, copies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYW
 
 
 @pytest.mark.parametrize(("ours", "theirs"), NAMESAKES)
-def test_every_argument_of_the_namesake_with_its_default_and_position(ours, theirs):
+def test_arguments_have_the_defaults_and_positions_of_torchs_optimizer(ours, theirs):
     mine, torchs = inspect.signature(ours).parameters, inspect.signature(theirs).parameters
     for name, parameter in torchs.items():
         assert name in mine, name
@@ -63,7 +63,7 @@ def test_param_groups_have_torchs_keys(ours, theirs):
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam", "AdaBelief"])
-def test_paper_names_are_the_optimizer_with_activelr(name):
+def test_names_from_the_papers_are_the_optimizers_with_activelr(name):
     active, plain = getattr(fa, f"Active{name}"), getattr(fa, name)
     one = active(parameters(), 0.03, interval=2, high=0.2, low=0.7, weight_decay=0.1)
     two = plain(parameters(), 0.03, weight_decay=0.1, policy=fa.ActiveLR(interval=2, high=0.2, low=0.7))
@@ -74,7 +74,7 @@ def test_paper_names_are_the_optimizer_with_activelr(name):
         active(parameters(), interval=2, policy=fa.FixedLR())
 
 
-def test_paper_names_show_their_arguments():
+def test_names_from_the_papers_show_their_arguments():
     arguments = inspect.signature(fa.ActiveAdamW).parameters
     expected = inspect.signature(fa.AdamW).parameters.keys() - {"policy"}
     assert expected | {"interval", "increment", "high", "low", "on_zero", "gain_bounds"} == arguments.keys()
@@ -89,7 +89,7 @@ def test_the_profiler_names_the_step():
 
 @pytest.mark.parametrize("policy", ["fixed", "active", "tlr-preconditioned-tensor", "hypergradient-global"])
 def test_torch_compile_around_the_step_changes_nothing(policy):
-    """With graph breaks where the reference reads scalars."""
+    """There are graph breaks where the reference reads scalars."""
     compiled, eager = (fa.SGD(parameters(), lr=0.1, momentum=0.9, policy=POLICIES[policy]) for _ in range(2))
     step = torch.compile(compiled.step, backend="eager")
     for i in range(5):
@@ -165,7 +165,7 @@ def test_zero_grad_sets_to_none_or_zero():
 
 @pytest.mark.feature("add_param_group in the middle")
 def test_add_param_group_mid_training_equals_groups_from_the_start():
-    """With missing gradients until then, a group that is added late goes the same way as one that was there."""
+    """While its gradients are missing, a group that is added late equals one that was there from the start."""
     late = parameters()
     optimizer = fa.AdamW(late[:2], lr=0.01)
     early = parameters()
@@ -218,7 +218,7 @@ SCHEDULERS: dict[str, Any] = {
 }
 
 
-def test_no_scheduler_is_left_out():
+def test_every_scheduler_of_torch_is_tested():
     exported = {n for n in lrs.__all__ if isinstance(getattr(lrs, n), type)} - {"LRScheduler"}
     assert exported | {"SWALR"} == set(SCHEDULERS)
 
@@ -234,7 +234,7 @@ def drive(optimizer: torch.optim.Optimizer, scheduler: Any, start: int, steps: i
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("cls", ["SGD", "AdamW"])
-def test_scheduler_drives_ours_as_it_drives_torchs(name, cls):
+def test_schedulers_set_the_same_lr_as_with_torchs_optimizers(name, cls):
     arguments = {"momentum": 0.9} if cls == "SGD" else {}
     ours, theirs = parameters(torch.float32), parameters(torch.float32)
     optimizer = getattr(fa, cls)(ours, lr=0.1, weight_decay=0.1, backend="reference", **arguments)
@@ -249,7 +249,7 @@ def test_scheduler_drives_ours_as_it_drives_torchs(name, cls):
 @pytest.mark.feature("every torch.optim.lr_scheduler, with an adapting policy")
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_scheduler_and_adapting_policy_resume_together(name):
-    """lr is the scheduler's and gains are ours: neither writes what the other owns."""
+    """The scheduler sets lr, and the policy sets gains; neither writes the other's."""
 
     def build(params):
         optimizer = fa.AdamW(params, lr=0.1, policy=fa.ActiveLR(interval=3))
@@ -291,7 +291,7 @@ def stream(obj: Any) -> Any:
 @pytest.mark.parametrize(
     "policy", ["fixed", "active", "tlr-preconditioned-global", "tlr-times-active", "hypergradient-tensor"]
 )
-def test_a_copy_goes_on_by_itself(copier, policy):
+def test_a_copy_is_independent(copier, policy):
     optimizer = fa.AdamW(parameters(), lr=0.01, policy=POLICIES[policy], fused=True, backend="reference")
     train(optimizer, 4)
     twin = copier(optimizer)
@@ -345,7 +345,7 @@ def test_learning_rates_are_lr_times_gain():
     assert first["min"] < 0.5
 
 
-def test_a_global_gain_holds_for_a_tensor_that_has_not_moved_yet():
+def test_a_global_gain_applies_to_a_tensor_that_has_not_moved_yet():
     params = parameters()
     optimizer = fa.SGD(params, lr=0.1, policy=fa.Hypergradient(1e-2))
     for step in range(3):

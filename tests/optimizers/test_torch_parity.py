@@ -1,4 +1,4 @@
-"""With a fixed rate, ours is ``torch.equal`` to torch's single-tensor path: any shapes, groups and schedule."""
+"""With a fixed rate, results are ``torch.equal`` to torch's single-tensor path, for any shapes, groups and schedule."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def hyperparameters(draw: Any, name: str) -> dict[str, Any]:
 
 
 class Run:
-    """The same random training, for whichever optimizer is put into it."""
+    """The same random training for different optimizers."""
 
     def __init__(self, shapes: list[tuple[int, ...]], lrs: list[float], seed: int, split: int) -> None:
         self.shapes, self.lrs, self.seed, self.split = shapes, lrs, seed, split
@@ -72,7 +72,7 @@ RUNS = st.builds(Run, SHAPES, LRS, st.integers(0, 10**6), st.integers(0, 5))
 
 
 def first_difference(run: Run, dtype: torch.dtype, name: str, arguments: dict[str, Any], theirs: Any = None) -> str:
-    """Where our run leaves torch's, parameters or state; "" where it never does."""
+    """Returns where parameters or state first differ from torch's; "" if they do not."""
     ours_cls, torch_cls = NAMESAKES[name]
     ours, expected = run.parameters(dtype), run.parameters(dtype)
     optimizer = ours_cls(run.groups(ours), lr=0.1, backend="reference", **arguments)
@@ -102,7 +102,7 @@ def test_bit_equal_to_torch(name, data):
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_low_precision_equals_float32_state_rounded_once(name, data):
-    """The oracle is torch on float32 parameters that are rounded to the low precision after every step."""
+    """The expected result is torch's on float32 parameters that are rounded to the low precision after every step."""
     run, dtype, arguments = data.draw(RUNS), data.draw(LOW), data.draw(hyperparameters(name))
     ours_cls, torch_cls = NAMESAKES[name]
     ours, oracle = run.parameters(dtype), [p.detach().float().requires_grad_() for p in run.parameters(dtype)]
@@ -122,7 +122,7 @@ FIXED_RUN = Run([(5,), (2, 3), ()], [0.1] * 10, seed=3, split=1)
 
 
 @pytest.mark.parametrize(("name", "wrong"), [("SGD", "ASGD"), ("Adam", "NAdam"), ("AdamW", "Adam"), ("RAdam", "Adam")])
-def test_another_optimizer_fails_the_same_check(name, wrong):
+def test_another_optimizer_is_not_bit_equal_to_torch(name, wrong):
     arguments = {"weight_decay": 0.1}
     assert first_difference(FIXED_RUN, torch.float32, name, arguments) == ""
     assert first_difference(FIXED_RUN, torch.float32, name, arguments, getattr(torch.optim, wrong)) != ""
@@ -130,7 +130,7 @@ def test_another_optimizer_fails_the_same_check(name, wrong):
 
 @pytest.mark.parametrize("name", NAMESAKES)
 def test_an_adapting_policy_with_gains_of_one_agrees_within_rounding(name):
-    """Before the first interval ends ActiveLR's gains are all 1: the same steps, in another order of operations."""
+    """Before the first interval ends all gains of ActiveLR are 1: equal steps in another order of operations."""
     cls = NAMESAKES[name][0]
     fixed, adapting = FIXED_RUN.parameters(torch.float32), FIXED_RUN.parameters(torch.float32)
     one = cls(FIXED_RUN.groups(fixed), lr=0.1)
@@ -146,7 +146,7 @@ def test_an_adapting_policy_with_gains_of_one_agrees_within_rounding(name):
 @pytest.mark.parametrize("name", NAMESAKES)
 @pytest.mark.parametrize("lr_dtype", [torch.float64, torch.float32])
 def test_a_tensor_lr_is_read_as_a_double(name, lr_dtype):
-    """As torch with the value as a float; torch itself rounds ``1 − lr·wd`` to a float32 tensor lr's precision."""
+    """Compares with torch with a float lr. torch itself rounds ``1 − lr·wd`` to a float32 lr's precision."""
     ours_cls, torch_cls = NAMESAKES[name]
     lr = torch.tensor(0.1, dtype=lr_dtype)
     ours, expected = FIXED_RUN.parameters(torch.float32), FIXED_RUN.parameters(torch.float32)

@@ -1,6 +1,6 @@
-"""The native library: what is built where, what is said about the rest, and what a wrong library leads to.
+"""The native library: which parts are built, the messages about missing parts, and errors of an unusable library.
 
-Most tests build a library of a few lines, in a copy of the tree; the heavy ones build more often, or the real one.
+Most tests build a library of a few lines in a copy of the tree. The heavy ones build more often, or the real one.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ SMALL = {
 
 
 def copy_tree(to: Path, sources: dict[str, str] | None = SMALL) -> Path:
-    """The tree as a fresh checkout has it, with these sources instead of the kernels (None: with the kernels)."""
+    """Copies the tree of a fresh checkout, with these sources instead of the kernels (None: with the kernels)."""
     unwanted = shutil.ignore_patterns("__pycache__", "*.so", "_build.json")
     for name in ("fused_adaptive", "csrc"):
         if (ROOT / name).exists():
@@ -85,7 +85,7 @@ def copy_tree(to: Path, sources: dict[str, str] | None = SMALL) -> Path:
 
 
 def run(*command: str | Path, cwd: Path, ok: bool = True, **environment: str) -> str:
-    """The output; ``ok``: whether the command must succeed or fail."""
+    """Returns the output of a command. ``ok``: whether it must succeed or fail."""
     clean = {
         k: v for k, v in os.environ.items() if not k.startswith("FUSED_ADAPTIVE") and k not in ("PYTHONPATH", "CXX")
     }
@@ -102,7 +102,7 @@ def run(*command: str | Path, cwd: Path, ok: bool = True, **environment: str) ->
 
 
 def build(tree: Path, ok: bool = True, **environment: str) -> tuple[dict, str]:
-    """Builds in place; what ``_build.json`` says, and the output."""
+    """Builds in place. Returns the contents of ``_build.json`` and the output."""
     (tree / "fused_adaptive" / "_build.json").unlink(missing_ok=True)
     output = run(sys.executable, "setup.py", "build_ext", "--inplace", cwd=tree, ok=ok, **environment)
     built = json.loads((tree / "fused_adaptive" / "_build.json").read_text())
@@ -122,7 +122,7 @@ NUMBER = "import torch, fused_adaptive.core.library as e; e.load(); print(torch.
 
 @pytest.mark.heavy
 @needs_compiler
-def test_without_nvcc_the_cpu_kernels_are_built_and_the_reason_is_told(tmp_path):
+def test_without_nvcc_the_cpu_kernels_are_built_and_a_reason_is_given(tmp_path):
     tree = copy_tree(tmp_path)
     (tmp_path / "cuda" / "bin").mkdir(parents=True)
     home = {"CUDA_HOME": str(tmp_path / "cuda")}
@@ -136,7 +136,7 @@ def test_without_nvcc_the_cpu_kernels_are_built_and_the_reason_is_told(tmp_path)
     assert in_tree(tree, NUMBER) == "3\n"
     report = run(sys.executable, "-m", "fused_adaptive", cwd=tree)
     assert re.search(r"native library  loaded\n  built         CPU kernels\n.*\n  left out      cuda: no nvcc", report)
-    # Flags that would change a result, or need a newer machine, are nowhere.
+    # No flag changes results or needs a newer machine.
     compiled = [line for line in output.splitlines() if "three.cpp" in line]
     assert compiled
     for line in compiled:
@@ -148,17 +148,17 @@ def test_without_nvcc_the_cpu_kernels_are_built_and_the_reason_is_told(tmp_path)
 
 @pytest.mark.heavy
 @needs_compiler
-def test_what_is_required_and_what_is_asked_for(tmp_path):
+def test_required_and_selected_parts_of_a_build(tmp_path):
     tree = copy_tree(tmp_path)
     (tmp_path / "cuda" / "bin").mkdir(parents=True)
     home = {"CUDA_HOME": str(tmp_path / "cuda")}
-    # What was not asked for is no error.
+    # A part that was not selected may be missing.
     built, _ = build(tree, FUSED_ADAPTIVE_BUILD="cpu", FUSED_ADAPTIVE_REQUIRE_EXT="1")
     assert built["left_out"] == {"cuda": "FUSED_ADAPTIVE_BUILD=cpu did not ask for it"}
     build(tree, FUSED_ADAPTIVE_REQUIRE_EXT="cpu", **home)
     _, output = build(tree, ok=False, FUSED_ADAPTIVE_REQUIRE_EXT="1", **home)
     assert "FUSED_ADAPTIVE_REQUIRE_EXT=1 forbids to leave this out:\ncuda: no nvcc" in output
-    # An nvcc that knows none of our architectures, and one that fails.
+    # An nvcc that supports none of our architectures, and one that fails.
     (tmp_path / "cuda" / "lib64").mkdir()
     (tmp_path / "cuda" / "lib64" / "libcudart_static.a").touch()
     nvcc = tmp_path / "cuda" / "bin" / "nvcc"
@@ -168,14 +168,14 @@ def test_what_is_required_and_what_is_asked_for(tmp_path):
         built, _ = build(tree, **home)
         assert built["cpu"] is True
         assert reason in built["left_out"]["cuda"]
-    # Nothing of this stays when the next build leaves all of it out.
+    # The next build, with no parts, removes all of this.
     built, output = build(tree, FUSED_ADAPTIVE_BUILD="none")
     assert built["cpu"] is False
     assert "fused_adaptive: pure Python, no kernels" in output
 
 
 @pytest.mark.heavy
-def test_without_a_compiler_or_torch_it_is_pure_python_and_the_reason_is_told(tmp_path):
+def test_without_a_compiler_or_torch_it_is_pure_python_and_a_reason_is_given(tmp_path):
     tree = copy_tree(tmp_path / "tree")
     (tmp_path / "empty").mkdir()
     (tmp_path / "no_torch").mkdir()
@@ -238,7 +238,7 @@ def test_cuda_kernels_need_no_gpu_no_cuda_library_and_no_whole_build(tmp_path):
 
 
 def assert_portable(library: Path) -> None:
-    """The library asks for torch's stable C interface and the system's libraries, and for nothing else."""
+    """The library uses only torch's stable C interface and the system's libraries."""
     undefined = run("nm", "-D", "--undefined-only", library, cwd=library.parent)
     assert "aoti_torch_" in undefined
     assert not re.search(r" _Z\w*(2at|3c10|5torch|6caffe2)", undefined)
@@ -249,7 +249,7 @@ def assert_portable(library: Path) -> None:
 
 @pytest.mark.skipif(not shutil.which("nm") or not shutil.which("readelf"), reason="no nm and readelf")
 @pytest.mark.skipif(not LIBRARY.exists(), reason="the native library is not built")
-def test_the_library_uses_the_stable_interface_only():
+def test_the_library_uses_only_the_stable_interface():
     assert_portable(LIBRARY)
 
 
@@ -290,7 +290,7 @@ told()
 
 
 @needs_compiler
-def test_a_wrong_library_is_a_sentence_with_a_remedy_and_no_error(tmp_path):
+def test_an_unusable_library_gives_a_message_with_a_remedy_and_no_error(tmp_path):
     tree = copy_tree(tmp_path / "tree")
     (tmp_path / "elsewhere").mkdir()
     build(tree, FUSED_ADAPTIVE_BUILD="cpu")
@@ -307,10 +307,10 @@ def test_a_wrong_library_is_a_sentence_with_a_remedy_and_no_error(tmp_path):
 
 
 def environment_with(*arguments: str | Path, folder: Path, **variables: str) -> Path:
-    """The Python of an environment that has torch, and of ours what pip installs with these arguments."""
+    """Returns the Python of an environment with torch, in which pip installs this package with these arguments."""
     run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
     (site,) = folder.glob("lib/python*/site-packages")
-    # A path file inside of these folders, such as that of an editable install, counts for nothing here.
+    # A path file in these folders, such as that of an editable install, has no effect here.
     (site / "torch.pth").write_text(
         "\n".join({str(Path(sys.modules[m].__file__ or "").parents[1]) for m in ("torch", "pytest")})
     )
@@ -357,7 +357,7 @@ def wheel_by_way_of_sdist(tree: Path, **variables: str) -> tuple[Path, set[str]]
 @needs_pip
 def test_sdist_and_wheel(tmp_path):
     tree = copy_tree(tmp_path / "tree")
-    build(tree, FUSED_ADAPTIVE_BUILD="cpu")  # must not come along
+    build(tree, FUSED_ADAPTIVE_BUILD="cpu")  # must not be in the wheel
     wheel, names = wheel_by_way_of_sdist(tree, FUSED_ADAPTIVE_BUILD="none")
     assert wheel.name.endswith("-py3-none-any.whl")
     assert "fused_adaptive/_build.json" in names

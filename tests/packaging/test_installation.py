@@ -1,4 +1,4 @@
-"""Where people install it: without a compiler, with old tools, on other systems and other kinds of Python."""
+"""Installation without a compiler, with old tools, on other systems and with other kinds of Python."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .test_build import (
     wheel_by_way_of_sdist,
 )
 
-# ---- kernels that are missing ----
+# ---- missing kernels ----
 
 CPU, CUDA, META = map(torch.device, ("cpu", "cuda", "meta"))
 
@@ -49,7 +49,7 @@ def an_optimizer(**options) -> fa.AdamW:
 
 
 @pytest.mark.usefixtures("_without_kernels")
-def test_missing_kernels_are_told_once_with_the_reason_and_the_command():
+def test_missing_kernels_are_reported_once_with_a_reason_and_a_command():
     with pytest.warns(UserWarning, match="kernels for cpu are missing") as told:
         optimizer = an_optimizer()
     assert len(told) == 1
@@ -63,30 +63,30 @@ def test_missing_kernels_are_told_once_with_the_reason_and_the_command():
 
 
 @pytest.mark.usefixtures("_without_kernels")
-def test_who_asks_for_the_reference_is_told_nothing(monkeypatch):
+def test_nothing_is_reported_if_the_reference_is_selected(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         an_optimizer(backend="reference")
-        backends.select("auto", [META])  # nobody has kernels for that
+        backends.select("auto", [META])  # no backend has kernels for this device
         monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "reference")
         an_optimizer()
 
 
 @pytest.mark.usefixtures("_without_kernels")
-def test_of_a_gpu_every_backend_says_why(monkeypatch):
+def test_every_backend_gives_a_reason_for_a_gpu(monkeypatch):
     triton = backends._load("triton")
     monkeypatch.setattr(triton, "why_not", lambda devices: "no triton")
     with pytest.warns(UserWarning, match="kernels for cuda are missing.*no g.*backend 'triton' cannot run: no triton"):
         assert backends.select("auto", [CUDA]).name == "reference"
     monkeypatch.setattr(triton, "why_not", lambda devices: "")
     backends._TOLD.clear()
-    assert backends.select("auto", [CUDA]).name == "triton"  # which has kernels
+    assert backends.select("auto", [CUDA]).name == "triton"  # triton has kernels for GPUs
 
 
 @pytest.mark.heavy
 @needs_pip
-def test_a_wheel_that_lacks_its_kernels_is_not_served_to_who_asks_for_them(tmp_path):
-    """pip keeps what it builds of an archive, and asks neither setup.py nor the environment again."""
+def test_a_cached_wheel_without_kernels_is_not_used_if_kernels_are_required(tmp_path):
+    """pip caches wheels that it builds from archives, and does not run setup.py or read the environment again."""
     tree = copy_tree(tmp_path / "tree")
     run(sys.executable, "setup.py", "sdist", "-d", "dist", cwd=tree)
     named = ["--ignore-installed", "--no-build-isolation", "--find-links", tree / "dist", "fused_adaptive"]
@@ -97,7 +97,7 @@ def test_a_wheel_that_lacks_its_kernels_is_not_served_to_who_asks_for_them(tmp_p
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index"]
     required = {"FUSED_ADAPTIVE_REQUIRE_EXT": "cpu"}
     assert "forbids to leave this out" in run(*pip, *named, cwd=tmp_path, ok=False, **variables, **required)
-    # Who wants none gets a wheel like any other.
+    # A build that is asked for no kernels gives an ordinary wheel.
     run(*pip, *named, cwd=tmp_path, FUSED_ADAPTIVE_BUILD="none", **variables)
     assert [w.name.partition("-")[2] for w in (tmp_path / "cache").rglob("*-any.whl")] == [
         f"{fa.__version__}-py3-none-any.whl"
@@ -108,7 +108,7 @@ def test_a_wheel_that_lacks_its_kernels_is_not_served_to_who_asks_for_them(tmp_p
 
 
 @pytest.mark.parametrize("module", ["__version__ = '65.5.0'\nExtension = setup = None\n", "raise ImportError\n"])
-def test_setuptools_that_are_old_or_missing_are_a_sentence(module, tmp_path):
+def test_old_or_missing_setuptools_give_a_message(module, tmp_path):
     (tmp_path / "setuptools" / "command").mkdir(parents=True)
     (tmp_path / "setuptools" / "__init__.py").write_text(module)
     (tmp_path / "setuptools" / "command" / "__init__.py").touch()
@@ -133,7 +133,7 @@ except Exception as error:
 @pytest.mark.parametrize(
     ("system", "remedy"), [("win32", "install under WSL"), ("darwin", "xcode-select"), ("linux", "install g++")]
 )
-def test_the_remedy_is_one_of_the_system(system, remedy):
+def test_the_remedy_depends_on_the_system(system, remedy):
     output = run(sys.executable, "-c", FIND.format(system), cwd=ROOT, CXX="/nonexistent")
     told = output.splitlines()[-1]
     assert told.startswith("Missing ")
@@ -143,7 +143,7 @@ def test_the_remedy_is_one_of_the_system(system, remedy):
 
 @pytest.mark.heavy
 @needs_compiler
-def test_what_nvcc_compiles_is_told_before_it_does(tmp_path):
+def test_architectures_are_printed_before_nvcc_compiles(tmp_path):
     tree = copy_tree(tmp_path / "tree")
     (tree / "csrc" / "cuda" / "kernel.cu").write_text("void launch(float*) {}\n")
     (tree / "csrc" / "cuda" / "launch.cpp").unlink()
@@ -171,8 +171,8 @@ print(torch.ops.fused_adaptive.number(), python_calls.same_objects(), python_cal
 
 @pytest.mark.heavy
 @needs_compiler
-def test_a_library_for_free_threaded_python_is_for_that_version_alone(tmp_path):
-    """Which there is no stable ABI for: setuptools refuses to build what says otherwise."""
+def test_a_library_for_free_threaded_python_is_for_one_version(tmp_path):
+    """There is no stable ABI for it: setuptools refuses to build a library that claims one."""
     tree = copy_tree(tmp_path)
     (tree / "setup.py").write_text(FREE_THREADED + (tree / "setup.py").read_text())
     asked = {"FUSED_ADAPTIVE_BUILD": "cpu", "FUSED_ADAPTIVE_REQUIRE_EXT": "cpu"}
@@ -184,7 +184,7 @@ def test_a_library_for_free_threaded_python_is_for_that_version_alone(tmp_path):
     assert run(sys.executable, "-c", FREE_THREADED + LOAD, cwd=with_it) == "3 None None\n"
 
 
-def test_python_objects_are_not_read_without_the_interpreters_lock(monkeypatch):
+def test_python_objects_are_not_read_without_the_gil(monkeypatch):
     functions = (python_calls.same_objects, python_calls.same_items, python_calls.gradients_reader)
     monkeypatch.setattr(native_library, "FREE_THREADED", True)
     for function in functions:
@@ -202,14 +202,14 @@ def test_python_objects_are_not_read_without_the_interpreters_lock(monkeypatch):
             function.cache_clear()
 
 
-# ---- what the tests need ----
+# ---- dependencies of the tests ----
 
-#: Packages whose modules have other names; what torch brings; what is only for some tests, which ask for it.
+#: Packages whose modules have other names, dependencies of torch, and packages that only some tests need.
 PROVIDES = {"_pytest": "pytest", "xdist": "pytest-xdist"}
 BROUGHT = {"torch", "numpy", "setuptools", "fused_adaptive", "bench", "tests"}
 
 
-def test_the_extra_for_tests_has_what_they_import():
+def test_the_extra_for_tests_has_all_packages_that_they_import():
     tomllib = pytest.importorskip("tomllib")
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     named = {re.split(r"[^\w-]", requirement)[0] for requirement in extras["test"]}
@@ -221,7 +221,7 @@ def test_the_extra_for_tests_has_what_they_import():
 
 
 def modules(node: ast.stmt) -> list[str]:
-    """The modules that a statement imports, by their first names."""
+    """Returns the top-level names of the modules that a statement imports."""
     if isinstance(node, ast.Import):
         return [alias.name.partition(".")[0] for alias in node.names]
     return (

@@ -1,4 +1,4 @@
-"""The layers of the package: imports point one way, those for type checkers included."""
+"""Layers of the package: imports point downwards, also those for type checkers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-#: Of each folder, those that it may import. The package itself imports all of them, and none imports it.
+#: Folders that each folder may import. The package itself imports all of them, and none imports it.
 LAYERS: dict[str, set[str]] = {
     "core": set(),
     "policies": {"core"},
@@ -25,12 +25,12 @@ LAYERS: dict[str, set[str]] = {
 
 
 def sources(folder: Path) -> dict[str, str]:
-    """The modules of a package by their dotted names. A package's own name ends in ``.__init__``."""
+    """Returns the modules of a package by dotted name. A package's own name ends in ``.__init__``."""
     return {".".join(p.relative_to(folder.parent).with_suffix("").parts): p.read_text() for p in folder.rglob("*.py")}
 
 
 def imports(texts: Mapping[str, str]) -> dict[str, set[str]]:
-    """Of each module, those of the package that it imports, wherever it does."""
+    """Returns the modules of the package that each module imports, anywhere in it."""
     return {name: set(_imported(name, ast.parse(text), texts)) for name, text in texts.items()}
 
 
@@ -56,13 +56,13 @@ def _imported(name: str, tree: ast.AST, texts: Mapping[str, str]):
 
 
 def folder_of(module: str) -> str:
-    """The layer of a module; "" for those beside the folders."""
+    """Returns the layer of a module; "" for modules outside of the folders."""
     parts = module.split(".")
     return parts[1] if len(parts) > 2 else ""
 
 
 def upward(graph: Mapping[str, set[str]]) -> list[str]:
-    """The imports that no layer's list has."""
+    """Returns imports that LAYERS does not allow."""
     return sorted(
         f"{module} imports {other}"
         for module, others in graph.items()
@@ -72,7 +72,7 @@ def upward(graph: Mapping[str, set[str]]) -> list[str]:
 
 
 def circle(graph: Mapping[str, set[str]]) -> list[str]:
-    """Modules that import each other in a circle; empty if none do."""
+    """Returns modules that import each other in a circle; empty if there are none."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -80,7 +80,7 @@ def circle(graph: Mapping[str, set[str]]) -> list[str]:
     return []
 
 
-def test_imports_point_one_way():
+def test_imports_point_downwards():
     graph = imports(sources(ROOT / "fused_adaptive"))
     assert {folder_of(module) for module in graph} - {""} == set(LAYERS)
     assert upward(graph) == []

@@ -1,8 +1,8 @@
 """An independent float64 oracle of every backbone with every policy, written from the definitions of the algorithms.
 
-It shares no arithmetic with the package: of it, only the policies appear, as plain values whose arguments are read.
-It works on nothing in place, and counts one interval a policy where the package spreads counts over tensors.
-Left out: ``TrainableLR(naive=True)``, which needs a loss and not only gradients, and ASLR's draws.
+It shares no arithmetic with the package, and uses only the policies' arguments. It changes no tensor in place, and
+counts one interval per policy, where the package counts per tensor. It does not have ``TrainableLR(naive=True)``,
+which needs a loss, and ASLR's draws.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .oracle_backbones import DIRECTIONS
 
 @dataclass
 class Group:
-    """A param group: the tensors' first values, the hyperparameters, and ``options``, those of the backbone."""
+    """A param group: initial values of its tensors, hyperparameters, and the backbone's ``options``."""
 
     values: Sequence[Tensor]
     lr: float
@@ -37,7 +37,7 @@ class Group:
 
 @dataclass(eq=False)
 class Parameter:
-    """A tensor under way; ``gradient`` is that of this step (None: missing), ``direction`` the last one."""
+    """A tensor in training. ``gradient``: of this step (None: missing). ``direction``: the last one."""
 
     value: Tensor
     group: Group
@@ -48,17 +48,17 @@ class Parameter:
     moments: dict[str, Tensor] = field(default_factory=dict)
 
     def coupled_gradient(self) -> Tensor:
-        """``ĝ = g + wd·p`` with coupled decay, else ``g``."""
+        """Returns ``ĝ = g + wd·p`` with coupled decay, else ``g``."""
         coupled = self.group.weight_decay != 0 and not self.group.decoupled
         return self.gradient + self.group.weight_decay * self.value if coupled else self.gradient
 
     def average(self, name: str, sample: Tensor, beta: float) -> Tensor:
-        """Moves an exponential average that starts at 0."""
+        """Updates an exponential average that starts at 0."""
         self.moments[name] = beta * self.moments.get(name, torch.zeros_like(sample)) + (1 - beta) * sample
         return self.moments[name]
 
     def maximum(self, sample: Tensor) -> Tensor:
-        """The largest sample so far."""
+        """Returns the largest sample so far."""
         self.moments["maximum"] = torch.maximum(self.moments.get("maximum", sample), sample)
         return self.moments["maximum"]
 
@@ -67,9 +67,9 @@ class Parameter:
 
 
 class Rule:
-    """A policy at work: its gains, and what it remembers of tensors that have had a gradient. FixedLR: ``γ = 1``."""
+    """Gains of a policy, and its memory of tensors that have had a gradient. As FixedLR: ``γ = 1``."""
 
-    #: What the package calls this gain in ``optimizer.state[p]``.
+    #: Name of the gain in ``optimizer.state[p]``.
     gain_name = "gain"
 
     def __init__(self, policy: Any) -> None:
@@ -80,59 +80,59 @@ class Rule:
         self.gains: dict[Parameter | None, Any] = {}
 
     def fresh(self, parameter: Parameter) -> Any:
-        """What is remembered of a tensor that has only now had a gradient, or whose interval starts anew."""
+        """Returns the memory of a tensor at its first gradient, or at a restart of its interval."""
 
     def owner(self, parameter: Parameter) -> Parameter | None:
-        """Whose gain drives this tensor; None: the one for all."""
+        """Returns the parameter whose gain applies to this one; None if one gain is global."""
         return None if getattr(self.policy, "granularity", "") == "global" else parameter
 
     def gain(self, parameter: Parameter) -> Any:
-        """``γ``: a number, or for ActiveLR one an element."""
+        """Returns ``γ``: a number, or one per element for ActiveLR."""
         return self.gains.get(self.owner(parameter), 1.0)
 
     def units(self) -> list[list[Parameter]]:
-        """The tensors, parted by gain."""
+        """Returns the tensors, grouped by gain."""
         owners = {self.owner(parameter) for parameter in self.memory}
         return [[parameter for parameter in self.memory if self.owner(parameter) is owner] for owner in owners]
 
     def reference_rate(self, unit: Sequence[Parameter]) -> float:
-        """``L``: the largest rate that any group under this gain has had."""
+        """Returns ``L``: the largest rate that any group with this gain has had."""
         groups = self.groups if self.owner(unit[0]) is None else [unit[0].group]
         return max(group.largest_lr for group in groups)
 
     def ascend(self, unit: Sequence[Parameter], slope: float) -> None:
-        """``γ ← max(0, γ + slope/L²)``; what is not finite changes nothing."""
+        """Sets ``γ ← max(0, γ + slope/L²)``, unless that is not finite."""
         reference = self.reference_rate(unit)
         if reference > 0 and math.isfinite(slope / reference**2):
             self.adjust(unit, max(0.0, self.gain(unit[0]) + slope / reference**2))
 
     def adjust(self, unit: Sequence[Parameter], gain: float) -> None:
-        """Sets a gain, within its bounds."""
+        """Sets a gain, limited by its bounds."""
         low, high = getattr(self.policy, "gain_bounds", None) or (-math.inf, math.inf)
         self.gains[self.owner(unit[0])] = min(max(gain, low), high)
 
     def moving(self) -> list[tuple[Any, Parameter]]:
-        """The tensors with a gradient in this step, with what is remembered of them."""
+        """Returns the tensors with a gradient in this step, with their memory."""
         return [(memory, parameter) for parameter, memory in self.memory.items() if parameter.gradient is not None]
 
     def count_call(self) -> bool:
-        """Counts this call of ``step()``, whether or not there is any gradient; True where that ends the interval."""
+        """Counts a call of ``step()``, with or without gradients. Returns whether it ends the interval."""
         self.calls += 1
         ending = self.policy.interval is not None and self.calls >= self.policy.interval
         self.calls = 0 if ending else self.calls
         return ending
 
     def before_moves(self, ending: bool) -> None:
-        """All gradients are there and no tensor has moved."""
+        """Called when all gradients are set and no tensor has moved."""
 
     def after_moves(self, ending: bool) -> None:
-        """All tensors have moved."""
+        """Called when all tensors have moved."""
 
     def end_interval(self) -> None:
-        """The user ends the interval."""
+        """Called when the user ends the interval."""
 
     def restart_interval(self) -> None:
-        """Keeps the gains, forgets the rest."""
+        """Keeps the gains and resets the rest."""
         self.memory = {parameter: self.fresh(parameter) for parameter in self.memory}
 
 
@@ -161,7 +161,7 @@ class ActiveRule(Rule):
             memory.total, memory.applied = torch.zeros_like(memory.total), 0
 
     def adjusted(self, memory: Any, parameter: Parameter) -> Tensor:
-        """One tensor's gains at the end of its interval. What is not finite shrinks and counts as sign 0."""
+        """Returns a tensor's gains at the end of an interval. Nonfinite sums shrink them and count as sign 0."""
         gain, finite, before = self.gains[parameter], memory.total.isfinite(), memory.sign_prev
         sign = torch.where(finite, memory.total.sign(), 0.0)
         new = torch.where(sign * before > 0, self.grown(gain, parameter), gain * self.policy.low)
@@ -174,27 +174,27 @@ class ActiveRule(Rule):
         return new
 
     def grown(self, gain: Tensor, parameter: Parameter) -> Tensor:
-        """Gains of elements that kept their signs: an increment is one of the rate."""
+        """Returns the gains of elements that kept their signs. An increment is added to the rate."""
         if self.policy.high is not None:
             return gain + self.policy.high
         return gain + self.increment(parameter) / parameter.group.largest_lr
 
     def increment(self, parameter: Parameter) -> float:
-        """The backbone's where none is given."""
+        """Returns the increment, by default the backbone's."""
         if self.policy.increment is not None:
             return self.policy.increment
         return 0.1 if "momentum" in parameter.group.options else 1e-4
 
 
 class TrainableRule(Rule):
-    """TrainableLR: a Newton step on the gain, or with ``eta`` a gradient step, from two intervals' gradients."""
+    """TrainableLR: a Newton step on the gain, or with ``eta`` a gradient step, from the gradients of two intervals."""
 
     def fresh(self, parameter: Parameter) -> Any:
         zeros, interval = torch.zeros_like(parameter.value), {"applied": 0, "lr_sum": 0.0, "last_lr": 0.0}
         return SimpleNamespace(previous=zeros, applied_prev=0, start=parameter.value, gradient_sum=zeros, **interval)
 
     def adapts_before_the_last_move(self) -> bool:
-        """Gradients are complete before the last update, which takes the new gain; movements are not."""
+        """With gradients, the last update uses the new gain. Displacements need the last update first."""
         return self.policy.source == "gradient"
 
     def before_moves(self, ending: bool) -> None:
@@ -231,11 +231,11 @@ class TrainableRule(Rule):
                 self.forget_nonfinite(measured, inner, square)
 
     def is_measurable(self, parameter: Parameter) -> bool:
-        """Whether it could move in the interval."""
+        """Returns whether the parameter could move in the interval."""
         return self.memory[parameter].lr_sum != 0 and (self.gain(parameter) != 0 or self.policy.source == "gradient")
 
     def measure(self, parameter: Parameter) -> tuple[float, float]:
-        """``num`` and ``sq`` of one tensor; what the next interval is compared with is remembered."""
+        """Returns ``num`` and ``sq`` of one tensor, and stores what the next interval is compared with."""
         memory = self.memory[parameter]
         mean = direction = memory.gradient_sum / memory.applied
         if self.policy.source != "gradient":
@@ -245,13 +245,13 @@ class TrainableRule(Rule):
         return products
 
     def forget_nonfinite(self, measured: Sequence[Parameter], inner: float, square: float) -> None:
-        """``G_prev ← 0`` where an inner product is not finite."""
+        """Sets ``G_prev ← 0`` if an inner product is not finite."""
         if not (math.isfinite(inner) and math.isfinite(square)):
             for parameter in measured:
                 self.memory[parameter].previous = torch.zeros_like(parameter.value)
 
     def slope(self, parameter: Parameter, inner: float, square: float) -> float:
-        """``lr·⟨ΣG, ΣG_prev⟩``."""
+        """Returns ``lr·⟨ΣG, ΣG_prev⟩``."""
         memory = self.memory[parameter]
         self.forget_nonfinite([parameter], inner, square)
         steps, memory.applied_prev = memory.applied * memory.applied_prev, memory.applied
@@ -259,13 +259,13 @@ class TrainableRule(Rule):
 
 
 def inner_products(source: str, mean: Tensor, direction: Tensor, previous: Tensor) -> tuple[float, float]:
-    """``⟨G, previous⟩`` and ``⟨G, direction⟩``; ``G`` is the mean gradient, or the direction for displacements."""
+    """Returns ``⟨G, previous⟩`` and ``⟨G, direction⟩``. ``G`` is the mean gradient, for displacements the direction."""
     left = direction if source == "displacement" else mean
     return (left * previous).sum().item(), (left * direction).sum().item()
 
 
 def newton_factor(inner: float, square: float, c: float) -> float:
-    """Eq. 9. Only a preconditioned metric can leave the bounds, or have no positive curvature."""
+    """Returns eq. 9. Only a preconditioned metric can exceed the bounds or have no positive curvature."""
     if not (math.isfinite(inner) and math.isfinite(square)):
         return 3 / 4
     if inner == 0:
@@ -275,7 +275,7 @@ def newton_factor(inner: float, square: float, c: float) -> float:
 
 
 class HypergradientRule(Rule):
-    """Hypergradient: the gain climbs along ``⟨ĝ, u_prev⟩``, complete over all tensors before any of them moves."""
+    """Hypergradient: the gain follows ``⟨ĝ, u_prev⟩``, summed over all tensors before any of them moves."""
 
     def before_moves(self, ending: bool) -> None:
         for unit in self.units():
@@ -283,13 +283,13 @@ class HypergradientRule(Rule):
             self.ascend(unit, self.policy.hyper_lr * sum(slopes))
 
     def slope(self, parameter: Parameter) -> float:
-        """``lr·⟨ĝ, u_prev⟩``; 0 where there is no earlier direction, whatever the gradient."""
+        """Returns ``lr·⟨ĝ, u_prev⟩``; 0 if there is no earlier direction, for any gradient."""
         if parameter.direction is None:
             return 0.0
         return parameter.group.lr * (parameter.coupled_gradient() * parameter.direction).sum().item()
 
     def restart_interval(self) -> None:
-        """The last direction is nothing to go by any more."""
+        """Removes the last direction, which is not valid after a restart."""
         for parameter in self.memory:
             parameter.direction = None
 
@@ -298,13 +298,13 @@ RULES = {fa.ActiveLR: ActiveRule, fa.TrainableLR: TrainableRule, fa.Hypergradien
 
 
 def decay_factor(alpha: Any, weight_decay: float, adapts: bool) -> Tensor:
-    """Decoupled decay; with an adapting policy it never turns a parameter around."""
+    """Returns the factor of decoupled decay. With an adapting policy it is never negative."""
     factor = torch.as_tensor(1 - alpha * weight_decay, dtype=torch.float64)
     return factor.clamp(min=0) if adapts else factor
 
 
 class Oracle:
-    """An optimizer of one backbone over param groups, each with its own policies; equal policies are one."""
+    """An optimizer of one backbone over param groups with policies of their own; equal policies are shared."""
 
     def __init__(self, backbone: str) -> None:
         self.backbone = backbone
@@ -338,7 +338,7 @@ class Oracle:
             rule.after_moves(ending)
 
     def move(self, parameter: Parameter) -> None:
-        """``p ← p·max(0, 1 − α·wd) − α·u`` with ``α = lr·γ``."""
+        """Sets ``p ← p·max(0, 1 − α·wd) − α·u`` with ``α = lr·γ``."""
         group = parameter.group
         alpha: Any = group.lr
         for rule in parameter.rules:
@@ -350,7 +350,7 @@ class Oracle:
         parameter.value = parameter.value * decay - alpha * parameter.direction
 
     def reload(self) -> None:
-        """Saving and loading changes nothing."""
+        """Saving and loading has no effect."""
 
     def end_interval(self) -> None:
         for rule in self.rules.values():

@@ -1,4 +1,4 @@
-"""The backbones of the float64 oracle: from ``ĝ`` to the direction ``u``. ``parameter`` is an ``oracle.Parameter``."""
+"""Backbones of the float64 oracle: functions from ``ĝ`` to the direction ``u``. ``parameter``: ``oracle.Parameter``."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def radam(parameter: Any, gradient: Tensor) -> Tensor:
 
 
 def adabelief(parameter: Any, gradient: Tensor) -> Tensor:
-    """As AdamW, or rectified as RAdam but from ``ρ ≥ 5``, with ``s`` around the new mean and ``ε`` inside as well."""
+    """As AdamW, or as RAdam but from ``ρ ≥ 5``. ``s`` is centered at the new mean, and ``ε`` is also added to it."""
     options, (beta1, beta2) = parameter.group.options, parameter.group.options["betas"]
     moving = parameter.average("m", gradient, beta1)
     variance = parameter.average("s", (gradient - moving) ** 2, beta2) + options["eps"]
@@ -55,7 +55,7 @@ def adabelief(parameter: Any, gradient: Tensor) -> Tensor:
 
 
 def rectification(beta2: float, step: int) -> tuple[float, float]:
-    """``ρ`` and, where that is above 4, ``r``."""
+    """Returns ``ρ`` and, if that is above 4, ``r``."""
     limit = 2 / (1 - beta2) - 1
     length = limit - 2 * step * beta2**step / (1 - beta2**step)
     square = (length - 4) * (length - 2) * limit / ((limit - 4) * (limit - 2) * length)

@@ -1,4 +1,4 @@
-"""Wrong variants of the oracle, each of which the random trials must notice."""
+"""Wrong variants of the oracle, which the random trials must notice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def count_only_calls_with_gradients(rule: oracle.Rule) -> bool:
 
 
 def use_square_of_gradient(source: str, mean: Tensor, direction: Tensor, previous: Tensor) -> tuple[float, float]:
-    """Preconditioned: ⟨G, G⟩ in place of ⟨G, U⟩."""
+    """The preconditioned metric uses ⟨G, G⟩ instead of ⟨G, U⟩."""
     left = direction if source == "displacement" else mean
     return (left * previous).sum().item(), (left * left).sum().item()
 
@@ -38,7 +38,7 @@ def newton_deaf_to_nonfinite(inner: float, square: float, c: float, right: Any =
 
 
 def newton_of_a_quarter(inner: float, square: float, c: float, right: Any = oracle.newton_factor) -> float:
-    """c is no argument."""
+    """The argument c is ignored."""
     return right(inner, square, 0.25)
 
 
@@ -49,18 +49,18 @@ def ascend_unclamped(rule: oracle.Rule, unit: Sequence[oracle.Parameter], slope:
 
 
 def zero_times_nan(rule: oracle.HypergradientRule, parameter: oracle.Parameter) -> float:
-    """The earlier direction is all zeros at first, and 0 times a gradient that is not finite is not 0."""
+    """The initial direction is zeros, and 0 times a nonfinite gradient is not 0."""
     previous = torch.zeros_like(parameter.value) if parameter.direction is None else parameter.direction
     return parameter.group.lr * (parameter.coupled_gradient() * previous).sum().item()
 
 
 def rate_of_the_moment(rule: oracle.Rule, unit: Sequence[oracle.Parameter]) -> float:
-    """Increments are divided by what lr is now."""
+    """Increments are divided by the current lr."""
     return max(parameter.group.lr for parameter in unit)
 
 
 def own_reference_rate(rule: oracle.Rule, unit: Sequence[oracle.Parameter]) -> float:
-    """The first group's, where others share the gain."""
+    """The reference rate is that of the first group, although others share the gain."""
     return unit[0].group.largest_lr
 
 
@@ -69,12 +69,12 @@ def adjust_without_bounds(rule: oracle.Rule, unit: Sequence[oracle.Parameter], g
 
 
 def learn_at_rest(rule: oracle.TrainableRule, parameter: oracle.Parameter) -> bool:
-    """What could not move is measured all the same."""
+    """Tensors that could not move are measured too."""
     return rule.memory[parameter].applied > 0
 
 
 def no_coupled_decay(parameter: oracle.Parameter) -> Tensor:
-    """Coupled decay is forgotten."""
+    """Coupled decay is left out."""
     return parameter.gradient
 
 
@@ -84,10 +84,10 @@ def forget_gains(rule: oracle.Rule) -> None:
 
 
 def keep_everything(rule: oracle.Rule) -> None:
-    """A restart restarts counts alone."""
+    """A restart resets only the counts."""
 
 
-#: Wrong variants of the oracle: what is replaced, and by what.
+#: Wrong variants by name: what is replaced, and by what.
 WRONG: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "growth is a factor": (oracle.ActiveRule, "grown", lambda rule, gain, parameter: gain * 1.1),
     "increments of the gain": (

@@ -1,11 +1,11 @@
-"""The package against the float64 oracle on random trials: parameters and gains after every event.
+"""The package against the float64 oracle in random trials: parameters and gains after every event.
 
-A trial is a script of events drawn from a seed: steps with missing, zero and non-finite gradients or none at all,
-changes of lr (0 included), ends and restarts of intervals, groups that are added on the way, and saving and loading.
-The package and the oracle play the same script. Groups have equal or different policies, tuples with two intervals,
-coupled or decoupled decay up to the clamp.
+A trial is a script of random events: steps with missing, zero and nonfinite gradients or none at all, changes of lr
+(also to 0), ends and restarts of intervals, new groups, saving and loading. The package and the oracle play the same
+script. Groups have equal or different policies, tuples with two intervals, coupled or decoupled decay up to the
+clamp.
 
-``FUSED_ADAPTIVE_TRIALS`` in the environment sets the number of trials a backbone (default 40), for a longer search.
+``FUSED_ADAPTIVE_TRIALS`` in the environment sets the number of trials per backbone (default 40), for a longer search.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ OPTIMIZERS: dict[str, type[fa.AdaptiveOptimizer]] = {
     "AdaBelief": fa.AdaBelief,
 }
 
-#: The name of a method that both players have, and its arguments.
+#: The name of a method of both players, and its arguments.
 Event = tuple[str, tuple[Any, ...]]
-#: What is compared: of every tensor its value and, once it has had a gradient, its gains.
+#: What is compared: the value of every tensor, and its gains after its first gradient.
 Snapshot = list[dict[str, Tensor]]
 
 
@@ -51,7 +51,7 @@ Snapshot = list[dict[str, Tensor]]
 
 
 class Writer:
-    """Draws the events of a trial."""
+    """Generates the events of a trial."""
 
     def __init__(self, backbone: str, seed: int) -> None:
         self.backbone = backbone
@@ -78,7 +78,7 @@ class Writer:
         return self.events
 
     def between_steps(self) -> None:
-        """Something other than a step, one time in four."""
+        """Adds an event other than a step, one time in four."""
         names = ["end_interval", "restart_interval", "reload", "set_rates", "add_group"]
         name = self.random.choices([*names, ""], weights=[7, 5, 4, 5, 6, 75])[0]
         if name == "add_group":
@@ -165,7 +165,7 @@ class Writer:
         gradient = torch.randn(shape, generator=self.generator, dtype=torch.float64) + 0.3
         if self.random.random() < self.zero:
             gradient.view(-1)[0] = 0
-        is_newcomer = index not in self.seen and len(self.events) > 5  # others have moved before
+        is_newcomer = index not in self.seen and len(self.events) > 5  # other tensors have moved before
         if self.random.random() < (self.nonfinite_newcomer if is_newcomer else self.nonfinite):
             gradient.view(-1)[0] = self.random.choice([math.nan, math.inf])
         self.seen.add(index)
@@ -227,7 +227,7 @@ class PackagePlayer:
         self.optimizer.restart_interval()
 
     def reload(self) -> None:
-        """Through a file, into an optimizer with other hyperparameters: everything is in the checkpoint."""
+        """Saves to a file and loads into an optimizer with other hyperparameters; the checkpoint has all of them."""
         file = io.BytesIO()
         torch.save(self.optimizer.state_dict(), file)
         file.seek(0)
@@ -243,7 +243,7 @@ class PackagePlayer:
 
 @cache
 def package_trial(backbone: str, seed: int, backend: str) -> tuple[list[Event], list[Snapshot]]:
-    """The script, and what the package makes of it."""
+    """Returns the script, and the package's results."""
     events = Writer(backbone, seed).write()
     return events, play(PackagePlayer(backbone, backend), events)
 
@@ -251,14 +251,14 @@ def package_trial(backbone: str, seed: int, backend: str) -> tuple[list[Event], 
 def play(player: Any, events: Sequence[Event]) -> list[Snapshot]:
     snapshots = []
     for name, arguments in events:
-        # A group is not shared: the oracle changes its lr.
+        # Groups are copied, since the oracle changes their lr.
         getattr(player, name)(*(replace(a) if isinstance(a, oracle.Group) else a for a in arguments))
         snapshots.append(player.snapshot())
     return snapshots
 
 
 def first_difference(backbone: str, seed: int, backend: str = "reference") -> str:
-    """Where the package departs from the oracle in a trial; empty if it does not."""
+    """Returns where the package first differs from the oracle in a trial; empty if it does not."""
     events, ours = package_trial(backbone, seed, backend)
     theirs = play(OraclePlayer(backbone), events)
     for i, (mine, yours) in enumerate(zip(ours, theirs, strict=True)):
@@ -271,7 +271,7 @@ def first_difference(backbone: str, seed: int, backend: str = "reference") -> st
 
 
 def is_close(a: Tensor, b: Tensor) -> bool:
-    """Float64 apart by roundings in another order, which gains amplify a little. Of what is not finite, only where."""
+    """Float64 values may differ by roundings, which gains amplify. Nonfinite values must be in the same places."""
     a, b = (torch.where(x.isfinite(), x, math.nan) for x in (a, b))
     return torch.allclose(a, b.expand_as(a), rtol=1e-8, atol=1e-10, equal_nan=True)
 
@@ -280,13 +280,13 @@ def is_close(a: Tensor, b: Tensor) -> bool:
 @pytest.mark.parametrize("backbone", OPTIMIZERS)
 @settings(max_examples=TRIALS, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 @given(seed=st.integers(0, 10**9))
-def test_agrees_with_the_oracle(backbone, backend, seed):
+def test_the_package_agrees_with_the_oracle(backbone, backend, seed):
     assert first_difference(backbone, seed, backend) == ""
 
 
 @pytest.mark.parametrize("variant", WRONG)
 def test_a_wrong_variant_is_noticed(variant):
-    """Within as many trials as the right one passes."""
+    """It must be noticed within the number of trials that the right oracle passes."""
     with broken(*WRONG[variant]):
         seeds = range(max(TRIALS, 40))
         noticed = next(((b, seed) for seed in seeds for b in OPTIMIZERS if first_difference(b, seed)), None)

@@ -1,4 +1,4 @@
-"""Every backend, optimizer, policy and dtype against the float64 reference, each step from a synchronised state."""
+"""Every backend, optimizer, policy and dtype against the float64 reference, each step from the same state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
 def twin(case: Case, optimizer: fa.AdaptiveOptimizer, params: Sequence[Tensor]) -> tuple[fa.AdaptiveOptimizer, list]:
-    """The float64 reference in the state of ``optimizer``."""
+    """Returns the float64 reference in the state of ``optimizer``."""
     doubles = [p.detach().to(torch.float64, copy=True).requires_grad_() for p in params]
     reference = case.build(doubles, backend="reference")
     reference.load_state_dict(deepcopy(optimizer.state_dict()))  # loading shares tensors, as in torch
@@ -31,14 +31,14 @@ def twin(case: Case, optimizer: fa.AdaptiveOptimizer, params: Sequence[Tensor]) 
 
 
 def many_layouts(dtype: torch.dtype) -> list[Tensor]:
-    """What loops over flat memory could get wrong: tails, chunk borders, strides, gaps."""
+    """Returns layouts for mistakes of loops over flat memory: tails, chunk borders, strides, gaps."""
     flat = parameters(dtype, [(1,), (3,), (127,), (4095,), (4096,), (4097,), (0, 3)])
     a, b, c = (p.detach() for p in parameters(dtype, [(2, 5, 3, 7), (13, 11), (6, 10)]))
     laid_out = [a.to(memory_format=torch.channels_last), b.t(), c[:, ::2]]
     return flat + [p.requires_grad_() for p in laid_out]
 
 
-#: Inner products grow with the number of elements, and rates that follow them would leave float16's range.
+#: Inner products grow with the number of elements, and rates that follow them would exceed float16's range.
 SLOWER = {
     "tlr-gradient-eta": fa.TrainableLR(interval=2, source="gradient", eta=1e-8),
     "hypergradient-global": fa.Hypergradient(1e-9),
@@ -56,7 +56,7 @@ def large_and_odd(dtype: torch.dtype) -> list[Tensor]:
 
 
 class OtherStrides(Gradients):
-    """Gradients that are laid out as their parameters in every second step, and contiguous in the others."""
+    """Gradients with their parameters' layout in every second step, and contiguous in the others."""
 
     def set(self, params: Sequence[Tensor], step: int) -> None:
         super().set(params, step)
@@ -73,15 +73,15 @@ def worst_excess(
     make: Callable[[torch.dtype], list[Tensor]] = parameters,
     device: str = "cpu",
 ) -> float:
-    """How far the largest deviation of a step lies beyond its bound, in units of the bound; up to 1 is within."""
+    """Returns the largest deviation of a step in units of its bound; up to 1 is within the bound."""
     params, gradients = make(dtype), OtherStrides(missing=0.15)
     if device != "cpu":
         params = [p.detach().to(device).requires_grad_() for p in params]
     optimizer = case.build(params, backend=backend)
-    # torch multiplies by the rounded factor 1 − lr·wd, and with a fixed rate the reference does as torch does.
+    # torch multiplies by the rounded factor 1 − lr·wd, and so does the reference with a fixed rate.
     ulps = 1.5 if case.policy == "fixed" and case.decoupled and backend == "reference" else 1.0
     if dtype == torch.float64:
-        ulps = 3.0  # the twin's own decay, factor and difference are rounded as coarsely
+        ulps = 3.0  # decay, factor and difference of the twin are rounded as coarsely
     excesses = [0.0]
     for step in range(STEPS):
         gradients.set(params, step)
@@ -108,21 +108,21 @@ def excess(ours: Tensor, expected: Tensor, bound: Tensor | float) -> float:
 def state_excesses(
     state: State, expected: State, before: State, dtype: torch.dtype, param_bound: Tensor
 ) -> list[float]:
-    """State after one step: counts and signs are equal, sums and moments within rounding of their largest element.
+    """Returns deviations of the state after one step: counts and signs are equal, sums and moments within rounding.
 
-    The largest before or after the step: where a mean and a gradient cancel, their roundings do not.
+    Rounding is relative to the largest element before or after the step, since a mean and a gradient may cancel.
     """
     found = [] if state.keys() == expected.keys() else [1e9]
     for name, value in state.items():
         other = expected.get(name)
         if other is None or (name == "direction_prev" and "interval_start" in state):
-            continue  # a displacement divided by a small rate; what it leads to is checked in the gain
+            continue  # a displacement divided by a small rate; the gain is checked instead
         if not value.is_floating_point():
             found.append(0.0 if torch.equal(value, other) else 1e9)
         elif name == "interval_start":
             found.append(excess(value, other, param_bound))
         elif name == "gain" and "interval_start" in state:
-            # A displacement over a rate: the rounding of the parameters comes back divided by the rate.
+            # A displacement divided by a rate has the rounding of the parameters divided by the rate.
             found.append(excess(value, other, 8 * EPSILON[dtype] / 0.01))
         else:
             coarse = torch.float32 if name == "gain" else value.dtype
@@ -158,16 +158,16 @@ def test_a_step_is_within_rounding_of_the_float64_reference(case, dtype, backend
 @pytest.mark.heavy
 @pytest.mark.parametrize("backend", KERNELS)
 @every_dtype
-@pytest.mark.parametrize("case", [c for i, c in enumerate(CASES) if (i // 2 + i) % 2], ids=str)  # decays alternate
+@pytest.mark.parametrize("case", [c for i, c in enumerate(CASES) if (i // 2 + i) % 2], ids=str)  # decay alternates
 def test_a_large_odd_tensor(case, dtype, backend):
-    # In float64 about 1e-13, where 1e-12 is asked: of a million elements some cancel, here and in the twin.
+    # In float64 the bound is about 1e-13 and 1e-12 is allowed: some of a million elements cancel.
     limit = 100.0 if dtype == torch.float64 else 1.0
     assert worst_excess(for_large(case), dtype, backend, make=large_and_odd) <= limit
 
 
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("case", CASES[::17], ids=str)  # every policy and every optimizer is met
+@pytest.mark.parametrize("case", CASES[::17], ids=str)  # includes every policy and every optimizer
 def test_some_large_odd_tensors(case, dtype, backend):
     assert worst_excess(for_large(case), dtype, backend, make=large_and_odd) <= 1.0
 
@@ -203,7 +203,7 @@ def test_a_wrong_variant_exceeds_the_bound(name, dtype, monkeypatch):
         groups = [{**saved, **mine} for saved, mine in zip(state_dict["param_groups"], own, strict=True)]
         load(self, {**state_dict, "param_groups": groups})
 
-    # The twin loads the optimizer's state, and with it would take over its hyperparameters.
+    # The twin loads the optimizer's state, and would also load its hyperparameters.
     monkeypatch.setattr(fa.AdaptiveOptimizer, "load_state_dict", keep_own_hyperparameters)
     assert worst_excess(right, dtype, "reference") <= 1.0
     assert worst_excess(right, dtype, "reference", wrong) > 10.0

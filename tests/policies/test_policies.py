@@ -1,4 +1,4 @@
-"""Interval bookkeeping and the corners of each policy that the golden trajectories do not reach."""
+"""Intervals, and cases of each policy that the golden trajectories do not cover."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def test_steps_per_epoch_counts_optimizer_steps():
 # ---- ActiveLR ----
 
 
-def test_signs_are_compared_and_not_products_that_underflow():
+def test_signs_are_compared_and_not_products_which_underflow():
     optimizer = fa.SGD([one_parameter()], policy=fa.ActiveLR(interval=1, high=0.1))
     feed(optimizer, [1e-200, 1e-200], [1e-200, -1e-200])
     assert element_gain(optimizer) == [1.1, 0.9]
 
 
 @pytest.mark.parametrize(("on_zero", "expected"), [("hold", [1.0, 1.1, 1.0]), ("shrink", [0.729, 0.729, 0.729])])
-def test_where_there_is_nothing_to_compare_gains_hold_or_shrink(on_zero, expected):
-    """If gains hold, a sum of 0 leaves the sign that is compared with: the second element's is the first step's."""
+def test_gains_hold_or_shrink_if_a_sum_is_zero(on_zero, expected):
+    """If gains hold, a sum of 0 keeps the previous sign: the second element's is that of the first step."""
     optimizer = fa.SGD([one_parameter((1.0, 1.0, 1.0))], policy=fa.ActiveLR(interval=1, high=0.1, on_zero=on_zero))
     feed(optimizer, [0.0, 1.0, 0.0], [0.0, 0.0, 0.0], [1.0, 1.0, 0.0])
     assert element_gain(optimizer) == pytest.approx(expected)
@@ -46,12 +46,12 @@ def test_where_there_is_nothing_to_compare_gains_hold_or_shrink(on_zero, expecte
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("on_zero", ["hold", "shrink"])
-def test_non_finite_gradients_shrink_and_do_not_poison(bad, on_zero):
+def test_nonfinite_gradients_shrink_gains_and_are_forgotten(bad, on_zero):
     optimizer = fa.SGD([one_parameter()], policy=fa.ActiveLR(interval=1, high=0.1, on_zero=on_zero))
     feed(optimizer, [bad, 1.0])
     held, after_nothing = (1.0, 0.9) if on_zero == "hold" else (0.9, 0.81)
     assert element_gain(optimizer) == [0.9, held]
-    feed(optimizer, [1.0, 1.0])  # the sum of before is forgotten, so there is nothing to compare with
+    feed(optimizer, [1.0, 1.0])  # the earlier sum is reset, so there is no sign to compare with
     assert element_gain(optimizer) == pytest.approx([after_nothing, held + 0.1])
     feed(optimizer, [1.0, 1.0])
     assert element_gain(optimizer) == pytest.approx([after_nothing + 0.1, held + 0.2])
@@ -63,11 +63,11 @@ def test_gains_are_clamped_to_their_bounds():
     assert element_gain(optimizer) == [1.25, 0.85]
 
 
-def test_raw_gradients_are_summed_before_coupled_decay():
+def test_raw_gradients_are_summed_without_coupled_decay():
     policy = fa.ActiveLR(interval=1, high=0.1)
     optimizer = fa.SGD([one_parameter()], lr=1e-9, weight_decay=100.0, policy=policy)
     feed(optimizer, [-1.0, 1.0], [-1.0, 1.0])
-    assert element_gain(optimizer) == [1.1, 1.1]  # ĝ = g + 100·p would have flipped the first sign
+    assert element_gain(optimizer) == [1.1, 1.1]  # ĝ = g + 100·p would have the other first sign
 
 
 def test_a_decay_factor_never_goes_below_zero():
@@ -94,7 +94,7 @@ def test_newton_factor_lies_between_three_quarters_and_one_plus_c(c):
 
 @pytest.mark.parametrize("source", ["displacement", "gradient", "preconditioned"])
 @pytest.mark.parametrize("granularity", ["global", "tensor"])
-def test_non_finite_products_shrink_and_restart(source, granularity):
+def test_nonfinite_products_shrink_the_gain_and_reset_the_interval(source, granularity):
     policy = fa.TrainableLR(interval=1, source=source, granularity=granularity)
     optimizer = fa.SGD(parameters(shapes=[(3,), (2,)]), lr=0.1, policy=policy)
     params = train(optimizer, 2)
@@ -114,7 +114,7 @@ def test_non_finite_products_shrink_and_restart(source, granularity):
     assert all(math.isfinite(gain(optimizer, i)) for i in (0, 1))
 
 
-def test_gain_stays_where_nothing_moved():
+def test_gain_stays_if_nothing_moved():
     for source in ("displacement", "gradient", "preconditioned"):
         optimizer = fa.SGD(parameters(), lr=0.0, policy=fa.TrainableLR(interval=2, source=source))
         train(optimizer, 6)
@@ -124,7 +124,7 @@ def test_gain_stays_where_nothing_moved():
         assert gain(optimizer) != 1.0
 
 
-def test_eta_uses_the_lr_of_the_last_step_also_when_a_scheduler_has_moved_on():
+def test_eta_uses_the_lr_of_the_last_step_after_a_scheduler_changed_it():
     def run(change_lr):
         optimizer = fa.SGD([one_parameter()], lr=0.1, policy=fa.TrainableLR(interval=None, source="gradient", eta=0.01))
         feed(optimizer, [1.0, 2.0])
@@ -138,7 +138,7 @@ def test_eta_uses_the_lr_of_the_last_step_also_when_a_scheduler_has_moved_on():
     assert run(change_lr=True) == run(change_lr=False) == pytest.approx(1 + 0.01 * 3.0 / 0.1)
 
 
-def test_eta_adds_the_slopes_of_groups_by_their_rates_over_the_largest():
+def test_eta_weights_the_slopes_of_groups_by_rate_over_largest_rate():
     a, b = one_parameter(), one_parameter()
     policy = fa.TrainableLR(interval=1, source="gradient", eta=0.01)
     optimizer = fa.SGD(
@@ -155,7 +155,7 @@ def test_eta_adds_the_slopes_of_groups_by_their_rates_over_the_largest():
 # ---- Hypergradient ----
 
 
-def test_the_gain_never_goes_below_zero_and_comes_back():
+def test_hypergradient_gain_is_never_negative_and_can_grow_again():
     optimizer = fa.SGD([one_parameter()], lr=0.1, policy=fa.Hypergradient(1.0))
     feed(optimizer, [1.0, 1.0], [-1.0, -1.0])
     assert gain(optimizer) == 0.0
@@ -163,8 +163,8 @@ def test_the_gain_never_goes_below_zero_and_comes_back():
     assert gain(optimizer) == pytest.approx(20.0)
 
 
-def test_inner_products_are_complete_before_any_tensor_moves():
-    """Coupled decay makes ĝ depend on p: with a rate changed midway the second tensor would see another gain."""
+def test_hypergradient_inner_products_are_complete_before_any_tensor_moves():
+    """Coupled decay makes ĝ depend on p: if the rate changed midway, the second tensor would have another gain."""
     params = parameters(shapes=[(3,), (2,)])
     optimizer = fa.SGD(params, lr=0.1, weight_decay=0.5, policy=fa.Hypergradient(1e-2))
     train(optimizer, 1)
@@ -179,7 +179,7 @@ def test_inner_products_are_complete_before_any_tensor_moves():
         torch.testing.assert_close(p.detach(), e, rtol=1e-12, atol=1e-12)
 
 
-def test_hypergradient_stays_at_lr_zero_and_on_non_finite_products():
+def test_hypergradient_gain_stays_at_lr_zero_and_with_nonfinite_products():
     optimizer = fa.SGD([one_parameter()], lr=0.0, policy=fa.Hypergradient(1.0))
     feed(optimizer, [1.0, 1.0], [1.0, 1.0])
     assert gain(optimizer) == 1.0
@@ -189,8 +189,8 @@ def test_hypergradient_stays_at_lr_zero_and_on_non_finite_products():
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
-def test_a_newcomers_first_gradient_does_not_freeze_a_global_gain(momentum):
-    """At its first step a tensor has no last direction: nothing, and not 0 times a gradient that may be NaN."""
+def test_the_first_gradient_of_a_late_tensor_does_not_freeze_a_global_gain(momentum):
+    """A tensor has no last direction at its first step: it adds nothing, not 0 times a gradient that may be NaN."""
     params = parameters(shapes=[(2,), (3,)])
     optimizer = fa.SGD(params, lr=0.1, momentum=momentum, policy=fa.Hypergradient(0.01))
     for first in (None, torch.full((3,), math.nan, dtype=torch.float64)):

@@ -1,4 +1,4 @@
-"""Policies of other people: they run on the reference, and no backend drops them in silence."""
+"""Policies from other packages run on the reference, and no backend ignores them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..common.cases import KERNELS, parameters, train
 
 @dataclass(frozen=True)
 class Doubling(ScalarPolicy):
-    """The gain doubles every ``interval`` steps."""
+    """Doubles the gain every ``interval`` steps."""
 
     counter: ClassVar[str | None] = "doubling_step"
 
@@ -44,7 +44,7 @@ class Doubling(ScalarPolicy):
 
 @dataclass(frozen=True)
 class Halved(fa.ActiveLR):
-    """A policy of ours whose gain means something else."""
+    """A subclass of ActiveLR whose gain has another meaning."""
 
     def gain(self, state: Any) -> Any:
         return super().gain(state) / 2
@@ -62,7 +62,7 @@ def gains(optimizer: fa.AdaptiveOptimizer) -> set[float]:
     return {state["gain"].item() for state in optimizer.state.values()}
 
 
-def test_it_runs_on_the_reference_and_goes_to_disk():
+def test_a_registered_policy_runs_on_the_reference_and_is_saved():
     optimizer = fa.AdamW(parameters(), policy=Doubling(), backend="reference")
     train(optimizer, 3)
     assert gains(optimizer) == {2.0}
@@ -75,7 +75,7 @@ def test_it_runs_on_the_reference_and_goes_to_disk():
 
 @pytest.mark.skipif(not KERNELS, reason="no backend with kernels runs here")
 @pytest.mark.parametrize("policy", [Doubling(), Halved(interval=2)], ids=lambda p: type(p).__name__)
-def test_auto_takes_the_reference_and_says_so_once(policy):
+def test_auto_selects_the_reference_for_a_registered_policy_and_warns_once(policy):
     name = type(policy).__name__
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -92,13 +92,13 @@ def test_auto_takes_the_reference_and_says_so_once(policy):
 
 
 @pytest.mark.parametrize("backend", KERNELS)
-def test_a_backend_that_is_asked_for_refuses_it_at_construction(backend):
+def test_a_backend_that_is_selected_by_name_refuses_a_registered_policy(backend):
     with pytest.raises(RuntimeError, match=f"backend '{backend}' .*no kernels for Doubling: use backend='reference'"):
         fa.AdamW(parameters(), policy=Doubling(), backend=backend)
 
 
 @pytest.mark.parametrize("backend", KERNELS)
-def test_a_backend_that_is_asked_for_refuses_it_when_it_is_set_by_hand(backend):
+def test_a_backend_that_is_selected_by_name_refuses_a_registered_policy_set_by_hand(backend):
     optimizer = fa.AdamW(parameters(), backend=backend)
     train(optimizer, 1)
     before = [p.detach().clone() for p in optimizer.param_groups[0]["params"]]
@@ -109,7 +109,7 @@ def test_a_backend_that_is_asked_for_refuses_it_when_it_is_set_by_hand(backend):
 
 
 @pytest.mark.skipif(not KERNELS, reason="no backend with kernels runs here")
-def test_auto_comes_back_to_kernels_when_the_policy_is_gone():
+def test_auto_selects_kernels_again_when_the_registered_policy_is_removed():
     optimizer = fa.AdamW(parameters())
     fast = optimizer._backend.name
     optimizer.param_groups[0]["policy"] = Doubling()

@@ -1,4 +1,4 @@
-"""Files that take long to make, once for each content of what they are made of; in build/ptx."""
+"""A cache in build/ptx of files that take long to make, by the contents of their sources."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INCLUDE = [f"-I{HERE}", f"-I{emulation.HERE}"]
 
 
 def cached(kind: str, suffix: str, key: Sequence[str], make: Callable[[Path], None]) -> Path:
-    """The path of a file, or of a folder, that is made unless there is one of that key."""
+    """Returns the path of a file or folder with this key; makes it if it does not exist."""
     name = digest({str(i): text for i, text in enumerate([kind, str(emulation.compiler()), *FLAGS, *key])})
     path = CACHE / f"{kind}-{name}{suffix}"
     if not path.exists():
@@ -37,7 +37,7 @@ def cached(kind: str, suffix: str, key: Sequence[str], make: Callable[[Path], No
 
 @contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Tests run side by side, and what one makes the others need not."""
+    """Locks a name: tests run in parallel, and one of them makes the file for all."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / f"lock-{name}", "w") as lock:
         flock(lock, LOCK_EX)
@@ -50,12 +50,12 @@ def digest(texts: Mapping[str, str]) -> str:
 
 
 def headers() -> dict[str, str]:
-    """What translated kernels and their runtime include."""
+    """Returns headers that translated kernels and their runtime include."""
     return {path.name: path.read_text() for folder in (HERE, emulation.HERE) for path in folder.glob("*.h")}
 
 
 def translated(code: str, kind: str, suffix: str, *options: str) -> Path:
-    """Translated kernels as an object or a library. Not optimized: they are long, and run for a short time."""
+    """Compiles translated kernels to an object or a library. Not optimized: they are long, and run for a short time."""
 
     def make(target: Path) -> None:
         with tempfile.TemporaryDirectory(dir=CACHE) as scratch:

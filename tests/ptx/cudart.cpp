@@ -1,5 +1,5 @@
-// In the place of libcudart: what nvcc's objects and the executor call, over the CPU's memory. A launch runs the
-// translated PTX of the kernel that the object has registered for the function.
+// Replaces libcudart for nvcc's objects and the executor, on the CPU's memory. A launch runs the translated PTX of
+// the kernel that the object has registered for the function.
 #include <cuda_runtime_api.h>
 
 #include <cstdlib>
@@ -40,7 +40,7 @@ void __cudaRegisterFunction(void**, const char* function, char*, const char* nam
   ptx::names()[function] = name;
 }
 void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}  // they are in the kernels' code
-// A stub, which nobody calls: launches go by its address.
+// A stub that is never called: launches use its address.
 unsigned __cudaPushCallConfiguration(dim3, dim3, size_t, void*) { std::abort(); }
 unsigned __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { std::abort(); }
 cudaError_t __cudaGetKernel(void*, const void*) { std::abort(); }

@@ -1,4 +1,4 @@
-"""Translated kernels in libraries of their own, that share one runtime."""
+"""Loads translated kernels as separate libraries that share one runtime."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .translate import translate
 
 @cache
 def runtime() -> ctypes.CDLL:
-    """What all kernels share."""
+    """Returns the runtime that all kernels share."""
     sources = [HERE / "runtime.cpp", emulation.HERE / "emulation.cpp"]
     key = [digest(headers() | {p.name: p.read_text() for p in sources})]
     with locked("runtime"):
@@ -27,7 +27,7 @@ def runtime() -> ctypes.CDLL:
 
 @cache
 def kernel(name: str, ptx: str) -> tuple[str, int]:
-    """Loads a kernel; returns the name that the runtime knows it by, and the number of its parameters."""
+    """Loads a kernel; returns its name in the runtime, and the number of its parameters."""
     module = parse(ptx)
     own = f"{name}-{digest({name: ptx})}"
     code = translate(module, [name], {name: own})
@@ -38,15 +38,15 @@ def kernel(name: str, ptx: str) -> tuple[str, int]:
 
 
 def take_turns(order: int) -> None:
-    """How threads and blocks do; see tests/cuda_emulation/emulation.cpp."""
+    """Sets the order of threads and blocks; see tests/cuda_emulation/emulation.cpp."""
     runtime().emulation_configure(order, 2, 2)
 
 
 def launch(name: str, ptx: str, blocks: int, threads: int, shared: int, arguments: Sequence[Any]) -> None:
-    """Runs a kernel of some PTX with ctypes' numbers; parameters that are not given are 0.
+    """Runs a kernel from PTX with numbers of ctypes; missing parameters are 0.
 
     Raises:
-        RuntimeError: what goes wrong in a thread.
+        RuntimeError: for an error in a thread.
     """
     own, count = kernel(name, ptx)
     given = [*arguments, *[ctypes.c_uint64(0)] * (count - len(arguments))]

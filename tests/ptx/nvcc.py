@@ -1,7 +1,7 @@
-"""csrc/cuda as nvcc compiles it, on the CPU: its own host objects, with the PTX of their kernels for the device code.
+"""csrc/cuda compiled by nvcc and run on the CPU: nvcc's host objects, with the kernels' PTX for the device code.
 
-Everything of the product is compiled as for a GPU. In libcudart's place stands ``cudart.cpp``, whose launches run the
-PTX, translated to C++.
+All of the package is compiled as for a GPU. ``cudart.cpp`` replaces libcudart: its launches run the PTX, translated to
+C++.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .compile import CACHE, HERE, cached, compiled, digest, headers, locked, run
 from .parse import Module, parse
 from .translate import translate
 
-#: As in setup.py, where it has a say in the kernels.
+#: The flags of setup.py that affect kernels.
 NVCC_FLAGS = ["-std=c++17", "-O3", "--fmad=false", "-Xcompiler", "-ffp-contract=off,-fPIC,-fvisibility=hidden,-w"]
 NVCC_FLAGS += ["-DFUSED_ADAPTIVE_WITH_CUDA", "-gencode", "arch=compute_90,code=compute_90"]
 #: Several libraries in one process must not share their tables.
 HOST_FLAGS = ["-O1", "-fvisibility=hidden", "-fno-gnu-unique", "-DFUSED_ADAPTIVE_WITH_CUDA", "-c"]
-#: Entries of a translated file: several files are compiled at once.
+#: Number of kernels in a translated file. Several files are compiled in parallel.
 ENTRIES = 10
 
 Patch = tuple[str, str, str]
@@ -38,18 +38,18 @@ def nvcc() -> str | None:
 
 
 def why_not() -> str:
-    """Why there is no such library here; "" if there is."""
+    """Returns why the library cannot be made here; "" if it can."""
     if emulation.compiler() is None:
         return "no C++ compiler"
     return "" if nvcc() else "no nvcc"
 
 
 def library(patches: Sequence[Patch] = (), small: bool = False) -> Path:
-    """The path of the library, with the interface of tests/cuda_emulation's.
+    """Returns the path of the library, which has the interface of tests/cuda_emulation's.
 
     Args:
-        patches: as of :func:`tests.cuda_emulation.build.library`.
-        small: with the update kernels of AdamW in float32 with decoupled decay only, and Hypergradient for AdamW.
+        patches: as in :func:`tests.cuda_emulation.build.library`.
+        small: builds update kernels of AdamW in float32 with decoupled decay only, and Hypergradient for AdamW.
     """
     texts = sources(patches, small)
     own = {f"ptx/{p.name}": p.read_text() for p in sorted(HERE.iterdir()) if p.suffix in (".h", ".cpp", ".py")}
@@ -59,7 +59,7 @@ def library(patches: Sequence[Patch] = (), small: bool = False) -> Path:
 
 
 def ptx_of(source: str) -> str:
-    """What nvcc makes of csrc/cuda's ``source``.cu."""
+    """Returns nvcc's PTX of csrc/cuda's ``source``.cu."""
     texts = sources((), False)
     with locked("nvcc"), tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         write(texts, Path(scratch))
@@ -88,14 +88,14 @@ def make(target: Path, texts: Mapping[str, str]) -> None:
         write(texts, folder)
 
         def host(name: str) -> list[Path]:
-            """The object of a source, and of a .cu also the PTX."""
+            """Compiles a source to an object, and a .cu to an object and PTX."""
             if name.endswith(".cu"):
                 return cuda_files(folder, ours, name)
             key = [name, digest({**ours, name: texts[name]}), *HOST_FLAGS, str(nvcc())]
             options = [*HOST_FLAGS, f"-I{folder}", f"-I{cuda_headers()}"]
             return [cached("host", ".o", key, lambda to: compiled([folder / name], to, *options))]
 
-        units = sorted(set(texts) - set(ours), key=lambda name: -("step_" in name))  # the long ones first
+        units = sorted(set(texts) - set(ours), key=lambda name: -("step_" in name))  # long ones first
         made = [path for paths in workers.map(host, units) for path in paths]
         kernels = [code for path in made if path.suffix == ".ptx" for code in translations(path.read_text())]
         objects = [path for path in made if path.suffix == ".o"]
@@ -105,7 +105,7 @@ def make(target: Path, texts: Mapping[str, str]) -> None:
 
 
 def runtime_object(source: Path) -> Path:
-    # The emulated cuda_runtime.h is found in front of NVIDIA's, which has cuda_runtime_api.h.
+    # The include path has the emulated cuda_runtime.h before NVIDIA's, which has cuda_runtime_api.h.
     options = [*HOST_FLAGS, f"-idirafter{cuda_headers()}"]
     key = [digest({**headers(), source.name: source.read_text()}), *options]
     return cached("runtime", ".o", key, lambda to: compiled([source], to, *options))
@@ -119,7 +119,7 @@ def write(texts: Mapping[str, str], folder: Path) -> None:
 
 
 def cuda_files(folder: Path, ours: Mapping[str, str], name: str) -> list[Path]:
-    """The object and the PTX of a .cu in a folder of sources."""
+    """Returns the object and the PTX of a .cu in a folder of sources."""
     key = [name, digest({**ours, name: (folder / name).read_text()}), *NVCC_FLAGS, str(nvcc())]
     made = cached("cuda", "", key, lambda to: compile_cuda(folder / name, to))
     return sorted(made.iterdir())
@@ -145,7 +145,7 @@ def entries_of(module: Module) -> list[str]:
 
 @cache
 def cuda_headers() -> Path:
-    """The folder of cuda_runtime_api.h."""
+    """Returns the folder of cuda_runtime_api.h."""
     done = subprocess.run([nvcc() or "nvcc", "--dryrun", "-x", "cu", "/dev/null"], capture_output=True, text=True)
     line = next(line for line in done.stderr.splitlines() if "INCLUDES=" in line)
     return Path(line.partition("-I")[2].split('"')[0])

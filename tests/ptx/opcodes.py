@@ -1,14 +1,14 @@
-"""What the opcodes of PTX mean, in C++: one row each. An opcode, or a type of one, that has no row is an error.
+"""The meaning of PTX opcodes in C++, one row each. An opcode or type without a row is an error.
 
-Kinds of types: "i" integers, "b" bits, "f" floats, "p" predicates. ``{0}``, ``{1}`` … are the operands after the
-result, each in the C++ type of its column: "t" is the instruction's type, "w" one of twice the width.
+Types: "i" integers, "b" bits, "f" floats, "p" predicates. ``{0}``, ``{1}`` … are the operands after the result, each
+with the C++ type of its column: "t" is the instruction's type, "w" has twice its width.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-#: The C++ type of what a PTX type holds. Halves are known by their bits.
+#: C++ types of PTX types. 16-bit floats are stored as bits.
 CPP = {
     **{f"u{bits}": f"uint{bits}_t" for bits in (8, 16, 32, 64)},
     **{f"s{bits}": f"int{bits}_t" for bits in (8, 16, 32, 64)},
@@ -65,7 +65,7 @@ OPERATIONS = rows(
     ("bfe", "i", "t u32 u32", "t", "bit_field({0}, {1}, {2})"),
     ("prmt", "b", "t t t", "t", "permuted({0}, {1}, {2})"),
     ("selp", "ibf", "t t pred", "t", "{2} ? {0} : {1}"),
-    # Comparisons: of floats, ordered ones are false where an operand is NaN, and the others, with a "u", are true.
+    # Ordered comparisons of floats are false if an operand is NaN; those with a "u" are true.
     ("setp.eq", "ibf", "t t", "pred", "{0} == {1}"),
     ("setp.ne", "ib", "t t", "pred", "{0} != {1}"),
     ("setp.lt setp.lo", "if", "t t", "pred", "{0} < {1}"),
@@ -80,15 +80,15 @@ OPERATIONS = rows(
     ("setp.geu", "f", "t t", "pred", "!({0} < {1})"),
     ("setp.nan", "f", "t t", "pred", "is_nan({0}) || is_nan({1})"),
     ("setp.num", "f", "t t", "pred", "!is_nan({0}) && !is_nan({1})"),
-    # The threads of a warp. "all": a shuffle's segment, which has to be the whole warp. The last operand: its members.
+    # Threads of a warp. "all": the segment of a shuffle, which must be the whole warp. The last operand: its members.
     ("shfl.sync.idx", "b", "t u32 all u32", "t", "shuffled({0}, {1} & 31, {3})"),
     ("shfl.sync.bfly", "b", "t u32 all u32", "t", "shuffled({0}, (ptx::thread() ^ {1}) & 31, {3})"),
     ("redux.sync.max", "i", "t u32", "t", "largest_of_warp({0}, {1})"),
-    # What the caches are told.
+    # Hints for caches.
     ("createpolicy.fractional.L2::evict_first", "b", "unread", "t", "0"),
 )
 
-#: (opcode, to, from) → C++; besides these, integers become each other without an entry.
+#: (opcode, to, from) → C++. Integer types convert to each other without an entry.
 CONVERSIONS = {
     ("cvt", "f64", "f32"): "{0}",
     ("cvt", "f32", "f16"): "from_half({0})",
@@ -103,7 +103,7 @@ CONVERSIONS = {
     ("cvt.rzi", "u32", "f64"): "to_integer<uint32_t>({0})",
 }
 
-#: What an atomic operation leaves, by what was there ``before`` and its operand.
+#: New value of an atomic operation, from the value ``before`` and the operand.
 ATOMICS = {"add": "before + {0}", "inc": "before >= {0} ? 0 : before + 1"}
 
 SPECIAL_REGISTERS = {
@@ -113,12 +113,12 @@ SPECIAL_REGISTERS = {
     "%nctaid.x": "ptx::blocks()",
 }
 
-#: Where memory is: "" is an address of whatever space.
+#: Memory spaces. "" is a generic address.
 SPACES = ("global", "shared", "param")
-#: Parts of loads and stores that say nothing about what is read or written, nor do ORDERS.
+#: Parts of loads and stores that do not change what is read or written, like ORDERS.
 CACHES = ("cs", "cg", "ca", "nc", "L1::evict_first", "L2::cache_hint")
 VECTORS = {"v2": 2, "v4": 4}
-#: Between blocks: here they run one after the other from barrier to barrier, and see all that others have written.
+#: Fences between blocks. Here blocks run one after the other between barriers and see all writes of others.
 FENCES = {f"fence.{kind}.{scope}" for kind in ("acq_rel", "sc") for scope in ("cta", "gpu", "sys")}
 FENCES |= {f"membar.{scope}" for scope in ("cta", "gl", "sys")}
 ORDERS = ("relaxed", "acquire", "release", "acq_rel", "gpu", "cta", "sys")

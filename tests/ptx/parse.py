@@ -1,4 +1,4 @@
-"""PTX as text → functions of instructions: as much of its grammar as nvcc and Triton write."""
+"""Parses PTX text into functions of instructions: the grammar that nvcc and Triton use."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-#: The types of PTX, as the last parts of an opcode.
+#: Types of PTX, as the last parts of an opcode.
 TYPES = {f"{kind}{bits}" for kind in "usb" for bits in (8, 16, 32, 64)} | {"f16", "f16x2", "f32", "f64", "pred"}
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """``guard``: the predicate that it is executed under, with "!" in front where it is negated; "" without one."""
+    """``guard``: the predicate of the instruction, with "!" in front if it is negated; "" if there is none."""
 
     text: str
     guard: str
@@ -33,7 +33,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Register:
-    """A declaration: ``%r<20>`` are ``%r0`` to ``%r19``; 0: a single one."""
+    """A declaration: ``%r<20>`` declares ``%r0`` to ``%r19``; 0: a single register."""
 
     type: str
     name: str
@@ -42,7 +42,7 @@ class Register:
 
 @dataclass(frozen=True)
 class Parameter:
-    """The memory of an argument, or of a result, while a function is called."""
+    """Memory of an argument or result of a function call."""
 
     name: str
     bytes: int
@@ -50,7 +50,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Brace:
-    """ "{" or "}": names that are declared in between are not known outside."""
+    """The token "{" or "}": names declared between them are not visible outside."""
 
     text: str
 
@@ -60,7 +60,7 @@ Statement = Instruction | Label | Register | Parameter | Brace
 
 @dataclass(frozen=True)
 class Function:
-    """``result``: the name of its memory; "" without one."""
+    """``result``: name of the result's memory; "" if there is none."""
 
     name: str
     is_entry: bool
@@ -69,7 +69,7 @@ class Function:
     body: tuple[Statement, ...]
 
     def calls(self) -> Iterator[str]:
-        """The functions that are called."""
+        """Yields the functions that are called."""
         for s in self.body:
             if isinstance(s, Instruction) and s.parts[0] == "call":
                 yield next(o for o in s.operands if not o.startswith("("))
@@ -77,9 +77,9 @@ class Function:
 
 @dataclass
 class Module:
-    """``shared``: the bytes of each variable in shared memory; None: as many as the launch says.
+    """``shared``: bytes of each variable in shared memory; None: the launch sets the size.
 
-    ``zeros``: the bytes of each variable of the device that begins as zeros.
+    ``zeros``: bytes of each device variable that is initialized with zeros.
     """
 
     functions: dict[str, Function] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Module:
 
 
 class Unknown(Exception):
-    """PTX that this does not know. It is never passed over."""
+    """Raised for PTX that this parser does not know. Nothing is skipped."""
 
 
 NOISE = re.compile(r"//[^\n]*|/\*.*?\*/|^\s*\.(?:loc|file|pragma)\b[^\n]*$", re.MULTILINE | re.DOTALL)

@@ -1,7 +1,7 @@
-// What translated PTX is made of. Threads, barriers and shared memory are those of tests/cuda_emulation.
+// Functions that translated PTX uses. Threads, barriers and shared memory are those of tests/cuda_emulation.
 #pragma once
 
-// Few includes: there are hundreds of files with one kernel each, and most of their compilation would be headers.
+// Few includes: there are hundreds of files with one kernel each, and headers would take most of their compile time.
 #include <cstdint>
 #include <type_traits>
 
@@ -11,16 +11,16 @@ unsigned thread(), threads(), block(), blocks();  // the special registers
 void barrier();
 void warp_barrier();
 
-// A kernel is known by its name as soon as its library is loaded.
+// Registers a kernel by name when its library is loaded.
 struct Kernel {
   using Entry = void (*)(char* shared, unsigned shared_size, char* const* arguments);
   const char* name;
   Entry entry;
-  unsigned shared;  // bytes, besides those that the launch asks for
+  unsigned shared;  // apart from those that the launch sets
   Kernel(const char* name, Entry entry, unsigned shared);
 };
 
-// Ends the launch, which throws what is said here.
+// Ends the launch, which throws this message.
 [[noreturn]] void fault(const char* what, const char* instruction);
 
 // Values of the 32 threads of a warp.
@@ -62,7 +62,7 @@ bool is_nan(T x) {
   return x != x;
 }
 
-// A device gives the upper half of it, from the upper half of x.
+// A device computes the upper half from the upper half of x.
 inline double approximate_reciprocal(double x) {
   const auto upper = [](double y) {
     return __builtin_bit_cast(double, __builtin_bit_cast(uint64_t, y) & 0xFFFFFFFF00000000u);
@@ -70,7 +70,7 @@ inline double approximate_reciprocal(double x) {
   return upper(1 / upper(x));
 }
 
-// Of floats: what is no number loses, and -0 is smaller than 0.
+// Floats: NaN is ignored, and -0 is smaller than 0.
 template <class T>
 T smaller(T a, T b) {
   if constexpr (std::is_floating_point_v<T>) {
@@ -101,7 +101,7 @@ template <class T>
 T inverted(T x) {
   return ~x;
 }
-// By as many bits as there are, or more: nothing is left.
+// A shift by the number of bits or more leaves no bits of x.
 template <class T>
 T shifted_left(T x, uint32_t n) {
   return n >= 8 * sizeof(T) ? 0 : x << n;
@@ -116,10 +116,10 @@ T bit_field(T x, uint32_t first, uint32_t count) {
   first &= 255;
   count &= 255;
   if (count == 0 || first >= bits) return count != 0 && x < 0 ? -1 : 0;
-  if (first + count > bits) count = bits - first;  // the sign goes on, or zeros do
+  if (first + count > bits) count = bits - first;  // the rest is filled with the sign or with zeros
   return T(std::make_unsigned_t<T>(x) << (bits - first - count)) >> (bits - count);
 }
-// Bytes of b, a by the selector's digits; with 8 added, all bits are the byte's highest.
+// Bytes of b, a by the digits of the selector. With 8 added, all bits are the highest bit of the byte.
 inline uint32_t permuted(uint32_t a, uint32_t b, uint32_t selector) {
   const uint64_t from = uint64_t{b} << 32 | a;
   uint32_t result = 0;
@@ -131,7 +131,7 @@ inline uint32_t permuted(uint32_t a, uint32_t b, uint32_t selector) {
   return result;
 }
 
-// What is too large becomes the largest; what is no number, 0.
+// Larger values become the largest; NaN becomes 0.
 template <class I>
 I to_integer(double x) {
   x = __builtin_trunc(x);
@@ -150,7 +150,7 @@ inline float from_half(uint16_t h) {
                              : __builtin_ldexp(1 + fraction, exponent - 15);
   return h & 0x8000 ? -x : x;
 }
-// To the nearest, to even where two are as near.
+// Rounds to nearest even.
 inline uint16_t to_half(float x) {
   const uint16_t sign = __builtin_signbit(x) ? 0x8000 : 0;
   const double size = __builtin_fabs(x);
@@ -163,7 +163,7 @@ inline uint16_t to_half(float x) {
   return sign | (((unit + 24) << 10) + units);
 }
 
-// Of all threads of the warp: parts of one do not occur.
+// For all threads of the warp. Segments are not supported.
 inline void check_members(uint32_t members) {
   if (members != 0xFFFFFFFF) ptx::fault("a part of a warp", "shfl or redux");
 }
@@ -173,7 +173,7 @@ T shuffled(T mine, uint32_t lane, uint32_t members) {
   ptx::show(mine);
   ptx::warp_barrier();
   const auto found = static_cast<T>(ptx::shown_by(lane));
-  ptx::warp_barrier();  // nobody shows the next value before all have seen this one
+  ptx::warp_barrier();  // all threads read this value before the next is written
   return found;
 }
 template <class T>

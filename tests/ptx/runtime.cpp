@@ -1,4 +1,4 @@
-// Launches of translated kernels, and how faults of their threads come out: as exceptions of the launch.
+// Launches translated kernels. Errors of their threads become exceptions of the launch.
 #include "runtime.h"
 
 #include <cuda_runtime.h>
@@ -18,11 +18,11 @@ std::map<std::string, const Kernel*>& kernels() {
 }
 
 std::set<std::string> launched;
-uint64_t shown[1024];  // by the warp that has its turn
+uint64_t shown[1024];  // values of the warp that runs
 
 void on_bad_address(int) { emulation::fail("illegal memory access"); }
 
-// While a kernel runs, an address that nobody has is its fault and not the end of the process.
+// While a kernel runs, a bad address is an error of the kernel and does not end the process.
 class Guard {
  public:
   Guard() {
@@ -83,7 +83,7 @@ void launch(const std::string& name, unsigned blocks, unsigned threads, unsigned
 #pragma GCC visibility push(default)
 extern "C" {
 
-// The kernels that were launched since this was asked last, one a line.
+// The kernels that were launched since the last call, one per line.
 const char* ptx_launched() {
   static std::string names;
   names.clear();
@@ -91,7 +91,7 @@ const char* ptx_launched() {
   return names.c_str();
 }
 
-// Empty, or what went wrong.
+// The error message; empty if there is none.
 const char* ptx_launch(const char* name, unsigned blocks, unsigned threads, unsigned shared, char* const* arguments) {
   static std::string error;
   error.clear();

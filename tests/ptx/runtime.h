@@ -7,7 +7,7 @@
 
 namespace ptx {
 
-// shared: bytes besides those that the kernel declares. Throws what goes wrong in its threads.
+// shared: bytes apart from those that the kernel declares. Throws the errors of its threads.
 void launch(const std::string& name, unsigned blocks, unsigned threads, unsigned shared, char* const* arguments);
 
 }  // namespace ptx

@@ -1,4 +1,4 @@
-// For builds that are quick: the update kernels of AdamW in float32 with decoupled decay, in place of the step_*.cu.
+// For quick builds: update kernels of AdamW in float32 with decoupled decay, instead of the step_*.cu.
 #include "cuda/kernels.h"
 #include "cuda/multi_tensor.cuh"
 

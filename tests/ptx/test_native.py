@@ -1,7 +1,7 @@
-"""The CUDA kernels as nvcc compiles them: their PTX, run on the CPU, has the bits of the CPU's kernels.
+"""The CUDA kernels as compiled by nvcc: their PTX, run on the CPU, gives the bits of the CPU kernels.
 
-Every entry of the PTX is run: each in both orders of threads, and the blocks in three. What it does not show is what
-comes after the PTX, ptxas and the hardware.
+Every kernel in the PTX runs with both orders of threads, and with three orders of blocks. The tests do not cover ptxas
+and the hardware.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..backends.test_null_step import is_right_emulated
 from ..common.cases import POLICIES, is_allowed
 from ..cuda_emulation import build
 from ..cuda_emulation.driver import BACKBONES, DESIGN, DESIGNS, DTYPES, Emulated, load
-from ..cuda_emulation.test_kernels import FAR, STRUCTURES, parameters, set_gradients
+from ..cuda_emulation.pairs import FAR, STRUCTURES, parameters, set_gradients
 from ..parity.test_parity import SLOWER
 from . import nvcc
 from .parse import parse
@@ -35,19 +35,19 @@ pytestmark = [
     pytest.mark.skipif(nvcc.why_not() != "", reason=nvcc.why_not()),
     pytest.mark.skipif(NATIVE != "", reason=NATIVE),
 ]
-#: How threads and blocks take turns; see tests/cuda_emulation/emulation.cpp. Three more have the threads reversed.
+#: Orders of threads and blocks; see tests/cuda_emulation/emulation.cpp. Three more have the threads reversed.
 ORDERS = 3
 KERNELS = ("update", "slope", "measure", "adjust", "finish", "upload", "null_pass")
 STEPS = 6
 
 
 def kind_of(entry: str) -> str:
-    """The kernel of a mangled name."""
+    """Returns the kernel's name from a mangled name."""
     return next(kind for kind in KERNELS if f"{len(kind)}{kind}" in entry)
 
 
 def launched(library: Path) -> set[str]:
-    """The entries that have run since this was asked last."""
+    """Returns the kernels that have run since the last call."""
     lib = load(library)
     lib.ptx_launched.restype = ctypes.c_char_p
     return set(lib.ptx_launched().decode().split())
@@ -64,13 +64,13 @@ def differing(
     inputs: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> list[str]:
-    """What has other bits than on the CPU after some steps, and an interval that is ended by hand.
+    """Returns values that differ from the CPU's after some steps and an interval end by hand.
 
     Args:
-        given: further arguments of the optimizers.
-        spoilt: a number that stands in the gradients of the third step.
-        inputs: what the steps are given besides gradients; the third step's found_inf is set.
-        options: of Emulated.
+        given: other arguments of the optimizers.
+        spoilt: a number that is put into the gradients of the third step.
+        inputs: inputs of the steps apart from gradients; found_inf is set in the third step.
+        options: arguments of Emulated.
     """
     cls, arguments = STRUCTURES[structure]
     arguments = {**arguments, **(given or {}), "policy": policy, "decoupled_weight_decay": decoupled}
@@ -111,11 +111,11 @@ def tensors_of(
 
 
 def every_order(turn: int) -> list[int]:
-    """An order of the blocks, and both of the threads."""
+    """Returns orders of the blocks, with both orders of the threads."""
     return [turn % ORDERS, turn % ORDERS + ORDERS]
 
 
-#: One of each family of kernels: what a policy launches besides updates and uploads.
+#: One of each family of kernels, except updates and uploads.
 SOME = {
     "fixed": [],
     "active": ["adjust"],
@@ -126,7 +126,7 @@ SOME = {
 
 
 @pytest.mark.parametrize("policy", SOME)
-def test_some_kernels_have_the_bits_of_the_cpu(policy, monkeypatch):
+def test_some_kernels_equal_the_cpu_kernels_bit_for_bit(policy, monkeypatch):
     library = nvcc.library(small=True)
     launched(library)
     for design, order in [("", order) for order in range(2 * ORDERS)] + [*zip(DESIGNS[1:], (1, 5, 3), strict=True)]:
@@ -137,7 +137,7 @@ def test_some_kernels_have_the_bits_of_the_cpu(policy, monkeypatch):
 
 
 @pytest.mark.parametrize("order", range(2 * ORDERS))
-def test_the_null_step_goes_through_every_array(order, monkeypatch):
+def test_the_null_step_accesses_every_array(order, monkeypatch):
     monkeypatch.setenv(DESIGN, DESIGNS[order % 3])
     library = nvcc.library(small=True)
     load(library).emulation_configure(order, 2, 2)
@@ -152,8 +152,8 @@ def test_the_null_step_goes_through_every_array(order, monkeypatch):
 
 
 @pytest.mark.parametrize("policy", ["tlr-gradient-global", "tlr-preconditioned-tensor", "hypergradient-global"])
-def test_gains_that_are_finished_after_a_sum_over_ranks(policy):
-    """Of one rank, whose sums are those of the whole."""
+def test_gains_are_adjusted_after_a_sum_over_ranks(policy):
+    """There is one rank, so its sums are those of all ranks."""
     library = nvcc.library(small=True)
     for order in range(2 * ORDERS):
         runs = []
@@ -175,7 +175,7 @@ def test_gains_that_are_finished_after_a_sum_over_ranks(policy):
 
 
 def test_tables_of_any_size_are_uploaded():
-    """Those of many tensors and of many groups travel in large parcels and in small ones."""
+    """Tables of many tensors and of many groups are uploaded in large and small pieces."""
     library = nvcc.library(small=True)
     launched(library)
     for groups, tensors in ((1, 600), (40, 3)):
@@ -201,8 +201,8 @@ def test_tables_of_any_size_are_uploaded():
 @pytest.mark.feature("maximize", backend="native-cuda", ptx=True)
 @pytest.mark.heavy
 @pytest.mark.parametrize("policy", SOME)
-def test_what_not_every_step_does(policy):
-    """Masters, stochastic rounding; AMP, draws and maximize; gradients that are no numbers."""
+def test_options_of_some_steps_equal_the_cpu_kernels_bit_for_bit(policy):
+    """Masters, stochastic rounding, AMP, draws, maximize, and gradients that are NaN or infinite."""
     library, policy = nvcc.library(), POLICIES[policy]
     for order in range(2 * ORDERS):
         options = {"library": library, "order": order}
@@ -219,7 +219,7 @@ def test_what_not_every_step_does(policy):
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("policy", ["tlr-gradient-eta", "tlr-gradient-global"])
-def test_what_was_not_finite_is_forgotten(policy):
+def test_nonfinite_memory_is_reset(policy):
     spoilt = torch.tensor(torch.nan)
     for order in range(2 * ORDERS):
         options = {"library": nvcc.library(), "order": order, "spoilt": spoilt}
@@ -229,8 +229,8 @@ def test_what_was_not_finite_is_forgotten(policy):
 @pytest.mark.heavy
 @pytest.mark.parametrize("policy", SOME)
 @pytest.mark.parametrize("design", DESIGNS[1:])
-def test_every_design_has_the_bits_of_the_cpu(design, policy, monkeypatch):
-    """Threads and blocks in all orders."""
+def test_every_design_equals_the_cpu_kernels_bit_for_bit(design, policy, monkeypatch):
+    """Threads and blocks run in all orders."""
     monkeypatch.setenv(DESIGN, design)
     for order in range(2 * ORDERS):
         for dtype in (torch.float32, torch.bfloat16):
@@ -240,7 +240,7 @@ def test_every_design_has_the_bits_of_the_cpu(design, policy, monkeypatch):
 
 @cache
 def entries_of(source: str) -> list[str]:
-    """The kernels of a .cu, from the PTX that the library was made of."""
+    """Returns the kernels of a .cu, from the PTX that the library was made from."""
     return nvcc.entries_of(parse(nvcc.ptx_of(source)))
 
 
@@ -251,7 +251,7 @@ def entries_of(source: str) -> list[str]:
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("structure", BACKBONES)
-def test_every_kernel_has_the_bits_of_the_cpu(structure, dtype):
+def test_every_kernel_equals_the_cpu_kernels_bit_for_bit(structure, dtype):
     library = nvcc.library()
     launched(library)
     cases = [(p, d) for p in POLICIES if is_allowed(structure.upper()[:3], p) for d in (False, True)]
@@ -261,13 +261,13 @@ def test_every_kernel_has_the_bits_of_the_cpu(structure, dtype):
             found = differing(structure, own, decoupled, dtype, library, order=order, on_device=turn % 2 == 1)
             assert found == [], (policy, decoupled, order)
     kinds = Counter(map(kind_of, launched(library)))
-    # All modes and decays: so every test of this function meets others.
+    # All modes and decays run in each case, so each case covers other kernels.
     assert kinds == {"update": 8, "slope": 1, "measure": 1, "adjust": 1, "upload": 1}
 
 
 @pytest.mark.heavy
-def test_these_are_all_entries():
-    """Those of the tests above: a kernel that is new has to be met by one of them."""
+def test_every_kernel_of_the_ptx_is_tested():
+    """A new kernel needs a case in one of the tests above."""
     files = sorted((build.CSRC / "cuda").glob("*.cu"))
     entries = Counter(kind_of(name) for file in files for name in entries_of(file.stem))
     structures, dtypes = len(BACKBONES), len(DTYPES)
@@ -282,7 +282,7 @@ def test_these_are_all_entries():
     }
 
 
-# ---- what must be noticed ----
+# ---- mistakes that must be noticed ----
 
 MISTAKES = {
     "none": ([], ""),
@@ -302,7 +302,7 @@ MISTAKES = {
 
 
 def far(patches: list[tuple[str, str, str]]) -> Path:
-    """A library whose chunks begin FAR elements into their tensors."""
+    """Returns a library whose chunks begin FAR elements into their tensors."""
     begin = [
         ("cuda/layout.cpp", "for (int64_t base = 0; base < numel", f"for (int64_t base = {FAR}; base < numel"),
         (
@@ -318,7 +318,7 @@ def far(patches: list[tuple[str, str, str]]) -> Path:
 @pytest.mark.heavy
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_noticed(mistake):
-    """Addresses lie FAR elements below the memory, and the chunks begin there."""
+    """All addresses are FAR elements below the memory, and the chunks begin at FAR."""
     patches, expected = MISTAKES[mistake]
     found = []
     for order in range(2 * ORDERS):

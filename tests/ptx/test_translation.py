@@ -1,4 +1,4 @@
-"""What instructions of PTX mean, and that nothing is run that is not known to mean something."""
+"""The meaning of PTX instructions, and errors for unknown ones."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ KERNEL = """
 
 
 def run(body: str, *values: int) -> list[int]:
-    """What each thread has put into %rd8, from the values in memory at %rd1."""
+    """Returns the value of %rd8 in each thread, with the values in memory at %rd1."""
     given, found = torch.tensor([*values, 0], dtype=torch.int64), torch.zeros(THREADS, dtype=torch.int64)
     text = KERNEL.format(body=f"{body}\n\tst.global.u64 \t[%rd2], %rd8;")
     load.launch("kernel", text, 1, THREADS, 0, [ctypes.c_uint64(t.data_ptr()) for t in (given, found)])
@@ -59,7 +59,7 @@ def bits(value: float, kind: str = "f") -> int:
 
 
 def two(instruction: str) -> str:
-    """An instruction on 32-bit registers %r2 and %r3, the halves of the first value."""
+    """Returns an instruction on 32-bit registers %r2 and %r3, the halves of the first value."""
     return f"ld.global.v2.u32 {{%r2, %r3}}, [%rd1]; {instruction} cvt.u64.u32 %rd8, %r4;"
 
 
@@ -89,13 +89,13 @@ ARITHMETIC = [
 
 
 @pytest.mark.parametrize(("instruction", "a", "b", "expected"), ARITHMETIC)
-def test_what_an_instruction_gives(instruction, a, b, expected):
+def test_result_of_an_instruction(instruction, a, b, expected):
     value = (b << 32 | a) - (2**64 if b >= 2**31 else 0)
     assert run(two(instruction), value) == [expected] * THREADS
 
 
-def test_halves_are_rounded_as_torch_does():
-    """All of them, and what lies between two."""
+def test_halves_are_rounded_as_in_torch():
+    """Covers all of them, and values between two of them."""
     half = torch.arange(2**15, dtype=torch.int16).view(torch.float16)
     numbers = half[half.isfinite()].float()
     between = (numbers[1:] + numbers[:-1]) / 2
@@ -130,7 +130,7 @@ EXCHANGE = """
 """
 
 
-def test_barriers_are_needed():
+def test_missing_barriers_change_the_result():
     expected = [8 * (thread ^ 1) for thread in range(THREADS)]
     for order in (0, 3):
         load.take_turns(order)
@@ -153,10 +153,10 @@ def test_barriers_are_needed():
         ),
     ],
 )
-def test_faults_end_the_launch(body, message):
+def test_errors_end_the_launch(body, message):
     with pytest.raises(RuntimeError, match=message):
         run(body)
-    assert run("mov.u64 %rd8, 5;") == [5] * THREADS  # and the next one runs
+    assert run("mov.u64 %rd8, 5;") == [5] * THREADS  # the next launch runs
 
 
 @pytest.mark.parametrize(
@@ -181,6 +181,6 @@ def test_faults_end_the_launch(body, message):
         "add.rn.f32 %rd1, %f2, %f3;",
     ],
 )
-def test_what_is_not_known_is_an_error(text):
+def test_unknown_instructions_are_errors(text):
     with pytest.raises(Unknown):
         translate(parse(KERNEL.format(body=text)), ["kernel"])

@@ -1,6 +1,6 @@
-"""Triton's kernels as its compiler makes them: their PTX, run on the CPU, has the bits of the native CPU kernels.
+"""Triton's compiled kernels: their PTX, run on the CPU, gives the bits of the native CPU kernels.
 
-Launches, specialisations and the compiler are those of a GPU; the driver stands in for one. In processes of their own.
+Launches, specialisations and the compiler are those of a GPU; the driver is replaced. Tests run in separate processes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.skipif(reason != "", reason=reason) for reason in (MIS
 
 
 def run_tests(*arguments: str) -> None:
-    """Runs pytest with these arguments where Triton's kernels are PTX on the CPU, and fails as it does."""
+    """Runs pytest with these arguments, with Triton's kernels as PTX on the CPU, and fails if it fails."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "tests.ptx.triton_driver", "-p", "no:cacheprovider"]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(CACHE / "triton_cache")
@@ -49,7 +49,7 @@ def test_mistakes_are_noticed():
 @pytest.mark.parametrize(
     ("part", "optimizers"), [("momentum", "SGD"), ("moments", "Ada and not AdaBelief"), ("variances", "AdaBelief")]
 )
-def test_every_kernel_has_the_bits_of_native(part, optimizers):
+def test_every_kernel_equals_the_native_kernels_bit_for_bit(part, optimizers):
     run_tests(CASES, "-k", f"test_matrix and ({optimizers}) or by_hand or test_every_variant_of and {part}")
 
 
@@ -57,7 +57,7 @@ def test_every_kernel_has_the_bits_of_native(part, optimizers):
 @pytest.mark.feature("end_interval() by hand", backend="triton", ptx=True)
 @pytest.mark.feature("GradScaler, with and without fused=True", backend="triton", ptx=True)
 @pytest.mark.heavy
-def test_counts_plans_and_errors():
-    """The tests of the interpreter, but for those that break or call functions of Triton's on their own."""
+def test_kernel_cases_of_the_interpreter():
+    """Runs the interpreter's tests, except those that break Triton's functions or call them directly."""
     others = ("matrix", "broken", "noticed", "powers", "nothing_is_launched", "end_interval", "large_odd")
     run_tests("tests/triton_backend/kernel_cases.py", "-k", " and ".join(f"not {name}" for name in others))

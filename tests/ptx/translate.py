@@ -1,6 +1,6 @@
-"""PTX → C++ that runs in the emulated threads of ``tests/cuda_emulation``: one statement an instruction.
+"""Translates PTX to C++ that runs in the emulated threads of ``tests/cuda_emulation``: one statement per instruction.
 
-Registers keep their names, with ``$`` for ``%``, and their declared sizes; an instruction reads them as its types say.
+Registers keep their names, with ``$`` for ``%``, and their declared sizes. An instruction reads them as its types say.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from .opcodes import (
 )
 from .parse import Brace, Function, Instruction, Label, Module, Parameter, Register, Statement, Unknown
 
-#: Shared memory that the launch sizes begins here, in the shared memory of a block.
+#: Alignment of shared memory whose size is set by the launch, within the shared memory of a block.
 ALIGNMENT = 16
 
 
 def translate(module: Module, entries: Iterable[str], names: Mapping[str, str] | None = None) -> str:
-    """A C++ file with these entries, and all that they call.
+    """Returns a C++ file with these kernels and all functions that they call.
 
     Args:
-        names: what entries are known by, where that is not their name.
+        names: names of kernels in C++, if they differ.
     """
     layout, size = {}, 0
     for name, own in sorted(module.shared.items(), key=lambda item: item[1] is None):  # the launch's comes last
@@ -40,7 +40,7 @@ def translate(module: Module, entries: Iterable[str], names: Mapping[str, str] |
     wanted = reachable(module, entries)
     functions = [Translator(module.functions[name], layout, module.zeros) for name in wanted]
     lines = ['#include "ptx.h"']
-    # Several files with kernels of one module have its variables together.
+    # Several files with kernels of one module share its variables.
     weak = 'extern "C" __attribute__((weak)) alignas(8) char'
     lines += [f"{weak} {name}[{own}] = {{}};" for name, own in module.zeros.items()]
     lines += ["namespace {", f"const unsigned kShared = {size};"]
@@ -64,16 +64,16 @@ def reachable(module: Module, entries: Iterable[str]) -> list[str]:
 
 
 class Translator:
-    """One function.
+    """Translates one function.
 
     Args:
-        shared: where each variable is in the block's shared memory.
-        variables: names of the device's.
+        shared: offset of each variable in the block's shared memory.
+        variables: names of the device's variables.
     """
 
     def __init__(self, function: Function, shared: dict[str, int], variables: Iterable[str]) -> None:
         self.function, self.shared, self.variables = function, shared, {*variables}
-        self.registers: dict[str, str] = {}  # their types, by name or by what stands before the number
+        self.registers: dict[str, str] = {}  # types, by name or by the part before the number
         self.parameters = {*function.parameters, *([function.result] if function.result else [])}
 
     def signature(self) -> str:
@@ -134,7 +134,7 @@ class Translator:
         return self.write(result.split("|")[0], of_type(row.result, s.types[0]), row.code.format(*values))
 
     def column(self, s: Instruction, column: str, operand: str) -> str:
-        """An operand in its column's type."""
+        """Returns an operand with the type of its column."""
         if column == "all":
             if operand not in ("31", "0x1f"):
                 raise Unknown(s.text)
@@ -157,14 +157,14 @@ class Translator:
     # ---- registers ----
 
     def declared(self, register: str) -> str:
-        """The type that a register was declared with."""
+        """Returns the declared type of a register."""
         for name in (register, register.rstrip("0123456789")):
             if name in self.registers:
                 return self.registers[name]
         raise Unknown(register)
 
     def read(self, operand: str, kind: str) -> str:
-        """An operand as a value of that type."""
+        """Returns an operand as a value of that type."""
         cpp = CPP[kind]
         if operand in SPECIAL_REGISTERS:
             return SPECIAL_REGISTERS[operand]
@@ -184,14 +184,14 @@ class Translator:
         if m := re.fullmatch(r"0([fd])([0-9A-Fa-f]+)", operand):
             whole, real = ("uint32_t", "float") if m[1] == "f" else ("uint64_t", "double")
             literal = f"{whole}{{0x{m[2]}u}}"
-            # A number may stand where its bits are meant.
+            # A number may be written for its bits.
             return f"__builtin_bit_cast({real}, {literal})" if cpp == real else f"(({cpp}){literal})"
         if re.fullmatch(r"-?(?:0x[0-9A-Fa-f]+|\d+)", operand):
             return f"(({cpp}){operand}ll)" if "-" in operand else f"(({cpp}){operand}ull)"
         raise Unknown(operand)
 
     def write(self, register: str, kind: str, code: str) -> str:
-        """A value of that type into a register. Integers that are shorter are extended by their sign."""
+        """Returns code that writes a value of that type into a register. Shorter integers are sign-extended."""
         if register == "_":
             return f"(void)({code});"
         own, name, cpp = self.declared(register), register.replace("%", "$"), CPP[kind]
@@ -222,7 +222,7 @@ class Translator:
         return self.write(to, kind, self.read(source, kind))
 
     def convert_address(self, s: Instruction) -> str:
-        """Between addresses of a space and those of whatever space: they differ for shared memory alone."""
+        """Converts between generic addresses and those of a space; they differ only for shared memory."""
         is_to, spaces = "to" in s.parts, [p for p in s.parts[1:] if p != "to"]
         if len(spaces) != 1 or spaces[0] not in SPACES or s.types != ("u64",):
             raise Unknown(s.text)
@@ -234,7 +234,7 @@ class Translator:
     # ---- memory ----
 
     def access(self, s: Instruction, allowed: Sequence[str]) -> tuple[str, int]:
-        """The space of an access, and how many neighbours it takes."""
+        """Returns the space of an access, and the number of elements that it accesses."""
         spaces = [p for p in s.parts[1:] if p in SPACES]
         counts = [VECTORS[p] for p in s.parts[1:] if p in VECTORS]
         if len(spaces) > 1 or len(counts) > 1 or len(s.types) != 1:
@@ -244,7 +244,7 @@ class Translator:
         return spaces[0] if spaces else "", counts[0] if counts else 1
 
     def address(self, s: Instruction, operand: str, space: str, size: int) -> str:
-        """Declares ``at``, which has to be a multiple of the size."""
+        """Declares ``at``, which must be a multiple of the size."""
         m = re.fullmatch(r"\[\s*([%$\w]+)\s*(?:\+\s*(-?\d+))?\s*\]", operand)
         if m is None:
             raise Unknown(s.text)
@@ -276,7 +276,7 @@ class Translator:
         return f"{{ {self.address(s, s.operands[0], space, size * count)} {' '.join(own)} }}"
 
     def atomic(self, s: Instruction) -> str:
-        """Threads take turns at barriers alone, so that nobody comes between."""
+        """Threads switch only at barriers, so the operation is not interrupted."""
         space, count = self.access(s, (*ATOMICS, *ORDERS))
         kind, operations = s.types[0], [p for p in s.parts if p in ATOMICS]
         if len(operations) != 1 or count != 1 or KINDS[kind[0]] != "i":
@@ -287,7 +287,7 @@ class Translator:
         after = ATOMICS[operations[0]].format(value)
         return f"{{ {address} const {cpp} before = *({cpp}*)at; *({cpp}*)at = {after}; {own} }}"
 
-    # ---- the order of things ----
+    # ---- control flow ----
 
     def branch(self, s: Instruction) -> str:
         if s.name not in ("bra", "bra.uni"):
@@ -328,7 +328,7 @@ def bits(kind: str) -> int:
 
 
 def of_type(column: str, kind: str) -> str:
-    """The type that a column of a row stands for."""
+    """Returns the type for a column of a row."""
     if column == "w":
         return f"{kind[0]}{2 * bits(kind)}"
     return kind if column == "t" else column

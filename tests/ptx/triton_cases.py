@@ -21,9 +21,9 @@ from ..triton_backend.kernel_cases import PAIRS, differing, params_of, worst
 from . import load
 from . import triton_driver as driver
 
-#: How threads and blocks take turns; see tests/cuda_emulation/emulation.cpp. Three more have the threads reversed.
+#: Orders of threads and blocks; see tests/cuda_emulation/emulation.cpp. Three more have the threads reversed.
 ORDERS = 3
-#: One block and a tail of each size, more tensors than a warp has threads, none, and one that is misaligned.
+#: One block and a tail of each size, more tensors than a warp has threads, an empty one, and a misaligned one.
 SIZES = [(4099,), (), (0,), (3, 5), *[(7,)] * 40, (2051,)]
 
 
@@ -35,7 +35,7 @@ def parameters(dtype: torch.dtype) -> list[Tensor]:
 
 
 def runs(policy: str, dtype: torch.dtype = torch.float32, **options: Any) -> list[str]:
-    """What of a few steps, and an interval that is ended by hand, has other bits than on native."""
+    """Returns values that differ from native's after a few steps and an interval end by hand."""
     optimizers = []
     for backend in ("triton", "native"):
         optimizer = Case("AdamW", policy, True).build(parameters(dtype), backend=backend, **options)
@@ -64,20 +64,20 @@ def test_some(policy):
     ids=[f"{c.optimizer}-{c.policy}" for c in PAIRS],
 )
 def test_matrix(turn):
-    """The parity suite's cases, in every dtype: within rounding of float64, and bit-equal to native."""
+    """Runs the cases of the parity suite in every dtype: within rounding of float64, and bit-equal to native."""
     for order in (turn % ORDERS, turn % ORDERS + ORDERS):
         load.take_turns(order)
         assert worst(PAIRS[turn]) <= 1.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_intervals_that_end_by_hand(dtype):
+def test_intervals_ended_by_hand(dtype):
     for order in range(2 * ORDERS):
         load.take_turns(order)
         assert runs("active", dtype) == [], order
 
 
-def test_rates_that_are_drawn_by_hand():
+def test_rates_drawn_by_hand():
     results = []
     for backend in ("triton", "native"):
         optimizer = Case("AdamW", "active", True).build(parameters(torch.float32), backend=backend)
@@ -94,13 +94,13 @@ def test_rates_that_are_drawn_by_hand():
 
 
 def is_met(variant: Variant) -> bool:
-    """Whether this kernel has been launched, with these compile-time arguments."""
+    """Returns whether this kernel was launched with these compile-time arguments."""
     constants = {(name, driver.plain(value)) for name, value in variant.constants.items()}
     return any(name == variant.kernel.__name__ and constants <= own for name, own in driver.launched)
 
 
 SHARED = r"end_active|prepare|finish"
-#: The variants that the cases of a part of the matrix meet, by their names.
+#: Names of the variants that each part of the matrix runs.
 PARTS = {
     "momentum": rf"update \w+ sgd|measure|slope \w+ (stored|momentum)|{SHARED}",
     "moments": rf"update \w+ adam|measure \w+ (?!displacement)|slope \w+ quotient|{SHARED}",
@@ -110,7 +110,7 @@ PARTS = {
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_variant_of(part):
-    """After the cases of that part, in the same process."""
+    """Runs after the cases of that part, in the same process."""
     own = [v for v in variants(driver.WARP_SIZE, is_cuda=True) if re.match(PARTS[part], v.name)]
     assert len(own) > 60
     assert [v.name for v in own if not is_met(v)] == []
@@ -121,14 +121,14 @@ def test_every_variant_is_of_a_part():
     assert [n for n in names if not any(re.match(part, n) for part in PARTS.values())] == []
 
 
-# ---- what must be noticed ----
+# ---- mistakes that must be noticed ----
 
 FAR = 2**31 + 2**20
 
 
 @pytest.fixture
 def far(monkeypatch):
-    """Addresses of arrays lie FAR elements of 4 bytes below the memory, and chunks begin there."""
+    """Puts addresses of arrays FAR elements of 4 bytes below the memory, and chunks at FAR."""
     chunks_of, rows_of, send = triton_tables.chunks_of, triton_tables.Tables._rows, Uploader.send
     arrays = range(fields.START.value + 1)
 
@@ -150,13 +150,13 @@ def without_barriers(name: str, ptx: str) -> str:
 
 
 def with_short_offsets(name: str, ptx: str) -> str:
-    """Offsets from the beginning of an array in 32 bits."""
+    """Makes offsets from the beginning of an array 32 bits wide."""
     short = r"{ .reg .b32 %short; cvt.u32.u64 %short, \2; shl.b32 %short, %short, 2; cvt.u64.u32 \1, %short; }"
     return re.sub(r"shl\.b64\s+(%rd\d+), (%rd\d+), 2;", short, ptx) if name == "update" else ptx
 
 
 def always_wide(monkeypatch):
-    """Every tensor is taken for one whose addresses are multiples of 16."""
+    """Treats the addresses of every tensor as multiples of 16."""
     rows_of = triton_tables.Tables._rows
 
     def rows(self, *arguments: Any) -> list[list[int]]:
@@ -169,7 +169,7 @@ def always_wide(monkeypatch):
 
 
 def found(policy: str) -> list[str]:
-    """What goes wrong, in all orders."""
+    """Returns errors, in all orders."""
     seen = []
     for order in range(2 * ORDERS):
         load.take_turns(order)

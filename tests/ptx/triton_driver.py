@@ -1,7 +1,7 @@
-"""The Triton backend as on a GPU, on the CPU: Triton's own JIT, whose driver runs the PTX that it has compiled.
+"""The Triton backend on the CPU as on a GPU: Triton's own JIT, with a driver that runs the compiled PTX.
 
-``python -m pytest -p tests.ptx.triton_driver …`` lets every test that takes a backend meet this one. In a process of
-its own: the driver stays for good, and Triton must not have been told to interpret.
+``python -m pytest -p tests.ptx.triton_driver …`` runs any test with a backend on it. It needs a separate process: the
+driver cannot be removed, and Triton must not be set to interpret.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ WARP_SIZE = 32
 TARGET = GPUTarget("cuda", 90, WARP_SIZE)
 ARGUMENTS: dict[str, Callable[[Any], Any]] = {"i32": ctypes.c_int32, "i64": ctypes.c_int64}
 
-#: What has been launched: the kernel's name, and its compile-time arguments.
+#: Launched kernels: names and compile-time arguments.
 launched: set[tuple[str, frozenset[tuple[str, str]]]] = set()
 
 
 def change(name: str, ptx: str) -> str:
-    """The PTX that is run of a kernel. Tests put mistakes in here."""
+    """Returns the PTX to run for a kernel. Tests replace this to insert mistakes."""
     return ptx
 
 
 def plain(value: Any) -> str:
-    """A compile-time argument as text: functions by their names."""
+    """Returns a compile-time argument as text; functions are named."""
     return str(getattr(value, "__name__", value))
 
 
 class Utils:
-    """Takes the PTX where a driver takes machine code."""
+    """Accepts PTX instead of machine code."""
 
     def __init__(self) -> None:
         self.ptx = ""
@@ -70,7 +70,7 @@ class Launcher:
         launched.add(self.variant)
         arguments = rest[-len(self.types) :]  # after the metadata and hooks
         given = [self.argument(t, a) for t, a in zip(self.types, arguments, strict=True) if t != "constexpr"]
-        # Parameters besides those are scratch memory, which no kernel of ours asks for.
+        # Further parameters are scratch memory, which our kernels do not use.
         load.launch(function[0], change(*function), x, self.threads, self.shared, given)
 
     @staticmethod
@@ -79,7 +79,7 @@ class Launcher:
 
 
 class Driver:
-    """As much of a driver as Triton's JIT asks for."""
+    """The part of a driver that Triton's JIT needs."""
 
     def __init__(self) -> None:
         self.utils, self.launcher_cls = Utils(), Launcher
@@ -90,7 +90,7 @@ class Driver:
 def pytest_configure() -> None:
     assert not backend.is_interpreted(), "Triton compiles here"
     driver.set_active(Driver())
-    # For what surrounds the kernels, the CPU is the device, as it is for the interpreter; they are sized as for a GPU.
+    # Code around the kernels uses the CPU as the device, as with the interpreter. Sizes are those for a GPU.
     for module in (backend, launch, plan):
         vars(module)["is_interpreted"] = lambda: True
     plan.sizes_of = lambda dtype, device: sizes.sizes_for(dtype, WARP_SIZE, is_cuda=True)

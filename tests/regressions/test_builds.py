@@ -1,4 +1,4 @@
-"""Pitfalls of compiled libraries: CUDA versions that differ, torch's ABI, processors that know less."""
+"""Pitfalls of compiled libraries: other CUDA versions, torch's ABI, older processors."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def shared_library(folder: Path, source: str, *flags: str) -> Path:
     return library
 
 
-# ---- 1: a CUDA version that is not torch's ----
+# ---- 1: a CUDA version other than torch's ----
 
-#: An nvcc of a version that no torch was built with. It compiles what is plain C++.
+#: An nvcc of a version that no torch was built with. It compiles plain C++.
 NVCC = """#!{python}
 import subprocess, sys
 arguments = sys.argv[1:]
@@ -68,7 +68,7 @@ def another_cuda(folder: Path) -> Path:
 @pytest.mark.heavy
 @needs_compiler
 @pytest.mark.skipif(not shutil.which("ar"), reason="no ar")
-def test_a_cuda_of_another_version_builds(tmp_path):
+def test_another_cuda_version_can_be_used_to_build(tmp_path):
     tree = copy_tree(tmp_path / "tree", SOURCES)
     setup = (tree / "setup.py").read_text()
     of_torch = '"""Build."""\nimport torch\n\ntorch.version.cuda = "12.8"\n' + setup
@@ -76,7 +76,7 @@ def test_a_cuda_of_another_version_builds(tmp_path):
     home = {"CUDA_HOME": str(another_cuda(tmp_path / "cuda"))}
     what, _ = build(tree, **home)
     assert (what["cpu"], what["cuda"], what["left_out"]) == (True, "9.0+PTX", {})
-    # The way out that a message names: the CPU's kernels alone.
+    # The remedy in the message: build only the CPU kernels.
     what, _ = build(tree, FUSED_ADAPTIVE_BUILD="cpu", **home)
     assert (what["cpu"], what["cuda"]) == (True, None)
     checking = of_torch.replace(
@@ -120,7 +120,7 @@ print(optimizer._backend.name, fa.backends.available()["native"])
 """
 
 
-def a_wrong_library_is_a_sentence(folder: Path, broken: str) -> bool:
+def an_unusable_library_gives_a_message(folder: Path, broken: str) -> bool:
     command = [sys.executable, "-c", WRONG_LIBRARY, str(folder), broken]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("FUSED_ADAPTIVE")}
     done = subprocess.run(command, cwd=LIBRARY.parent.parent, env=environment, capture_output=True, text=True)
@@ -129,16 +129,16 @@ def a_wrong_library_is_a_sentence(folder: Path, broken: str) -> bool:
 
 
 @pytest.mark.heavy
-def test_a_wrong_library_is_a_sentence_and_no_error(tmp_path):
-    assert a_wrong_library_is_a_sentence(tmp_path, "")
-    assert fails(lambda: a_wrong_library_is_a_sentence(tmp_path, "broken"))
+def test_an_unusable_library_gives_a_message_and_no_error(tmp_path):
+    assert an_unusable_library_gives_a_message(tmp_path, "")
+    assert fails(lambda: an_unusable_library_gives_a_message(tmp_path, "broken"))
 
 
-# ---- 3: processors that know less ----
+# ---- 3: older processors ----
 
 
 def functions_with(instruction: str, library: Path) -> dict[str, int]:
-    """How often functions have an instruction whose name matches."""
+    """Returns how often functions use an instruction whose name matches."""
     command = ["objdump", "-d", "--no-show-raw-insn", "-C", str(library)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = {}
@@ -166,8 +166,8 @@ void shared(float* p, const float* g, long n) { for (long i = 0; i < n; ++i) p[i
 @needs_compiler
 @pytest.mark.skipif(not shutil.which("objdump"), reason="no objdump")
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="for x86-64")
-def test_what_is_not_chosen_at_run_time_runs_on_every_processor(tmp_path):
-    """Not even a template from a header that was compiled for a newer one, and which the linker took for all."""
+def test_code_not_selected_at_run_time_uses_only_baseline_instructions(tmp_path):
+    """This includes templates from headers, which the linker may take from a file compiled for a newer processor."""
 
     def chosen(name: str) -> bool:
         return re.search(r"::(null_)?v[34]::", name) is not None

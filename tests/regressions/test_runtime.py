@@ -1,4 +1,4 @@
-"""Pitfalls of the running step: AMP, the learning rate's type, memory, synchronisation. See test_pitfalls.py."""
+"""Pitfalls of the running step: AMP, the type of lr, memory, synchronisation. See docs/pitfalls.md."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from fused_adaptive.optimizers import base
 from ..common.breaking import NoSynchronisation, PeakMemory, broken, fails
 from ..common.cases import POLICIES, Case, Gradients, all_equal, parameters, state_of, train
 
-pytestmark = pytest.mark.usefixtures("reference_backend")  # tests/backends/test_native.py has the same of the kernels
+pytestmark = pytest.mark.usefixtures("reference_backend")  # tests/backends/test_native.py tests the kernels
 
 # ---- 11: AMP ----
 
 
 def overflow_changes_nothing(case: Case, fused: bool) -> bool:
-    """Training with an overflow in the middle, against the same training without that step."""
+    """Compares training with an overflow in the middle and the same training without that step."""
 
     def run(overflow_at: int | None) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         params = parameters(torch.float32)
         optimizer = case.build(params, fused=fused)
-        # a power of two: scaling and unscaling are exact
+        # A power of two, so that scaling and unscaling are exact.
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=10**6, backoff_factor=1.0 - 1e-9)
         done = 0
         for call in range(9 if overflow_at is None else 10):
@@ -64,7 +64,7 @@ def test_amp_overflow_changes_nothing_and_ends_no_interval(optimizer, policy, fu
             assert fails(lambda: overflow_changes_nothing(case, fused))
 
 
-def test_only_fused_takes_the_amp_contract():
+def test_only_fused_uses_the_amp_contract():
     assert fa.AdamW(parameters(), fused=True)._step_supports_amp_scaling
     assert not fa.AdamW(parameters())._step_supports_amp_scaling
 
@@ -73,7 +73,7 @@ def test_only_fused_takes_the_amp_contract():
 
 
 def plateau_lowers_a_tensor_lr_as_torch_lowers_a_float() -> bool:
-    """Some versions of the scheduler replace the tensor by a float, others fill it: both are read at every step."""
+    """Some versions of the scheduler replace the tensor by a float, others fill it; both reach the next step."""
     runs = []
     for lr in (torch.tensor(0.1, dtype=torch.float64), 0.1):
         cls: Any = torch.optim.AdamW if lr == 0.1 and isinstance(lr, float) else fa.AdamW
@@ -102,7 +102,7 @@ def extra_bytes_of_a_step(case: Case, dtype: torch.dtype) -> int:
     params = [torch.randn(1000).to(dtype).requires_grad_() for _ in range(40)]
     optimizer = case.build(params)
     train(optimizer, 5)
-    Gradients().set(params, 5)  # the sixth: every policy's interval ends
+    Gradients().set(params, 5)  # the sixth step, in which every policy's interval ends
     with PeakMemory() as memory:
         optimizer.step()
     return memory.peak
@@ -111,8 +111,8 @@ def extra_bytes_of_a_step(case: Case, dtype: torch.dtype) -> int:
 @pytest.mark.feature("no copy of the parameters in a step", backend="reference")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("policy", [p for p in POLICIES if "displacement" not in p])
-def test_a_step_allocates_a_few_tensors_and_not_a_copy_of_all(policy, dtype):
-    """Temporaries of one tensor at a time: at most 10 of 8 bytes an element, against 40 tensors in the model."""
+def test_a_step_does_not_allocate_a_copy_of_all_parameters(policy, dtype):
+    """Temporaries are for one tensor at a time: at most 10 of 8 bytes per element; the model has 40 tensors."""
     case = Case("AdamW", policy, True)
     assert extra_bytes_of_a_step(case, dtype) <= 10 * 8 * 1000
     step = reference.step
@@ -138,7 +138,7 @@ def base_class_never_reads_a_value(case: Case) -> bool:
     params = optimizer.param_groups[0]["params"]
     for step in range(4):
         Gradients(missing=0.3).set(params, step)
-        # The rate is on the CPU here, and stands for one that only a device knows.
+        # The rate is on the CPU here, and is treated as one on a device.
         with NoSynchronisation(), broken(reference_rates, "is_on_host", lambda rate: False):
             optimizer.step()
     return True

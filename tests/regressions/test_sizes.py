@@ -1,4 +1,4 @@
-"""Pitfalls of size: very large tensors, very many of them, many groups, parameters that come and go."""
+"""Pitfalls of size: very large tensors, very many tensors, many groups, parameters that are added and removed."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from ..common.cases import BACKENDS, all_equal, parameters, train
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
-# ---- 7: more elements than 32 bits count ----
+# ---- 7: more elements than 32 bits can count ----
 
 
 def available_memory() -> int:
-    """Bytes; 0 where that is not known."""
+    """Returns bytes; 0 if unknown."""
     path = Path("/proc/meminfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 0)
 
 
-#: lr 0.25 and decoupled decay 0.5 take 1 to 0.875 − 0.25·g: exact in bfloat16 for these gradients.
+#: lr 0.25 and decoupled decay 0.5 change 1 to 0.875 − 0.25·g: exact in bfloat16 for these gradients.
 GRADS = {0.5: 0.75, 1.0: 0.625, 2.0: 0.375, 3.0: 0.125, 4.0: -0.125}
 
 
 def special(numel: int, border: int) -> dict[int, float]:
-    """Gradients of some elements: at both ends, and on both sides of the border. All others have 0.5."""
+    """Returns gradients of some elements: at both ends, and on both sides of the border. All others have 0.5."""
     return {
         0: 4.0,
         1: 2.0,
@@ -84,13 +84,13 @@ def test_more_than_2_to_the_31_elements():
     p = step_over(numel, border, torch.bfloat16, "native")
     assert all_elements_moved(p, border)
     with torch.no_grad():
-        p[border:] = 1.0  # what a kernel leaves whose offsets have 31 bits
+        p[border:] = 1.0  # the result of a kernel whose offsets have 31 bits
     assert not all_elements_moved(p, border)
 
 
 @every_backend
-def test_the_check_notices_what_32_bits_do_not_reach(backend):
-    """At a border that every machine has the memory for."""
+def test_elements_that_32_bit_offsets_do_not_reach_are_noticed(backend):
+    """The border is small, so that every machine has enough memory."""
     border = 2**15
     assert all_elements_moved(step_over(border + 99, border, torch.float32, backend), border)
     module = {"native": native, "reference": reference}.get(backend)
@@ -108,11 +108,11 @@ def test_the_check_notices_what_32_bits_do_not_reach(backend):
         assert fails(lambda: all_elements_moved(step_over(border + 99, border, torch.float32, backend), border))
 
 
-# ---- 14: memory, of the first step too ----
+# ---- 14: memory of the first step ----
 
 
 def extra_bytes_of_the_first_step(backend: str) -> int:
-    """Beside the state that it creates."""
+    """Returns the bytes apart from the state that the step creates."""
     params = [torch.randn(1000).requires_grad_() for _ in range(40)]
     optimizer = fa.AdamW(params, policy=fa.ActiveLR(interval=2), backend=backend)
     for p in params:
@@ -124,8 +124,8 @@ def extra_bytes_of_the_first_step(backend: str) -> int:
 
 
 @every_backend
-def test_the_first_step_copies_no_parameters(backend):
-    allowed = 8 * 4 * 1000  # some temporaries of one tensor, against 40 tensors
+def test_the_first_step_does_not_copy_parameters(backend):
+    allowed = 8 * 4 * 1000  # some temporaries of one tensor; the model has 40 tensors
     assert extra_bytes_of_the_first_step(backend) <= allowed
     collect = participants.collect
 
@@ -146,7 +146,7 @@ SIZES = [1 + i % 13 for i in range(10_000)]
 
 
 def chunks_move_as_the_whole(backend: str, policy: Any, sizes: list[int], steps: int = 3) -> bool:
-    """Element policies know no neighbours: many tensors move as the one that they are chunks of, bit for bit."""
+    """Compares many tensors with one tensor that they are chunks of, bit for bit, under element policies."""
     values = torch.randn(sum(sizes))
     whole, chunks = values.clone().requires_grad_(), [v.clone().requires_grad_() for v in values.split(sizes)]
     one, many = (fa.AdamW(p, lr=0.01, policy=policy, backend=backend) for p in ([whole], chunks))
@@ -164,12 +164,12 @@ def chunks_move_as_the_whole(backend: str, policy: Any, sizes: list[int], steps:
     "backend", [pytest.param(b, marks=pytest.mark.heavy) if b == "reference" else b for b in BACKENDS]
 )
 @pytest.mark.parametrize("policy", [None, fa.ActiveLR(interval=2)], ids=["fixed", "active"])
-def test_ten_thousand_tensors_move_as_one(policy, backend):
+def test_ten_thousand_tensors_equal_one_tensor(policy, backend):
     assert chunks_move_as_the_whole(backend, policy, SIZES)
 
 
 def calls(function: Callable[[], Any]) -> int:
-    """Of Python and C functions, made by a function: a measure of its time that no other program disturbs."""
+    """Counts calls of Python and C functions: a measure of time that other programs do not affect."""
     number = 0
 
     def count(frame: Any, event: str, argument: Any) -> None:
@@ -185,7 +185,7 @@ def calls(function: Callable[[], Any]) -> int:
 
 
 def growth(backend: str, policy: Any) -> float:
-    """How much more a step calls with ten times as many tensors: the first, later ones, and ones with a newcomer."""
+    """Returns the ratio of calls with ten times as many tensors: in the first step, later, and with a new tensor."""
     numbers = []
     for n in (50, 500):
         params = [torch.randn(3).requires_grad_() for _ in range(n)]
@@ -200,7 +200,7 @@ def growth(backend: str, policy: Any) -> float:
 
 @every_backend
 @pytest.mark.parametrize("policy", [None, fa.ActiveLR(interval=2), fa.TrainableLR(interval=2)], ids=str)
-def test_time_grows_no_faster_than_the_number_of_tensors(policy, backend):
+def test_calls_grow_at_most_linearly_with_the_number_of_tensors(policy, backend):
     assert growth(backend, policy) < 10.5
     if policy is not None:
         return
@@ -212,11 +212,11 @@ def test_time_grows_no_faster_than_the_number_of_tensors(policy, backend):
         assert growth(backend, policy) > 20
 
 
-# ---- many groups; parameters that come and go ----
+# ---- many groups; parameters that are added and removed ----
 
 
 def one_optimizer_is_as_many(backend: str) -> bool:
-    """A hundred param groups, each with its own hyperparameters, against a hundred optimizers of one group."""
+    """Compares a hundred param groups with different hyperparameters and a hundred optimizers of one group."""
     policies = [
         None,
         fa.ActiveLR(interval=2),
@@ -251,7 +251,7 @@ def one_optimizer_is_as_many(backend: str) -> bool:
 
 @pytest.mark.feature("100 param groups")
 @every_backend
-def test_a_hundred_groups_are_a_hundred_optimizers(backend):
+def test_a_hundred_groups_equal_a_hundred_optimizers(backend):
     assert one_optimizer_is_as_many(backend)
     if backend == "native":
         build = native.NativePlan._build
@@ -265,7 +265,7 @@ def test_a_hundred_groups_are_a_hundred_optimizers(backend):
 
 
 def come_and_go(backend: str) -> list[Tensor]:
-    """In each step a tensor joins, in a group of its own or in the first, and every third step one leaves."""
+    """Adds a tensor in each step, to a new group or to the first, and removes one in every third step."""
     params = parameters(torch.float64, [(3, 2)] * 40)
     alive = params[:5]
     optimizer = fa.AdamW(alive, lr=0.01, policy=(fa.TrainableLR(interval=2), fa.ActiveLR(interval=3)), backend=backend)
@@ -288,7 +288,7 @@ def come_and_go(backend: str) -> list[Tensor]:
 
 @pytest.mark.feature("parameters that come and go")
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
-def test_parameters_come_and_go(backend):
+def test_parameters_can_be_added_and_removed(backend):
     expected = come_and_go("reference")
 
     def as_expected() -> bool:
@@ -301,7 +301,7 @@ def test_parameters_come_and_go(backend):
 
 
 @every_backend
-def test_what_has_left_is_not_kept_alive(backend):
+def test_removed_parameters_are_not_kept_alive(backend):
     params = parameters(torch.float32, [(5,), (7,), (9,)])
     optimizer = fa.ActiveAdamW(params, interval=2, backend=backend)
     train(optimizer, 3)

@@ -1,6 +1,6 @@
-"""What users of fused optimizers suffer from, one check a complaint, each shown failing on a broken variant.
+"""Known pitfalls of fused optimizers: one check each, which must fail on a broken variant.
 
-The numbers are those of the complaints' list in docs/pitfalls.md.
+The numbers are those of the list in docs/pitfalls.md.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def test_state_dict_loads_into_and_from_torch():
         assert fails(loads_into_and_from_torch, KeyError)  # torch's step does not find its state
 
 
-# ---- 5: one step counter for all ----
+# ---- 5: one step counter for all tensors ----
 
 
 def intermittent_gradients_have_their_own_bias_correction() -> bool:
@@ -115,7 +115,7 @@ LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "transposed": lambda t: t.transpose(1, 3).contiguous().transpose(1, 3),
     "every other": lambda t: torch.stack([t, t], -1).flatten(-2)[..., ::2],
     "misaligned": lambda t: torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape),
-    "negative view": lambda t: torch.complex(t, -t).conj().imag,  # of which memory holds the negative
+    "negative view": lambda t: torch.complex(t, -t).conj().imag,  # memory has the negated values
 }
 
 
@@ -130,7 +130,7 @@ def strides_do_not_matter(case: Case, of_param: str, of_grad: str) -> bool:
         one.step()
         two.step()
     assert strided.stride() == LAYOUTS[of_param](values).stride()
-    # not bit for bit: torch's own vectorized loops round differently at other strides
+    # Not bit for bit: torch's vectorized loops round differently with other strides.
     return torch.allclose(plain, strided, rtol=1e-5, atol=1e-6)
 
 
@@ -145,7 +145,7 @@ def test_strides_of_parameters_and_gradients_may_differ(policy, of_param, of_gra
     if of_grad != of_param:
         grad = ParamView.grad
 
-        def as_flat_storage(self):  # what a kernel does that walks over storage without looking at strides
+        def as_flat_storage(self):  # walks over storage without strides
             g = grad(self)
             return torch.as_strided(g, g.shape, torch.empty(g.shape).stride()).clone()
 
@@ -183,7 +183,7 @@ def test_mixed_dtypes_move_and_state_is_not_cast(policy):
 
 
 def large_odd_tensor_is_the_same_as_its_chunks(case: Case) -> bool:
-    """Element policies know no neighbours: a large tensor moves as its chunks do."""
+    """Compares a large tensor with its chunks under element policies."""
     values, sizes = torch.randn(100_003, dtype=torch.float64), (1, 3, 127, 4095, 4097, 91_680)
     whole, chunks = values.clone().requires_grad_(), [v.clone().requires_grad_() for v in values.split(sizes)]
     one, many = case.build([whole]), case.build(chunks)
@@ -252,7 +252,7 @@ def test_hypergradient_rate_is_never_negative_nor_changed_midway():
         assert fails(hypergradient_rate_is_one_for_all_tensors_of_a_step)
 
 
-# ---- 18: who owns group["lr"] ----
+# ---- 18: who writes group["lr"] ----
 
 
 def lr_is_the_users(case: Case) -> bool:
@@ -285,11 +285,11 @@ def test_no_policy_writes_the_groups_lr(case):
         assert fails(lambda: lr_is_the_users(case))
 
 
-# ---- 19: which decay ----
+# ---- 19: the kind of decay ----
 
 
 def decay_is_of_the_right_kind(name: str) -> bool:
-    """With all gradients 0, coupled decay goes through the moments and decoupled decay scales the parameter."""
+    """With gradients of 0, coupled decay changes the moments, and decoupled decay scales the parameter."""
     cls = getattr(fa, name)
     for policy in (None, fa.ActiveLR(interval=2), fa.Hypergradient(0.0)):
         p = torch.full((3,), 2.0, dtype=torch.float64, requires_grad=True)
@@ -302,7 +302,7 @@ def decay_is_of_the_right_kind(name: str) -> bool:
         optimizer = cls([q], lr=0.1, weight_decay=0.5, decoupled_weight_decay=False, policy=policy)
         q.grad = torch.zeros_like(q)
         optimizer.step()
-        if not torch.allclose(q, torch.full_like(q, 2.0 - 0.1), rtol=1e-6):  # ĝ = 0.5 · 2 = 1, and so is u
+        if not torch.allclose(q, torch.full_like(q, 2.0 - 0.1), rtol=1e-6):  # ĝ = 0.5 · 2 = 1, and u = 1
             return False
     return True
 
@@ -314,6 +314,6 @@ def test_decay_is_coupled_or_decoupled_as_asked(name):
         assert fails(lambda: decay_is_of_the_right_kind(name))
 
 
-def test_the_registry_is_what_the_checks_break():
-    """The broken variants replace the reference's functions: they must be those that a step calls."""
+def test_broken_functions_are_those_that_a_step_calls():
+    """The broken variants replace functions of the reference: a step must call these."""
     assert backends.select("reference", ()) is reference

@@ -1,4 +1,4 @@
-"""What the controllers' tests train, and how they compare."""
+"""Models and comparisons for the tests of controllers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fused_adaptive.schedules import snapshots
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Models of these sizes gain nothing from more, and wait for each other on a busy machine."""
+    """Uses one thread: models of this size are not faster with more, and threads wait on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -21,7 +21,7 @@ def one_thread():
 
 
 class Net(nn.Module):
-    """Has BatchNorm's buffers, and one that ``state_dict`` leaves out."""
+    """Has BatchNorm's buffers, and a buffer that ``state_dict`` leaves out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Net(nn.Module):
 
 
 def epoch(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, steps: int = 3) -> float:
-    """A few steps of regression; returns the mean loss."""
+    """Takes a few steps of regression; returns the mean loss."""
     generator = torch.Generator().manual_seed(seed)
     total = 0.0
     for _ in range(steps):

@@ -1,4 +1,4 @@
-"""AALR: the golden traces, the paper's pseudo-code as an oracle, resets, resumes, bad input."""
+"""AALR: golden traces, the paper's pseudo-code as an oracle, resets, resuming, bad input."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_golden_trace(path):
 
 
 def pseudocode(rules: Rules) -> Generator[tuple[float, str], float, None]:
-    """Algorithm 1 as it is printed, each epoch a ``yield`` of rate and action; with the spec's decisions."""
+    """Algorithm 1 as printed, with one ``yield`` of rate and action per epoch, and with the spec's decisions."""
     lr, best, action = rules.initial_lr, rules.initial_loss, ""
     offset = rules.check_offset
 
@@ -96,7 +96,7 @@ def test_equals_the_pseudocode(losses, patience, offset, eager):
         assert (now.lr, action) == oracle.send(loss)
 
 
-# ---- what happens to model and optimizer ----
+# ---- effects on model and optimizer ----
 
 
 @pytest.fixture(params=["device", "file"])
@@ -104,7 +104,7 @@ def where(request, tmp_path):
     return tmp_path / "best.pt" if request.param == "file" else request.param
 
 
-def test_goes_back_to_the_initial_and_to_the_best_model(where):
+def test_restores_the_initial_and_the_best_model(where):
     model = Net()
     optimizer = fa.SGD(model.parameters(), lr=0.1, momentum=0.9)
     controller = fa.AALR(optimizer, model, initial_loss=5.0, patience=1, snapshot=where)
@@ -144,7 +144,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("build", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
-def test_reset_is_as_new(build):
+def test_a_reset_optimizer_equals_a_new_one(build):
     model = Net()
     optimizer = build(model.parameters())
     initial = values(model)
@@ -162,7 +162,7 @@ def test_reset_is_as_new(build):
 
 
 @pytest.mark.parametrize("lr", [10.0, 1e4])
-def test_a_divergent_start_ends_trained(lr):
+def test_training_recovers_from_a_divergent_first_lr(lr):
     model = Net()
     optimizer = fa.SGD(model.parameters(), lr=1.0, momentum=0.9)
     frozen = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -177,7 +177,7 @@ def test_a_divergent_start_ends_trained(lr):
     assert controller.progress.best < 0.1 * initial_loss
 
 
-def test_groups_keep_their_ratios_and_tensors_their_identity():
+def test_groups_keep_their_ratios_and_tensors_are_changed_in_place():
     a, b = nn.Linear(2, 2), nn.Linear(2, 2)
     rate = torch.tensor(0.02)
     groups = [{"params": a.parameters(), "lr": rate}, {"params": b.parameters(), "lr": 0.005}]
@@ -195,7 +195,7 @@ def test_groups_keep_their_ratios_and_tensors_their_identity():
 
 
 @pytest.mark.parametrize("cut", [1, 3, 5, 8, 11])
-def test_resumes_bit_for_bit_in_the_middle_of_a_phase(cut, where, tmp_path):
+def test_training_resumes_bit_for_bit_in_the_middle_of_a_phase(cut, where, tmp_path):
     def build(path):
         torch.manual_seed(1)
         model = Net()
@@ -215,7 +215,7 @@ def test_resumes_bit_for_bit_in_the_middle_of_a_phase(cut, where, tmp_path):
     run(before, range(cut))
     file = tmp_path / "checkpoint.pt"
     torch.save([part.state_dict() for part in before] + [before[0].seen], file)
-    run(before, range(cut, 14))  # which moves the snapshot that the checkpoint was taken with
+    run(before, range(cut, 14))  # this replaces the snapshot of the time of the checkpoint
     after = build(tmp_path / "after.pt")
     *saved, seen = torch.load(file, weights_only=True)
     for part, state in zip(after, saved, strict=True):
@@ -285,12 +285,12 @@ def test_bad_models():
     with pytest.raises(ValueError, match="initial_loss must be finite") as caught:
         fa.AALR(optimizer, model, initial_loss=math.inf)
     assert optimizer.param_groups[0]["lr"] == 0.3
-    fa.AALR(optimizer, model, initial_loss=1.0)  # what failed holds no claim on it
+    fa.AALR(optimizer, model, initial_loss=1.0)  # the failed controllers did not claim the optimizer
     assert caught.tb is not None, "although its frames are still there"
 
 
 @pytest.mark.parametrize("loss", [2.0, math.nan])
-def test_losses_that_never_improve_end_in_an_error_that_loses_nothing(loss):
+def test_losses_that_never_improve_raise_an_error_that_changes_nothing(loss):
     controller = build()
     initial = values(controller.model)
     for _ in range(40):
@@ -302,11 +302,11 @@ def test_losses_that_never_improve_end_in_an_error_that_loses_nothing(loss):
     assert same(values(controller.model), initial)
     assert same(controller.state_dict(), state)
     assert controller.get_last_lr() == lr
-    controller.step(0.5)  # and training may go on
+    controller.step(0.5)  # training can continue
     assert controller.progress.good == 1
 
 
-def test_a_model_that_changed_its_structure_is_not_half_restored():
+def test_a_model_with_another_structure_is_not_partly_restored():
     controller = build()
     controller.model.layers.append(nn.Linear(1, 1))  # pyright: ignore
     before = values(controller.model)
@@ -316,7 +316,7 @@ def test_a_model_that_changed_its_structure_is_not_half_restored():
     assert controller.get_last_lr() == [0.1]
 
 
-def test_looks_inside_wrappers():
+def test_wrappers_are_unwrapped():
     model = Net()
     wrapped = torch.compile(model, backend="eager")
     controller = fa.AALR(torch.optim.SGD(model.parameters(), lr=0.1), wrapped, initial_loss=1.0)  # pyright: ignore

@@ -1,4 +1,4 @@
-"""ASLR: the golden traces, a decimal oracle, where its draws enter, resumes and copies."""
+"""ASLR: golden traces, a decimal oracle, use of its draws, resuming and copies."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_golden_trace(path):
 
 
 def oracle(c: Decimal, costs: list[float]) -> list[tuple[Decimal, Decimal]]:
-    """Algorithm 1 as it is printed (but for the first minimum), in decimal; center and width after each epoch."""
+    """Algorithm 1 as printed (except for the first minimum), in decimal; returns center and width after each epoch."""
     min_cost, search_direction, search_range, search_steps = math.inf, 1, 1, 0
     trace = []
     for cost in costs:
@@ -84,7 +84,7 @@ def test_equals_a_decimal_oracle_over_ten_decades(exponent):
     assert len({width for _, width in trace}) > 1, "decades were crossed"
 
 
-def test_costs_that_never_improve_leave_a_usable_rate():
+def test_costs_that_never_improve_keep_a_usable_rate():
     controller = controlled()
     for cost in [1.0] + [2.0, math.nan] * 5000:
         controller.step(cost)
@@ -97,7 +97,7 @@ def test_costs_that_never_improve_leave_a_usable_rate():
     assert (min(seen), max(seen)) == (1e-3, 0.5)
 
 
-def test_the_decimal_context_of_the_user_changes_nothing():
+def test_the_users_decimal_context_has_no_effect():
     with localcontext() as context:
         context.prec = 1
         getcontext().Emax = 5
@@ -127,7 +127,7 @@ def test_the_first_center_has_one_digit(lr, center):
     assert controlled(lr).center == center
 
 
-def test_a_first_center_that_is_another_rate_is_warned_of():
+def test_a_first_center_other_than_lr_warns():
     with pytest.warns(UserWarning, match=r"ASLR: the lr of param group 0, 0.0349, becomes 0.03"):
         controlled(0.0349)
     with warnings.catch_warnings():
@@ -139,7 +139,7 @@ def test_a_first_center_that_is_another_rate_is_warned_of():
     ("bounds", "low", "high"),
     [((0.001, 0.2), 0.001, 0.2), ((0.0011, 0.29), 0.002, 0.2), ((0.095, None), 0.1, None), ((None, 1.99), None, 1.0)],
 )
-def test_bounds_are_rounded_to_the_inside(bounds, low, high):
+def test_bounds_are_rounded_inwards(bounds, low, high):
     min_lr, max_lr = bounds
     assert low is None or controlled(1e-5, min_lr=min_lr, max_lr=max_lr).center == low
     assert high is None or controlled(50.0, min_lr=min_lr, max_lr=max_lr).center == high
@@ -161,14 +161,14 @@ def test_bad_arguments(arguments, error, message):
         controlled(**arguments)
 
 
-# ---- where they enter ----
+# ---- use of the draws ----
 
 
 def factor(seed: int, n: int, index: int, relative_width: float) -> float:
     return RandomRates(seed, relative_width, n).factors(torch.tensor([index])).item()
 
 
-def test_each_tensor_draws_at_each_step():
+def test_each_tensor_draws_in_each_step():
     params = parameters(4)
     groups = [{"params": params[:3], "lr": 0.05}, {"params": params[3:], "lr": 0.01}]
     optimizer = fa.SGD(groups, lr=1.0)
@@ -189,7 +189,7 @@ def test_each_tensor_draws_at_each_step():
 )
 @pytest.mark.parametrize("cls", [fa.SGD, fa.AdamW, fa.RAdam, fa.AdaBelief], ids=lambda cls: cls.__name__)
 def test_the_rate_is_lr_times_gain_times_draw(cls, policy):
-    """A tensor moves as it would with the drawn rate as its own group's lr; decoupled decay included."""
+    """A tensor moves as if the drawn rate were the lr of its group, also with decoupled decay."""
 
     def build():
         torch.manual_seed(3)
@@ -203,7 +203,7 @@ def test_the_rate_is_lr_times_gain_times_draw(cls, policy):
         rates = [0.03 * factor(1, n, i, 1 / 3) for i in range(3)]
         for i, (p, q) in enumerate(zip(ours, theirs, strict=True)):
             p.grad, q.grad = gradients[i].clone(), gradients[i].clone()
-            if not policy.startswith("hypergradient"):  # whose slope is multiplied by lr, drawn or not
+            if not policy.startswith("hypergradient"):  # its slope is multiplied by lr, with or without a draw
                 expected.param_groups[i]["lr"] = rates[i]
         optimizer.step()
         if policy.startswith("hypergradient"):
@@ -217,8 +217,8 @@ def test_the_rate_is_lr_times_gain_times_draw(cls, policy):
             torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-14)
 
 
-def test_the_displacement_is_measured_by_the_drawn_rates():
-    """``lr_sum`` includes the draws: the direction of a constant gradient is that gradient."""
+def test_the_displacement_is_divided_by_the_drawn_rates():
+    """``lr_sum`` includes the draws, so the direction of a constant gradient equals the gradient."""
     params = parameters(1)
     optimizer = fa.SGD(params, lr=0.1, policy=fa.TrainableLR(interval=3, source="displacement"))
     fa.ASLR(optimizer)
@@ -230,7 +230,7 @@ def test_the_displacement_is_measured_by_the_drawn_rates():
 
 
 @pytest.mark.parametrize("skipped", [True, False])
-def test_a_step_that_amp_skips_draws_the_same_again(skipped):
+def test_the_step_after_a_skipped_one_repeats_its_draws(skipped):
     params = parameters(1)
     optimizer = fa.SGD(params, lr=0.1, fused=True)
     controller = fa.ASLR(optimizer)
@@ -244,7 +244,7 @@ def test_a_step_that_amp_skips_draws_the_same_again(skipped):
     torch.testing.assert_close(params[0].detach(), torch.full_like(params[0], expected), rtol=1e-13, atol=0)
 
 
-def test_without_jitter_or_controller_nothing_is_drawn():
+def test_nothing_is_drawn_without_jitter_or_controller():
     trajectories = []
     for jitter in (None, False, True):
         torch.manual_seed(0)
@@ -261,10 +261,10 @@ def test_without_jitter_or_controller_nothing_is_drawn():
     assert not same(trajectories[0], trajectories[2])
 
 
-# ---- foreign optimizers ----
+# ---- optimizers of other packages ----
 
 
-def test_a_foreign_optimizer_draws_once_a_group():
+def test_an_optimizer_of_another_package_draws_once_per_group():
     params = parameters(3)
     rate = torch.tensor(0.05, dtype=torch.float64)
     optimizer = torch.optim.SGD([{"params": params[:2], "lr": rate}, {"params": params[2:], "lr": 0.5}], foreach=False)
@@ -282,7 +282,7 @@ def test_a_foreign_optimizer_draws_once_a_group():
     assert controller.state_dict()["n"] == 3
 
 
-def test_the_center_is_back_after_a_step_that_raises():
+def test_the_center_is_restored_after_a_step_that_raises():
     params = parameters(1)
     optimizer = torch.optim.SGD(params, lr=0.1)
     controller = fa.ASLR(optimizer)
@@ -327,7 +327,7 @@ def run(model, optimizer, controller, epochs) -> None:
 
 @pytest.mark.parametrize("build", BUILD.values(), ids=BUILD.keys())
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1)], ids=["optimizer-first", "controller-first"])
-def test_resumes_bit_for_bit(build, order, tmp_path):
+def test_training_resumes_bit_for_bit(build, order, tmp_path):
     def parts(seed):
         torch.manual_seed(seed)
         model = Net()
@@ -347,7 +347,7 @@ def test_resumes_bit_for_bit(build, order, tmp_path):
 
 
 @pytest.mark.parametrize("build", BUILD.values(), ids=BUILD.keys())
-def test_copies_go_their_own_way(build):
+def test_copies_are_independent(build):
     model = Net()
     optimizer = build(model.parameters())
     controller = fa.ASLR(optimizer, seed=4)
@@ -358,6 +358,6 @@ def test_copies_go_their_own_way(build):
     assert same(values(model), values(model2))
     assert same(controller.state_dict(), controller2.state_dict())
     assert controller2.optimizer is optimizer2
-    alone = copy.deepcopy(optimizer)  # knows of no controller: it may get one of its own
+    alone = copy.deepcopy(optimizer)  # has no controller, so it can get one
     assert getattr(alone, "_random_rates", None) is None
     fa.ASLR(alone)

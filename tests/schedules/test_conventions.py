@@ -1,4 +1,4 @@
-"""What AALR and ASLR share with ``torch.optim.lr_scheduler``, and what they refuse."""
+"""Behavior that AALR and ASLR share with ``torch.optim.lr_scheduler``, and arguments that they refuse."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def parts(lr: Any = 0.1) -> tuple[Net, torch.optim.Optimizer]:
     "metric",
     [2.5, 2, numpy.float32(2.5), torch.tensor(2.5), torch.tensor([2.5]), torch.tensor(2.5, dtype=torch.bfloat16)],
 )
-def test_numbers_are_taken_by_value(make, metric):
+def test_metrics_are_converted_to_numbers(make, metric):
     model, optimizer = parts()
     controller = make(optimizer, model)
     controller.step(metric)
@@ -104,7 +104,7 @@ def test_the_state_of_other_groups_or_of_the_other_class_is_refused(make):
     assert same(controller.state_dict(), before)
 
 
-def test_a_group_that_joins_later_keeps_its_ratio(make):
+def test_a_group_that_is_added_later_keeps_its_ratio(make):
     model, optimizer = parts(lr=0.1)
     head = torch.nn.Linear(1, 1)
     model.add_module("head", head)
@@ -119,7 +119,7 @@ def test_a_group_that_joins_later_keeps_its_ratio(make):
     assert first != rate
 
 
-def test_copies_and_pickles_drive_their_own_optimizer(make):
+def test_copies_and_pickles_set_the_lr_of_their_own_optimizer(make):
     model, optimizer = parts()
     everything = (model, optimizer, make(optimizer, model))
     for other in (copy.deepcopy(everything), pickle.loads(pickle.dumps(everything))):
@@ -132,17 +132,17 @@ def test_copies_and_pickles_drive_their_own_optimizer(make):
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 
-# ---- others that write the rate ----
+# ---- other writers of the rate ----
 
 
-def test_an_optimizer_that_has_a_scheduler_is_refused(make):
+def test_an_optimizer_with_a_scheduler_is_refused(make):
     model, optimizer = parts()
     lr_scheduler.StepLR(optimizer, 10)
     with pytest.raises(RuntimeError, match=r"lr_scheduler drives this optimizer.* use one of them"):
         make(optimizer, model)
 
 
-def test_a_scheduler_that_comes_later_is_seen(make):
+def test_a_scheduler_that_is_added_later_is_noticed(make):
     model, optimizer = parts()
     controller = make(optimizer, model)
     state = copy.deepcopy(controller.state_dict())
@@ -153,8 +153,8 @@ def test_a_scheduler_that_comes_later_is_seen(make):
     del scheduler
 
 
-def test_whatever_else_writes_the_rate_is_seen(make):
-    """ReduceLROnPlateau leaves no trace but the rate itself."""
+def test_any_other_change_of_the_rate_is_noticed(make):
+    """ReduceLROnPlateau changes nothing but the rate itself."""
     model, optimizer = parts()
     controller = make(optimizer, model)
     plateau = lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
@@ -165,7 +165,7 @@ def test_whatever_else_writes_the_rate_is_seen(make):
         controller.step(1.0)
 
 
-def test_two_controllers_are_one_too_many(make):
+def test_a_second_controller_is_refused(make):
     model, optimizer = parts()
     first = make(optimizer, model)
     for other in CONTROLLERS.values():
@@ -175,7 +175,7 @@ def test_two_controllers_are_one_too_many(make):
     make(optimizer, model).step(1.0)
 
 
-def test_schedulers_that_pass_no_metric_cannot_drive_them(make):
+def test_schedulers_that_pass_no_metric_cannot_step_controllers(make):
     model, optimizer = parts()
     controller = make(optimizer, model)
     sequence = lr_scheduler.SequentialLR(optimizer, [lr_scheduler.LinearLR(optimizer), controller], [2])
@@ -188,7 +188,7 @@ def test_schedulers_that_pass_no_metric_cannot_drive_them(make):
 
 
 @pytest.mark.parametrize("cls", [torch.optim.SGD, fa.SGD])
-def test_aslr_takes_over_after_a_warm_up(cls):
+def test_aslr_can_follow_a_warm_up(cls):
     model = Net()
     optimizer = cls(model.parameters(), lr=0.2)
     warm_up = lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=5)
@@ -202,24 +202,24 @@ def test_aslr_takes_over_after_a_warm_up(cls):
     controller.step(1.0)
     controller.step(2.0)
     assert optimizer.param_groups[0]["lr"] == 0.3
-    optimizer.param_groups[0]["lr"] = 0.17  # as a scheduler would that is stepped all the same
+    optimizer.param_groups[0]["lr"] = 0.17  # as by a scheduler that is still stepped
     with pytest.raises(RuntimeError, match="something else writes it"):
         controller.step(1.0)
 
 
-def test_aalr_has_no_use_for_a_warm_up():
+def test_aalr_refuses_a_warm_up():
     model, optimizer = parts()
     lr_scheduler.LinearLR(optimizer)
     with pytest.raises(RuntimeError, match="A warm-up before it has no meaning"):
         fa.AALR(optimizer, model, initial_loss=1.0)
 
 
-def test_only_optimizers_are_driven(make):
+def test_only_optimizers_are_accepted(make):
     with pytest.raises(TypeError, match=r"must be a torch\.optim\.Optimizer, got list"):
         make([Net()], Net())
 
 
-# ---- over policies ----
+# ---- with policies ----
 
 POLICIES = {
     "active": (fa.AdamW, fa.ActiveLR(interval=3)),
@@ -229,8 +229,8 @@ POLICIES = {
 
 
 @pytest.mark.parametrize(("cls", "policy"), POLICIES.values(), ids=POLICIES.keys())
-def test_the_rate_over_a_policy_is_lr_times_gain(make, cls, policy):
-    """The controller's lr and the policy's gain are each what they would be, and multiply."""
+def test_the_rate_with_a_policy_is_lr_times_gain(make, cls, policy):
+    """The controller's lr and the policy's gain do not depend on each other, and multiply."""
 
     def build():
         torch.manual_seed(0)

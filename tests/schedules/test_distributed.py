@@ -1,4 +1,4 @@
-"""Four gloo processes: one that alone sees NaN must not part from the others, and all draw the same rates."""
+"""Four gloo processes: if only one of them has NaN, all take the same action, and all draw the same rates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import fused_adaptive as fa
 from .common import Net, epoch, same, values
 
 RANKS = 4
-#: Of each epoch, what every rank reports; rank 2 alone meets NaN and a loss that is worse than the mean.
+#: Losses of all ranks in each epoch. Only rank 2 has NaN and a loss above the mean.
 LOSSES = [[1.0] * RANKS, [0.9, 0.9, math.nan, 0.9], [0.9] * RANKS, [0.8, 0.8, 1.1, 0.8], [0.7, 0.7, math.nan, 0.7]]
 
 
@@ -83,7 +83,7 @@ def results(tmp_path_factory):
         return dict(shared)
 
 
-def test_all_ranks_take_the_same_branch(results):
+def test_all_ranks_take_the_same_action(results):
     assert results[0]["initial_loss"] == 2.5
     for rank in range(RANKS):
         for what in ("aalr", "aslr", "weights", "initial_loss"):
@@ -92,11 +92,11 @@ def test_all_ranks_take_the_same_branch(results):
     assert actions == ["save", "restore_best", "", "save", "restore_best"]
 
 
-def test_an_initial_loss_that_one_rank_cannot_tell_is_an_error_on_all(results):
+def test_an_unknown_initial_loss_on_one_rank_is_an_error_on_all(results):
     assert all("initial_loss must be finite" in results[rank]["error"] for rank in range(RANKS))
 
 
-def test_ranks_that_train_apart_decide_apart(results):
+def test_ranks_that_train_separately_decide_separately(results):
     assert [results[rank]["alone"] for rank in range(RANKS)] == ["", "", "restore_initial", ""]
 
 

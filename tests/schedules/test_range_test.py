@@ -1,4 +1,4 @@
-"""The learning-rate range test finds the useful rates, and leaves everything as it was."""
+"""The learning-rate range test finds useful rates, and changes nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize("build", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
-def test_leaves_everything_as_it_was(build, trained):
+def test_everything_is_restored(build, trained):
     model = Net()
     optimizer = build(model.parameters())
     if trained:
@@ -47,10 +47,10 @@ def test_leaves_everything_as_it_was(build, trained):
     assert optimizer.param_groups[0]["lr"] is rate
     assert all(p.grad is g for p, g in zip(model.parameters(), grads, strict=True))
     model.train()
-    epoch(model, optimizer, 1)  # and training goes on
+    epoch(model, optimizer, 1)  # training can continue
 
 
-def test_leaves_everything_as_it_was_when_a_step_raises():
+def test_everything_is_restored_when_a_step_raises():
     model = Net()
     optimizer = fa.SGD(model.parameters(), lr=0.1)
     before = copy.deepcopy((values(model), optimizer.state_dict()))
@@ -59,8 +59,8 @@ def test_leaves_everything_as_it_was_when_a_step_raises():
     assert same((values(model), optimizer.state_dict()), before)
 
 
-def test_finds_where_a_quadratic_falls_and_where_it_diverges():
-    """Gradient descent on a noisy ``λ/2·p²``, λ = 10, diverges beyond lr = 2/λ."""
+def test_finds_the_rates_at_which_a_quadratic_falls_and_diverges():
+    """Gradient descent on a noisy ``λ/2·p²`` with λ = 10 diverges above lr = 2/λ."""
     model = nn.Linear(1, 1, bias=False)
     nn.init.ones_(model.weight)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -1,4 +1,4 @@
-"""AALR's snapshots: memory, files that survive kill -9 and full disks, and places without room."""
+"""AALR's snapshots: memory use, files that survive kill -9 and full disks, and errors without space."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fused_adaptive.schedules import snapshots
 from .common import Net, one_thread, same, values  # noqa: F401
 
 
-def test_memory_is_one_copy_of_parameters_and_buffers():
+def test_a_snapshot_in_memory_is_one_copy_of_parameters_and_buffers():
     model = Net()
     controller = fa.AALR(torch.optim.SGD(model.parameters(), lr=0.1), model, initial_loss=1.0)
     held = controller.state_dict()["snapshot"]
@@ -41,7 +41,7 @@ def largest_file(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_loses_nothing(tmp_path):
+def test_a_full_disk_loses_no_data(tmp_path):
     model = nn.Linear(100, 100)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     file = tmp_path / "best.pt"
@@ -58,7 +58,7 @@ def test_a_full_disk_loses_nothing(tmp_path):
     assert not torch.load(file, weights_only=True)["weight"].any()
 
 
-def test_a_lost_snapshot_loses_nothing_else(tmp_path):
+def test_a_lost_snapshot_file_loses_no_other_data(tmp_path):
     model = Net()
     file = tmp_path / "best.pt"
     controller = fa.AALR(torch.optim.SGD(model.parameters(), lr=0.1), model, initial_loss=1.0, snapshot=file)
@@ -72,7 +72,7 @@ def test_a_lost_snapshot_loses_nothing_else(tmp_path):
     assert controller.get_last_lr() == [0.05]
 
 
-def test_a_snapshot_without_room_says_what_to_do(monkeypatch):
+def test_a_snapshot_without_memory_raises_an_error_with_a_remedy(monkeypatch):
     def refuse(tensor, pinned):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
 
@@ -130,7 +130,7 @@ for i in range(10_000):
 
 
 @pytest.mark.parametrize("when", ["halfway", "anywhere"])
-def test_survives_kill_9_in_the_middle_of_a_write(when, tmp_path):
+def test_snapshots_survive_kill_9_in_the_middle_of_a_write(when, tmp_path):
     file = tmp_path / "best.pt"
     with subprocess.Popen(
         [sys.executable, "-c", WRITER, str(file), when], stdout=subprocess.PIPE, text=True

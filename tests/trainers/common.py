@@ -1,4 +1,4 @@
-"""What the tests of trainers share: a small model, real data, and the plain loop that a trainer has to equal."""
+"""Shared by the tests of trainers: a small model, real data, and the plain loop that a trainer must equal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..common.cases import all_equal
 
 
 def needs(module: str) -> pytest.MarkDecorator:
-    """Skips, saying so, where a trainer is not installed. Tests import it themselves: that takes seconds."""
+    """Skips a test if a trainer is not installed. Tests import it themselves, since that takes seconds."""
     missing = importlib.util.find_spec(module) is None
     return pytest.mark.skipif(missing, reason=f"{module} is not installed: pip install 'fused_adaptive[trainers]'")
 
@@ -46,13 +46,13 @@ def plain_loop(
     accumulate: int = 1,
     order: Iterable[Tensor] | None = None,
 ) -> list[Tensor]:
-    """What everybody would write: the trainers' results have to be these, bit for bit.
+    """Trains with an ordinary loop. Results of trainers must equal it, bit for bit.
 
     Args:
-        clip: the gradients' largest norm.
-        epoch: batches of one, after which ``at_epoch_end`` is called.
-        accumulate: batches of one step; ``loss_of`` divides.
-        order: in which the norm is summed, if it is not the model's.
+        clip: largest norm of the gradients.
+        epoch: batches of an epoch, after which ``at_epoch_end`` is called.
+        accumulate: batches of a step; ``loss_of`` divides.
+        order: order of parameters in which the norm is summed; default: the model's.
     """
     clipped = list(model.parameters() if order is None else order)
     for i, batch in enumerate(batches):

@@ -1,4 +1,4 @@
-"""Accelerate: the plain loop bit for bit, gradient accumulation, saving and resuming."""
+"""Accelerate: equal to the plain loop bit for bit, gradient accumulation, saving and resuming."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ def plain(backend: str, accumulate: int) -> list[Tensor]:
 @feature
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_plain_loop_bit_for_bit_also_when_resumed(accumulate, backend, tmp_path):
+def test_equals_the_plain_loop_bit_for_bit_also_when_resumed(accumulate, backend, tmp_path):
     expected = plain(backend, accumulate)
     assert same(accelerated(backend, CLIP, accumulate, tmp_path), expected)
     assert same(accelerated(backend, CLIP, accumulate, tmp_path, resume=True), expected)
     assert not same(accelerated(backend, None, accumulate), expected)
 
 
-def test_what_holds_no_optimizer_of_this_package():
+def test_a_wrapper_of_another_optimizer_is_refused():
     with pytest.raises(TypeError, match="SGD is no optimizer of fused_adaptive"):
         unwrap(torch.optim.SGD([torch.ones(1)]))

@@ -1,4 +1,4 @@
-"""Lightning: the plain loop bit for bit, saving and resuming, and the callbacks."""
+"""Lightning: equal to the plain loop bit for bit, saving and resuming, and the callbacks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .common import digits, needs, perceptron, plain_loop, same, values
 pytestmark = [needs("lightning"), pytest.mark.filterwarnings("ignore")]
 feature = pytest.mark.feature("Lightning Trainer")
 
-EPOCH, EPOCHS, CLIP = 5, 3, 0.3  # an epoch, after which it saves, ends in the middle of intervals of 2 and 3
+EPOCH, EPOCHS, CLIP = 5, 3, 0.3  # checkpoints at the end of an epoch are in the middle of intervals of 2 and 3
 
 POLICIES = {
     "both": (fa.TrainableLR(interval=2), fa.ActiveLR(interval=3)),
@@ -92,14 +92,14 @@ def plain(backend: str, policy: Any) -> list[Tensor]:
         clip=CLIP,
         epoch=EPOCH,
         at_epoch_end=optimizer.end_interval if ends else lambda: None,
-        order=[p for group in optimizer.param_groups for p in group["params"]],  # Lightning's
+        order=[p for group in optimizer.param_groups for p in group["params"]],  # Lightning's order
     )
 
 
 @feature
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("policy", POLICIES)
-def test_the_plain_loop_bit_for_bit_also_when_resumed(policy, backend, tmp_path):
+def test_equals_the_plain_loop_bit_for_bit_also_when_resumed(policy, backend, tmp_path):
     from fused_adaptive.integrations.lightning import EndIntervalCallback
 
     policy = POLICIES[policy]
@@ -113,7 +113,7 @@ def test_the_plain_loop_bit_for_bit_also_when_resumed(policy, backend, tmp_path)
         assert not same(fit(tmp_path / "more", backend, policy), expected)
 
 
-def test_the_callback_wants_an_optimizer_of_this_package(tmp_path):
+def test_the_callback_needs_an_optimizer_of_this_package(tmp_path):
     from fused_adaptive.integrations.lightning import EndIntervalCallback
 
     with pytest.raises(TypeError, match="none of the trainer's optimizers"):
@@ -125,7 +125,7 @@ def test_the_callback_wants_an_optimizer_of_this_package(tmp_path):
         )
 
 
-def test_a_controller_hears_of_validations_and_is_saved(tmp_path):
+def test_a_controller_gets_validation_results_and_is_saved(tmp_path):
     from fused_adaptive.integrations.lightning import ControllerCallback
 
     def run(resume: Path | None = None) -> tuple[list[Tensor], dict[str, Any]]:

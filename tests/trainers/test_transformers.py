@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer: a small GPT-2 on text, bit for bit the plain loop, also when it is saved and resumed."""
+"""Hugging Face's Trainer: a small GPT-2 on text equals the plain loop bit for bit, also when saved and resumed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def gpt2() -> nn.Module:
 
 
 def recorded(model: nn.Module) -> list[dict[str, Any]]:
-    """The arguments of the model's calls, in a list that grows: the batches in the Trainer's order."""
+    """Records the arguments of the model's calls: batches in the Trainer's order."""
     calls: list[dict[str, Any]] = []
     model.register_forward_pre_hook(lambda _, __, arguments: calls.append(dict(arguments)), with_kwargs=True)
     return calls
@@ -74,7 +74,7 @@ def plain(
     clip: float | None = CLIP,
     accumulate: int = 1,
 ) -> list[Tensor]:
-    """A plain loop over the Trainer's batches; where nothing else ends intervals, the epochs do."""
+    """Trains in a plain loop over the Trainer's batches. Intervals without a length end with the epochs."""
     model = gpt2()
     optimizer = build(model)
     by_hand = fa.policies.from_plain(optimizer.param_groups[0]["policy"])[0].interval is None
@@ -102,7 +102,7 @@ POLICIES = {
 @every_backend
 @pytest.mark.parametrize("policy", POLICIES)
 def test_with_optimizers(policy, backend, tmp_path):
-    """``optimizers=(optimizer, scheduler)``, at least two interval ends, clipping, a scheduler with warm-up."""
+    """``optimizers=(optimizer, scheduler)`` with at least two interval ends, clipping, and a warm-up."""
 
     def build(model: nn.Module) -> fa.AdaptiveOptimizer:
         groups = fa.param_groups(model, 0.1)
@@ -169,7 +169,7 @@ def test_gradient_accumulation(tmp_path):
     assert same(values(model), plain(build, calls, accumulate=2))
 
 
-def test_the_callback_names_a_foreign_optimizer(tmp_path):
+def test_the_callback_refuses_an_optimizer_of_another_package(tmp_path):
     from fused_adaptive.integrations.transformers import EndIntervalCallback
 
     with pytest.raises(TypeError, match="is no optimizer of fused_adaptive"):
@@ -177,7 +177,7 @@ def test_the_callback_names_a_foreign_optimizer(tmp_path):
 
 
 @pytest.mark.parametrize("metric", ["eval_loss", "eval_runtime"])
-def test_a_controller_hears_of_evaluations_and_is_saved(metric, tmp_path):
+def test_a_controller_gets_evaluation_results_and_is_saved(metric, tmp_path):
     transformers = import_module("transformers")
     from fused_adaptive.integrations.transformers import ControllerCallback, IdleScheduler
 

@@ -1,4 +1,4 @@
-"""Rates written for TensorBoard: once an interval, in one transfer."""
+"""Rates are logged for TensorBoard once per interval, with one transfer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..common.cases import Gradients, parameters, train
 
 
 class Recorder:
-    """A writer, and a count of the transfers of gains."""
+    """A writer that records values, and counts transfers of gains."""
 
     def __init__(self) -> None:
         self.written: list[tuple[str, float, int]] = []
@@ -53,14 +53,14 @@ def test_rates_are_written_at_the_ends_of_intervals_with_one_transfer_each(trans
         train(optimizer, 1, start=step)
         if (step + 1) % 3 == 0:
             rates_now = optimizer.learning_rates()[0]
-            transfers.pop()  # that was ours
+            transfers.pop()  # the transfer of this comparison
             assert writer.written[-3:] == [(f"learning_rate/0/{k}", rates_now[k], step + 1) for k in rates.KEYS]
     assert writer.steps() == [3, 6, 9]
     assert transfers == [1, 1, 1]
 
 
 class NoGainIsRead(TorchDispatchMode):
-    """Fails where a number that is no count is read on the host."""
+    """Fails if a number that is not a count is read on the host."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         is_read = func is torch.ops.aten._local_scalar_dense.default
@@ -75,12 +75,12 @@ def nothing_is_read_between_the_ends() -> bool:
     logger = fa.log_learning_rates(optimizer, Recorder())
     optimizer._backend = nothing  # type: ignore[assignment]
     with NoGainIsRead():
-        for _ in range(5):  # no count moves, so no interval ends
+        for _ in range(5):  # counts do not change, so no interval ends
             optimizer.step()
     return logger.steps == 5
 
 
-def test_steps_in_between_read_nothing():
+def test_steps_within_an_interval_read_nothing():
     assert nothing_is_read_between_the_ends()
     after_step = rate_logging.RateLogger._after_step
 
@@ -106,7 +106,7 @@ def test_intervals_of_two_policies_and_groups():
 
 
 @pytest.mark.parametrize("on_host", [True, False])
-def test_skipped_steps_put_an_end_off(on_host, monkeypatch):
+def test_skipped_steps_delay_the_end_of_an_interval(on_host, monkeypatch):
     monkeypatch.setattr(rate_logging, "_is_on_host", lambda counter: on_host)
     writer = Recorder()
     optimizer = adamw(fa.ActiveLR(interval=3), fused=True)
@@ -119,7 +119,7 @@ def test_skipped_steps_put_an_end_off(on_host, monkeypatch):
     assert writer.steps() == [3, 7, 11]
 
 
-def test_counts_on_a_gpu_are_read_once_an_interval(monkeypatch):
+def test_counts_on_a_gpu_are_read_once_per_interval(monkeypatch):
     monkeypatch.setattr(rate_logging, "_is_on_host", lambda counter: False)
     reads = []
     to_host = rate_logging.to_host
@@ -128,7 +128,7 @@ def test_counts_on_a_gpu_are_read_once_an_interval(monkeypatch):
     fa.log_learning_rates(optimizer, writer)
     train(optimizer, 21)
     assert writer.steps() == [4, 8, 12, 16, 20]
-    assert len(reads) == 1 + 5  # the first step's tells where the interval stands
+    assert len(reads) == 1 + 5  # the first step reads the position in the interval
 
 
 def test_intervals_of_one_step_and_after_loading_a_checkpoint():
@@ -161,7 +161,7 @@ def test_ends_by_hand_and_removal():
     assert "end_interval" not in vars(optimizer)
 
 
-def test_an_end_by_hand_moves_those_by_count():
+def test_an_end_by_hand_shifts_the_following_ends():
     writer, optimizer = Recorder(), adamw(fa.ActiveLR(interval=3))
     fa.log_learning_rates(optimizer, writer)
     train(optimizer, 1)
@@ -170,7 +170,7 @@ def test_an_end_by_hand_moves_those_by_count():
     assert writer.steps() == [1, 4]
 
 
-def test_every_so_many_steps_where_there_are_no_intervals():
+def test_rates_are_written_every_n_steps_without_intervals():
     optimizer = adamw(fa.Hypergradient(1e-4))
     with pytest.raises(ValueError, match="pass every="):
         fa.log_learning_rates(optimizer, Recorder())

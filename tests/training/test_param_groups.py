@@ -22,7 +22,7 @@ RMSNormOfSomeone.__name__ = "LlamaRMSNorm"
 
 
 class Language(nn.Module):
-    """A tied output layer, frozen parts, norms of torch's and of others, biases of several names."""
+    """A tied output layer, frozen parts, norms of torch and of others, biases with several names."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,11 +55,11 @@ def names_without_decay(groups) -> set[str]:
         (("bias", "norm", "embedding"), EVERYTHING - MATRICES),
     ],
 )
-def test_what_does_not_decay_is_what_was_chosen(no_decay, expected):
+def test_chosen_parameters_do_not_decay(no_decay, expected):
     groups = fa.param_groups(Language(), 0.1, no_decay)
     assert names_without_decay(groups) == expected
     names = [name for group in groups for name, _ in group["params"]]
-    assert sorted(names) == sorted(EVERYTHING)  # the shared one once, the frozen ones not at all
+    assert sorted(names) == sorted(EVERYTHING)  # shared parameters once, frozen ones not at all
     assert {group["weight_decay"] for group in groups} <= {0.1, 0.0}
 
 
@@ -105,7 +105,7 @@ BIASED = {
 
 
 @pytest.mark.parametrize("kind", BIASED)
-def test_no_bias_decays_whatever_its_layer_calls_it(kind):
+def test_biases_with_any_name_do_not_decay(kind):
     module = BIASED[kind]
     biases = {name for name, _ in module.named_parameters() if "bias" in name.replace("unbiased", "")}
     assert biases
@@ -124,7 +124,7 @@ NORMALIZATIONS = [
 
 
 @pytest.mark.parametrize("norm", NORMALIZATIONS, ids=lambda norm: type(norm).__name__)
-def test_subclasses_of_torchs_normalizations_do_not_decay_whatever_their_names(norm):
+def test_subclasses_of_torchs_normalizations_with_any_name_do_not_decay(norm):
     norm.__class__ = type("Whitening", (type(norm),), {})
     assert decaying(norm, "norm") == set()
     assert decaying(norm, ()) != set()
@@ -135,7 +135,7 @@ NO_NAMES = "LayerNormLinear WeightNormConv1d NormalizedLinear SpectralNorm Enorm
 
 
 @pytest.mark.parametrize("name", NAMES.split())
-def test_normalizations_of_other_libraries_go_by_their_names(name):
+def test_normalizations_of_other_packages_are_recognized_by_name(name):
     norm = type(name, (nn.Module,), {})()
     norm.scale = nn.Parameter(torch.ones(4))
     assert decaying(norm, "norm") == set()
@@ -147,13 +147,13 @@ def test_normalizations_of_other_libraries_go_by_their_names(name):
 @pytest.mark.parametrize(
     "name", ["LayerNormLinear", "WeightNormConv1d", "NormalizedLinear", "SpectralNorm", "Enormous"]
 )
-def test_matrices_of_layers_that_have_a_norm_in_their_names_decay(name):
+def test_matrices_of_layers_with_norm_in_their_names_decay(name):
     layer = type(name, (nn.Module,), {})()
     layer.weight = nn.Parameter(torch.ones(4, 4))
     assert decaying(layer, "norm") == {"weight"}
 
 
-def test_a_parametrized_embedding_is_one():
+def test_a_parametrized_embedding_is_an_embedding():
     assert decaying(parametrized(nn.Embedding(3, 2), "weight"), "embedding") == set()
 
 
@@ -161,7 +161,7 @@ def test_by_default_embeddings_decay():
     assert names_without_decay(fa.param_groups(Language(), 0.1)) == BIASES | NORMS
 
 
-def test_dimensions_instead_of_kinds_would_be_seen():
+def test_selection_by_dimension_is_noticed():
     def by_dimension(model):
         return {name for name, p in model.named_parameters() if p.requires_grad and p.ndim < 2}
 
@@ -169,7 +169,7 @@ def test_dimensions_instead_of_kinds_would_be_seen():
 
 
 @pytest.mark.parametrize("cls", [fa.ActiveAdamW, torch.optim.AdamW])
-def test_they_are_groups_for_any_optimizer_and_names_go_on_disk(cls):
+def test_groups_work_with_any_optimizer_and_names_are_saved(cls):
     arguments = {"interval": 2} if cls is fa.ActiveAdamW else {}
     optimizer = cls(fa.param_groups(Language(), 0.1), lr=0.01, weight_decay=0.5, **arguments)
     groups = optimizer.state_dict()["param_groups"]
@@ -177,7 +177,7 @@ def test_they_are_groups_for_any_optimizer_and_names_go_on_disk(cls):
     assert groups[0]["param_names"] == ["tokens.weight", "attention.in_proj_weight", "attention.out_proj.weight"]
 
 
-def test_decay_reaches_only_those_that_decay():
+def test_only_parameters_with_decay_decay():
     model = Language()
     optimizer = fa.AdamW(fa.param_groups(model, 0.5), lr=0.1)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -188,7 +188,7 @@ def test_decay_reaches_only_those_that_decay():
     assert moved == {name for name in MATRICES | EMBEDDINGS if bool(before[name].any())}
 
 
-def test_refused():
+def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match=r"unknown kind 'biases' in no_decay; choose from bias, norm, embedding"):
         fa.param_groups(Language(), 0.1, ("biases",))
     with pytest.raises(ValueError, match="weight_decay must be finite"):

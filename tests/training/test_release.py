@@ -1,4 +1,4 @@
-"""Gradient release: the same bits as the usual loop, with the gradients of about one layer alive; misuse is refused."""
+"""Gradient release: equal to the usual loop bit for bit, with gradients of about one layer alive; misuse is refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def is_per_tensor(policy: str) -> bool:
 
 
 class Model(nn.Module):
-    """Parameters of every kind of shape, whose gradients are what a test wants."""
+    """Parameters of various shapes, with gradients that a test sets."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Model(nn.Module):
 
 
 def run(case: Case, backend: str, release: bool, dtype: torch.dtype = torch.float32, steps: int = 10, **extra):
-    """Three intervals and more, with a scheduler, an end by hand, and a tensor that comes late."""
+    """Trains for at least three intervals, with a scheduler, an end by hand, and a tensor that joins late."""
     model = Model(dtype)
     optimizer = case.build(model.parameters(), backend=backend, **extra)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.5)
@@ -54,7 +54,7 @@ def run(case: Case, backend: str, release: bool, dtype: torch.dtype = torch.floa
         fa.release_gradients(model, optimizer)
     for step in range(steps):
         optimizer.zero_grad()
-        model.backward(step) if step > 1 else None  # the first calls find no gradient at all
+        model.backward(step) if step > 1 else None  # the first calls have no gradients
         if step == 4:
             late.requires_grad_(True)
         optimizer.step()
@@ -74,19 +74,19 @@ def releasing_changes_no_bit(case: Case, backend: str, dtype: torch.dtype = torc
 @feature
 @every_backend
 @pytest.mark.parametrize("case", [c for c in CASES if is_per_tensor(c.policy)], ids=str)
-def test_the_bits_are_those_of_the_usual_loop(case, backend):
+def test_gradient_release_equals_the_usual_loop_bit_for_bit(case, backend):
     assert releasing_changes_no_bit(case, backend)
 
 
 @every_backend
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("policy", ["fixed", "active", "tlr-gradient-tensor"])
-def test_the_bits_in_other_dtypes(policy, dtype, backend):
+def test_gradient_release_equals_the_usual_loop_in_other_dtypes(policy, dtype, backend):
     assert releasing_changes_no_bit(Case("AdamW", policy, True), backend, dtype)
 
 
 @every_backend
-def test_counts_that_newcomers_miss_would_be_seen(backend, monkeypatch):
+def test_missing_counts_of_new_tensors_are_noticed(backend, monkeypatch):
     case = Case("AdamW", "active", True)
     assert releasing_changes_no_bit(case, backend)
     begin = GradientRelease._begin
@@ -103,7 +103,7 @@ def test_counts_that_newcomers_miss_would_be_seen(backend, monkeypatch):
 
 
 @every_backend
-def test_counts_of_tensors_without_a_gradient_would_be_missed(backend):
+def test_missing_counts_of_tensors_without_a_gradient_are_noticed(backend):
     case = Case("AdamW", "active", True)
 
     def step_without_the_rest(self, closure=None):
@@ -120,7 +120,7 @@ WIDTH, DEPTH = 128, 10
 
 
 class Deep(nn.Module):
-    """Linear layers; if asked for, the first and the last share their weight."""
+    """Linear layers; optionally, the first and the last share their weight."""
 
     def __init__(self, shares: bool = False) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ def test_shared_weights_activation_checkpoints_and_closures(how, backend):
 
 
 def peak_of_gradients(backend: str, release: bool) -> int:
-    """Bytes that a backward pass allocates at its peak, the first of a training as well as the second."""
+    """Returns the peak of the bytes allocated by a backward pass, in the first two steps of a training."""
     model, peaks = Deep(), []
     optimizer = fa.SGD(model.parameters(), lr=0.1, backend=backend)
     if release:
@@ -183,7 +183,7 @@ def peak_of_gradients(backend: str, release: bool) -> int:
 
 @feature
 @every_backend
-def test_of_all_gradients_those_of_the_largest_layer_are_alive(backend):
+def test_at_most_the_gradients_of_the_largest_layer_are_alive(backend):
     layer, activations = 4 * (WIDTH * WIDTH + WIDTH), 4 * 8 * WIDTH
     everything = 4 * sum(p.numel() for p in Deep().parameters())
     assert peak_of_gradients(backend, release=False) >= everything
@@ -204,7 +204,7 @@ def test_of_all_gradients_those_of_the_largest_layer_are_alive(backend):
 
 
 @every_backend
-def test_gradients_add_up_where_that_is_asked_for(backend):
+def test_gradients_accumulate_if_requested(backend):
     runs = []
     for release in (True, False):
         model = Model()
@@ -224,7 +224,7 @@ def test_gradients_add_up_where_that_is_asked_for(backend):
     assert all_equal(*runs)
 
 
-def test_a_second_backward_is_refused_before_it_moves_anything():
+def test_a_second_backward_is_refused_before_anything_changes():
     model = Model()
     optimizer = fa.AdamW(model.named_parameters())
     handle = fa.release_gradients(model, optimizer)
@@ -236,13 +236,13 @@ def test_a_second_backward_is_refused_before_it_moves_anything():
     with pytest.raises(RuntimeError, match="before remove"):
         handle.remove()
     with pytest.raises(RuntimeError, match="second gradient"):
-        optimizer.step()  # the gradient that was refused is still there
+        optimizer.step()  # the refused gradient still exists
     optimizer.zero_grad()
     optimizer.step()
     model.backward(1, missing=0)
 
 
-def test_after_an_exception_in_the_backward_the_step_can_be_ended():
+def test_a_step_can_be_ended_after_an_exception_in_the_backward():
     model, other = Model(), Model()
     optimizer, plain = (fa.ActiveAdamW(m.parameters(), lr=0.1, interval=2) for m in (model, other))
     fa.release_gradients(model, optimizer)
@@ -273,7 +273,7 @@ def test_after_an_exception_in_the_backward_the_step_can_be_ended():
 # ---- changes between two steps ----
 
 
-def test_everything_may_change_between_two_steps_and_removal():
+def test_options_can_change_between_two_steps_and_release_can_be_removed():
     runs = []
     for release in (True, False):
         model = Model()
@@ -313,7 +313,7 @@ def test_a_global_policy_that_is_set_later_is_refused_in_the_backward():
     assert all_equal(before, list(model.parameters()))
 
 
-def test_copies_do_not_release_and_nothing_leaks():
+def test_copies_do_not_release_and_no_memory_leaks():
     model = Model()
     optimizer = fa.AdamW(model.parameters())
     handle = fa.release_gradients(model, optimizer)

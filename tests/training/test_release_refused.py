@@ -1,4 +1,4 @@
-"""Gradient release: what cannot go with it is refused, with a reason, before anything has moved."""
+"""Gradient release: unsupported options and models are refused with a reason before anything has changed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .test_release import Model, every_backend, is_per_tensor
 
 
 @pytest.mark.parametrize("case", [c for c in CASES[::2] if not is_per_tensor(c.policy)], ids=str)
-def test_policies_that_need_all_gradients_first(case):
+def test_policies_that_need_all_gradients_first_are_refused(case):
     model = Model()
     optimizer = case.build(model.parameters())
     with pytest.raises(ValueError, match="granularity='tensor'"):
@@ -24,14 +24,14 @@ def test_policies_that_need_all_gradients_first(case):
     assert optimizer._release is None
 
 
-def test_the_naive_variant():
+def test_the_naive_variant_is_refused():
     model = Model()
     with pytest.raises(ValueError, match="naive"):
         fa.release_gradients(model, fa.SGD(model.parameters(), policy=fa.TrainableLR(naive=True, eta=0.1)))
 
 
 @pytest.mark.parametrize(("name", "value"), [("max_grad_norm", 1.0), ("skip_nonfinite", True)])
-def test_what_looks_at_all_gradients_before_the_step(name, value):
+def test_options_that_need_all_gradients_before_the_step_are_refused(name, value):
     model = Model()
     optimizer = fa.AdamW(model.parameters())
     setattr(optimizer, name, value)
@@ -42,7 +42,7 @@ def test_what_looks_at_all_gradients_before_the_step(name, value):
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("unscale", [False, True])
-def test_grad_scaler(fused, unscale):
+def test_grad_scaler_is_refused(fused, unscale):
     model = Model()
     optimizer = fa.AdamW(model.parameters(), fused=fused)
     handle = fa.release_gradients(model, optimizer)
@@ -58,7 +58,7 @@ def test_grad_scaler(fused, unscale):
     assert optimizer._step_supports_amp_scaling == fused
 
 
-def test_what_is_no_optimizer_or_model_for_it():
+def test_other_optimizers_and_models_are_refused():
     model = Model()
     with pytest.raises(TypeError, match="register_post_accumulate_grad_hook"):
         fa.release_gradients(model, torch.optim.AdamW(model.parameters()))
@@ -70,7 +70,7 @@ def test_what_is_no_optimizer_or_model_for_it():
         fa.release_gradients(model, optimizer)
 
 
-def test_models_that_are_spread_over_processes(monkeypatch):
+def test_distributed_models_are_refused(monkeypatch):
     model = Model()
     wrapped = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
     nn.Module.__init__(wrapped)
@@ -84,7 +84,7 @@ def test_models_that_are_spread_over_processes(monkeypatch):
         fa.release_gradients(model, fa.AdamW(model.parameters()))
 
 
-def test_draws_of_aslr():
+def test_draws_of_aslr_are_refused():
     model = Model()
     optimizer = fa.AdamW(model.parameters(), lr=0.1)
     fa.release_gradients(model, optimizer)
@@ -94,7 +94,7 @@ def test_draws_of_aslr():
 
 
 @every_backend
-def test_a_gradient_that_cannot_be_used_is_named_and_moves_nothing(backend):
+def test_an_unusable_gradient_is_named_and_changes_nothing(backend):
     embedding = nn.Embedding(5, 3, sparse=True)
     optimizer = fa.AdamW(embedding.named_parameters(), backend=backend)
     fa.release_gradients(embedding, optimizer)
@@ -116,8 +116,8 @@ IN_BACKWARD = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), IN_BACKWARD)
-def test_torchs_optimizers_in_the_backward_take_what_release_takes(arguments, message):
-    """Else a gain for all tensors would silently be one a tensor."""
+def test_torchs_optimizer_in_backward_accepts_what_release_accepts(arguments, message):
+    """Otherwise a global gain would become one gain per tensor without an error."""
     model = nn.Linear(3, 2)
     before = model.weight.detach().clone()
     _apply_optimizer_in_backward(fa.SGD, model.parameters(), {"lr": 0.1, **arguments})

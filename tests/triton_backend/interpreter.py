@@ -1,7 +1,7 @@
-"""Tests on Triton's interpreter, in a process of their own: ``run_tests``, and the plugin that they load.
+"""Runs tests on Triton's interpreter in a separate process: ``run_tests``, and the plugin that it loads.
 
-``TRITON_INTERPRET=1 python -m pytest -p tests.triton_interpreter …`` lets every test that takes a backend meet the
-Triton one too. The variable decides when Triton is imported, so a process interprets or compiles, never both.
+``TRITON_INTERPRET=1 python -m pytest -p tests.triton_backend.interpreter …`` includes the Triton backend in all tests
+with a backend. Triton reads the variable at import, so a process either interprets or compiles.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 
-#: Why there are none here; "" if there are.
+#: Why Triton is missing; "" if it is installed.
 MISSING = "" if find_spec("triton") else "Triton is not installed"
 
 
 def run_tests(*arguments: str) -> None:
-    """Runs pytest with these arguments there, and fails as it does, or if nothing was run."""
+    """Runs pytest with these arguments in a process that interprets, and fails if it fails or runs no test."""
     command = [
         sys.executable,
         "-m",
@@ -51,7 +51,7 @@ def pytest_configure() -> None:
 
 
 def patch_once() -> None:
-    """Triton's interpreter patches its language before each call of a function, for good: half of all the time."""
+    """Patches Triton's language once. The interpreter patches it before each call, which takes half of the time."""
     import triton.language as tl
     from triton.runtime import interpreter
 

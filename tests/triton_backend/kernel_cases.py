@@ -1,7 +1,7 @@
-"""The Triton backend on Triton's interpreter: run by tests/triton_backend/test_triton.py, in a process of their own.
+"""The Triton backend on Triton's interpreter; tests/triton_backend/test_triton.py runs this in a separate process.
 
-Kernels, tables and launches are those of a GPU; what is emulated is Triton's language. Where the results are those of
-the native backend bit for bit, and where not, stands at each test.
+Kernels, tables and launches are those of a GPU, and Triton's language is emulated. Each test says whether its results
+equal those of the native backend bit for bit.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from ..regressions import test_runtime as runtime
 from ..regressions import test_steps as pitfalls
 from .mistakes import stale_phase, truncated, wrong_backbone, wrong_bias, wrong_sum, wrong_tail
 
-#: One block and a tail, in the interpreter's sizes; a tensor of another one; every dtype, in one table.
+#: One block and a tail with the interpreter's sizes, and a tensor of another size; tables have every dtype.
 SHAPES = [(4099,), (3, 5)]
 STEPS = 6  # three intervals of two
-#: A decoupled group and a coupled one are in each.
+#: Each has a group with decoupled decay and one with coupled decay.
 PAIRS = [Case(o, p, True) for o in OPTIMIZERS for p in POLICIES if is_allowed(o, p)]
 NATIVE = native.why_not([torch.device("cpu")]) == ""
 
@@ -46,7 +46,7 @@ def in_twos(policy: Any) -> Any:
 
 
 def groups_of(dtypes: list[torch.dtype]) -> list[dict[str, Any]]:
-    """A group with coupled decay and one with decoupled."""
+    """Returns a group with coupled decay and one with decoupled decay."""
     return [
         {"params": [p for t in dtypes for p in parameters(t, SHAPES[: 2 if t == torch.float32 else 1], seed=seed)]}
         | {"decoupled_weight_decay": seed == 1}
@@ -65,7 +65,7 @@ def params_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def differing(a: fa.AdaptiveOptimizer, b: fa.AdaptiveOptimizer) -> list[str]:
-    """What has other bits in one than in the other."""
+    """Returns the names of values with different bits in the two optimizers."""
     found = [
         f"parameter {i}" for i, (p, q) in enumerate(zip(params_of(a), params_of(b), strict=True)) if not same(p, q)
     ]
@@ -88,11 +88,11 @@ def roundings_of(case: Case, param: Tensor) -> torch.dtype:
 
 
 def worst(case: Case, dtypes: list[torch.dtype] = DTYPES) -> float:
-    """The largest deviation of a step from the float64 reference's, in units of its bound; asserts native's bits."""
+    """Returns the largest deviation from the float64 reference, in units of its bound; asserts equality with native."""
     ours, theirs = (build(case, groups_of(dtypes), b) for b in ("triton", "native" if NATIVE else "reference"))
     params, gradients, found = params_of(ours), Gradients(missing=0.15), [0.0]
-    # A gain that float64 tensors share with others has float32's roundings in it; one that follows displacements, those
-    # of all parameters' dtypes. There native's bits are the judge.
+    # A gain that float64 tensors share with others has roundings of float32. A gain from displacements has those of all
+    # dtypes. These are only compared with native.
     compared = [p.dtype != torch.float64 or not shares_a_gain(case) for p in params]
     for step in range(STEPS):
         doubles = [
@@ -130,13 +130,13 @@ def worst(case: Case, dtypes: list[torch.dtype] = DTYPES) -> float:
 def test_matrix(case):
     """Bit-equal to native, in every dtype, parameters and state: IEEE arithmetic in the same order, no contraction.
 
-    The powers in bias corrections are rounded to the nearest float64 here and to within an ulp of it by the C library:
-    where they differ, float32 does not show it, and in these steps they do not.
+    Powers in bias corrections are rounded to the nearest float64 here, and to within an ulp of it by the C library.
+    float32 does not show the difference, and in these steps there is none.
     """
     assert worst(case) <= 1.0
 
 
-# ---- what must be noticed ----
+# ---- mistakes that must be noticed ----
 
 
 MISTAKES: dict[str, tuple[Callable[[Any], None], Case]] = {
@@ -149,7 +149,7 @@ MISTAKES: dict[str, tuple[Callable[[Any], None], Case]] = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_broken_variant_exceeds_the_bound(mistake, monkeypatch):
-    monkeypatch.setattr(f"{__name__}.NATIVE", False)  # whose bits would tell at once
+    monkeypatch.setattr(f"{__name__}.NATIVE", False)  # without the comparison with native, which would fail first
     breaks, case = MISTAKES[mistake]
     assert worst(case, [torch.float32]) <= 1.0
     breaks(monkeypatch)
@@ -157,8 +157,8 @@ def test_a_broken_variant_exceeds_the_bound(mistake, monkeypatch):
 
 
 @pytest.mark.skipif(not NATIVE, reason="no native library")
-def test_truncation_to_bfloat16_is_noticed_by_the_bits(monkeypatch):
-    """The bound is an ulp, and so is the error."""
+def test_truncation_to_bfloat16_is_noticed_by_comparing_bits(monkeypatch):
+    """The bound is an ulp, and the error is too."""
     truncated(monkeypatch)
     assert fails(lambda: worst(Case("AdamW", "fixed", True), [torch.bfloat16]) <= 1.0)
 
@@ -172,7 +172,7 @@ def test_a_stale_phase_is_noticed(monkeypatch):
 
 
 def goes_on_from_counts_of_a_checkpoint() -> bool:
-    """Counts that are loaded, and counts that are set by hand, are the device's too."""
+    """Loaded counts, and counts set by hand, are uploaded to the device."""
     runs = []
     for backend in ("triton", "reference"):
         params = parameters(torch.float32, [(9,), (5,)])
@@ -190,7 +190,7 @@ def goes_on_from_counts_of_a_checkpoint() -> bool:
     return close and all_equal(gains, other_gains)
 
 
-def test_counts_that_are_set_from_outside_reach_the_device():
+def test_counts_that_are_set_from_outside_are_uploaded():
     assert goes_on_from_counts_of_a_checkpoint()
 
 
@@ -254,8 +254,8 @@ def test_strides_of_parameters_and_gradients_may_differ(of_param, of_grad, by_de
 
 
 @pytest.mark.parametrize("of", ["param", "grad"])
-def test_a_negative_view_of_one_element_is_not_taken_for_its_memory(of):
-    """Of a part of a complex number: its strides do not tell."""
+def test_a_negative_view_of_one_element_is_not_read_as_plain_memory(of):
+    """The tensor is a part of a complex number: its strides do not show that it is negated."""
 
     def negative(t: torch.Tensor) -> torch.Tensor:
         return torch.complex(t, -t).conj().imag
@@ -288,7 +288,7 @@ def test_freed_memory_is_refused():
         optimizer.step()
 
 
-def test_a_moved_parameter_is_found_again_and_a_newcomer_gets_its_buffer():
+def test_a_moved_parameter_is_found_and_a_new_one_gets_its_buffer():
     runs = []
     for backend in ("triton", "native"):
         params = parameters(torch.float32)
@@ -323,8 +323,8 @@ def test_bad_input_is_refused_before_anything_changes():
     assert not torch.equal(before, p.detach())
 
 
-def test_nothing_is_launched_but_one_update_a_bucket(monkeypatch):
-    """And the prologue: for 40 tensors as for one."""
+def test_nothing_is_launched_except_one_update_per_bucket(monkeypatch):
+    """And the prologue, with 40 tensors as with one."""
     from triton.runtime.interpreter import InterpretedFunction
 
     launched, launch_one = [], InterpretedFunction.run
@@ -343,7 +343,7 @@ def test_nothing_is_launched_but_one_update_a_bucket(monkeypatch):
 @pytest.mark.heavy
 @pytest.mark.skipif(not NATIVE, reason="no native library")
 def test_a_large_odd_tensor_and_the_order_of_sums():
-    """Several groups of chunks, so that every level of the sums is met."""
+    """There are several groups of chunks, so that every level of the sums is used."""
     policy = fa.TrainableLR(interval=1, source="gradient", granularity="tensor")
     before = fa.SGD(parameters(torch.float32, [(258 * 16384 + 5,)]), lr=1e-3, backend="native", policy=policy)
     train(before, 1)
@@ -368,7 +368,7 @@ def test_powers_are_rounded_to_the_nearest():
         assert out[: len(exponents)].tolist() == exact
 
 
-power = kernel_math.power  # kernels know their globals by bare names
+power = kernel_math.power  # kernels use global names without a module
 
 
 @triton.jit

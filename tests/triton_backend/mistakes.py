@@ -1,4 +1,4 @@
-"""The Triton backend broken on purpose, by what others got wrong: the tests of triton_cases.py have to notice."""
+"""Mistakes in the Triton backend, which the tests of kernel_cases.py must notice."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fused_adaptive.backends.triton import kernels, plan, prepare, reduce
 from fused_adaptive.backends.triton import math as kernel_math
 from fused_adaptive.backends.triton import tables as triton_tables
 
-corrections = kernel_math.corrections  # kernels know their globals by bare names
+corrections = kernel_math.corrections  # kernels use global names without a module
 
 
 def wrong_tail(monkeypatch):
-    """The last elements of a tensor are skipped [pytorch #191763]."""
+    """Skips the last elements of a tensor [pytorch #191763]."""
     chunks_of = triton_tables.chunks_of
 
     def cut(*arguments: Any) -> list[tuple[int, int, int]]:
@@ -26,19 +26,19 @@ def wrong_tail(monkeypatch):
 
 
 def stale_phase(monkeypatch):
-    """The device is not told that the host's counts have changed, and counts on from what it had."""
+    """Does not upload changed counts of the host, so that the device continues with its own."""
     rows = plan.HostCounts.rows
     monkeypatch.setattr(plan.HostCounts, "rows", lambda self, *arguments: rows(self, *arguments) * 0)
 
 
 def wrong_backbone(monkeypatch):
-    """AdaBelief's update for AdamW's."""
+    """Uses AdaBelief's update for AdamW."""
     right = triton_tables.STRUCTURES["AdamWPlain"]
     monkeypatch.setitem(triton_tables.STRUCTURES, "AdamWPlain", replace(right, update=kernel_math.belief))
 
 
 def wrong_bias(monkeypatch):
-    """Bias corrections of the last step."""
+    """Uses bias corrections of the last step."""
 
     @triton.jit
     def late(beta1, beta2, t, rectifies, at_five):
@@ -48,7 +48,7 @@ def wrong_bias(monkeypatch):
 
 
 def truncated(monkeypatch):
-    """bfloat16 without rounding, as Triton's interpreter does it."""
+    """Truncates to bfloat16 instead of rounding, as Triton's interpreter does."""
 
     @triton.jit
     def narrow(x, STORED: tl.constexpr):
@@ -59,7 +59,7 @@ def truncated(monkeypatch):
 
 
 def wrong_sum(monkeypatch):
-    """Half of the lanes of an inner product."""
+    """Sums half of the lanes of an inner product."""
 
     @triton.jit
     def half(lanes):

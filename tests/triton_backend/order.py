@@ -1,4 +1,4 @@
-"""The order of threads and programs in Triton's kernels, and what a step does besides: run by test_triton.py."""
+"""Order of threads and programs in Triton's kernels, and torch operators in a step; test_triton.py runs this."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fused_adaptive.backends.triton import counts, sizes
 from ..common.cases import POLICIES, Case, Gradients, is_allowed, parameters, state_of, train
 from .races import Races, watched
 
-#: More than a warp's tensors under one gain; several chunks, and several programs.
+#: More tensors under one gain than a warp has threads, several chunks, and several programs.
 SHAPES = [(5,)] * 40 + [(9000,), (33_000,)]
 
 
@@ -25,7 +25,7 @@ def races_of(case: Case, dtype: torch.dtype = torch.float32, poison: bool = Fals
     optimizer = case.build(params, backend="triton")
     with watched() as races:
         train(optimizer, 3, gradients=Gradients(missing=0.15))
-        if poison:  # intervals that are not finite are forgotten
+        if poison:  # nonfinite intervals are reset
             Gradients().set(params, 3)
             params[-1].grad[0] = torch.inf
             optimizer.step()
@@ -35,20 +35,20 @@ def races_of(case: Case, dtype: torch.dtype = torch.float32, poison: bool = Fals
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_no_thread_depends_on_anothers_time(policy):
+def test_kernels_have_no_races(policy):
     name = "SGD-momentum" if "displacement" in policy else "AdamW"
     assert is_allowed(name, policy)
     assert races_of(Case(name, policy, True), poison="tlr" in policy).found == []
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_nor_in_other_dtypes(dtype):
+def test_kernels_have_no_races_in_other_dtypes(dtype):
     assert races_of(Case("SGD-momentum", "tlr-times-active", False), dtype).found == []
 
 
 @pytest.mark.parametrize("left_out", range(3))
 def test_a_missing_barrier_in_finish_is_noticed(left_out, monkeypatch):
-    """Each of the three that a step meets."""
+    """Leaves out each of the three barriers of a step."""
     seen, barrier = [], Races.barrier
 
     def all_but_one(self: Races) -> None:
@@ -63,7 +63,7 @@ def test_a_missing_barrier_in_finish_is_noticed(left_out, monkeypatch):
 
 
 @pytest.mark.parametrize("decoupled", [True, False])
-def test_hypergradient_reads_parameters_only_where_decay_goes_into_the_gradient(decoupled, monkeypatch):
+def test_hypergradient_reads_parameters_only_with_coupled_decay(decoupled, monkeypatch):
     read: list[np.ndarray] = []
     access = Races.access
 
@@ -82,13 +82,13 @@ def test_hypergradient_reads_parameters_only_where_decay_goes_into_the_gradient(
 
 
 @pytest.mark.parametrize(("is_cuda", "warp_size"), [(True, 32), (False, 64)])
-def test_no_tensor_is_taken_by_two_threads(is_cuda, warp_size):
-    """One of them would read what the other has counted."""
+def test_no_tensor_is_processed_by_two_threads(is_cuda, warp_size):
+    """One thread would read counts that the other has already changed."""
     assert sizes.lanes_options(is_cuda, warp_size)["num_warps"] * warp_size == sizes.THREADS
 
 
 def test_counters_on_the_device_are_not_read(monkeypatch):
-    """Neither at the first step: the host would wait for each of them."""
+    """They are not read at the first step either: the host would wait for each of them."""
     params = parameters(torch.float32)
     optimizer = Case("AdamW", "tlr-times-active", True).build(params, backend="triton", capturable=True)
     read: list[Any] = []
@@ -111,8 +111,8 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_drawing_takes_one_operator_more():
-    """The draw is a part of the kernels: torch counts the step, and that is all."""
+def test_drawing_needs_one_more_operator():
+    """Kernels draw the rates, and torch only counts the step."""
     took = []
     for draws in (False, True):
         params = parameters(torch.float32)

@@ -1,8 +1,8 @@
-"""Finds races in interpreted Triton kernels: two threads at one address, one of them writing, without order.
+"""Finds races in interpreted Triton kernels: two threads access one address without order, and one of them writes.
 
-The threads of a program are ordered by barriers alone, and programs of a launch not at all. So within a program,
-between two barriers, what one lane writes no other lane may read or write; within a launch, what one program writes no
-other may. A number that is not a block is read by every thread, and stored by one of them.
+Threads of a program are ordered only by barriers, and programs of a launch are not ordered. Within a program, between
+two barriers, no lane may access what another lane writes. Within a launch, no program may access what another writes.
+A number that is not a block is read by every thread, and stored by one of them.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 from triton.runtime import interpreter
 
-#: In place of a lane: every thread.
+#: A lane number that stands for all threads.
 EVERY = -1
 
 
 class Races:
-    """What was found: kernels, and what has happened in them."""
+    """Races that were found, and the accesses of the current kernel."""
 
     def __init__(self) -> None:
         self.found: list[str] = []
         self._kernel, self._program = "", (-1, -1, -1)
-        self._phase: list[np.ndarray] = []  # rows of accesses since the last barrier: address, lane, whether it writes
+        self._phase: list[np.ndarray] = []  # since the last barrier: rows of address, lane, whether it writes
         self._launch: list[np.ndarray] = []  # of all programs: address, program, whether it writes
 
     def begin(self, kernel: str) -> None:
@@ -51,7 +51,7 @@ class Races:
         self._launch.append(np.stack([own, np.full(own.size, hash(program)), np.full(own.size, writes)]))
 
     def _check(self, accesses: list[np.ndarray], what: str) -> None:
-        """Notes addresses that somebody writes, and somebody else reads or writes."""
+        """Notes addresses that one lane or program writes and another reads or writes."""
         if not accesses:
             return
         addresses, who, writes = np.concatenate(accesses, axis=1)
@@ -67,7 +67,7 @@ class Races:
 
 @contextmanager
 def watched() -> Iterator[Races]:
-    """Watches every kernel that is launched in it."""
+    """Watches all kernels that are launched in its body."""
     races, builder = Races(), interpreter.InterpreterBuilder
     load, store = builder.create_masked_load, builder.create_masked_store
     run = interpreter.InterpretedFunction.run

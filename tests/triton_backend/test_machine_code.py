@@ -1,8 +1,8 @@
-"""What Triton makes of its kernels: registers, spills and the width of memory accesses, compiled ahead of time.
+"""Machine code of Triton's kernels, compiled ahead of time: registers, spills and the width of memory accesses.
 
-All variants are compiled for sm_90; for the other targets every 19th update, in which each backbone, mode, decay and
-dtype is met, and every second of the other kernels: four complete sets would take as long as all other tests of Triton
-together. The figures are kept in build/ for as long as the sources stay as they are.
+All variants are compiled for sm_90. Other targets compile every 19th update, which includes each backbone, mode, decay
+and dtype, and every second other kernel: four complete sets would take as long as all other tests of Triton. Results
+are cached in build/ until the sources change.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ every_target = pytest.mark.parametrize("target", [pytest.param(t, marks=pytest.m
 
 @cache
 def figures(target: str, every: int) -> dict[str, dict[str, Any]]:
-    """Of every kernel, and of each ``every``-th update; in a process of its own that does not interpret."""
+    """Returns figures of all kernels, and of each ``every``-th update; a separate process compiles them."""
     folder = ROOT / "build" / "triton_machine_code"
     folder.mkdir(parents=True, exist_ok=True)
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    with open(folder / f"lock-{target}", "w") as lock:  # tests run side by side
+    with open(folder / f"lock-{target}", "w") as lock:  # tests run in parallel
         fcntl.flock(lock, fcntl.LOCK_EX)
         command = [sys.executable, "-m", "tests.triton_backend.aot.variants", target, str(every), str(folder)]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -46,7 +46,7 @@ def chosen(target: str) -> dict[str, dict[str, Any]]:
 
 
 def check(found: dict[str, dict[str, Any]]) -> None:
-    """What holds for every kernel, and for the main loops of updates."""
+    """Checks all kernels, and the main loops of updates."""
     assert {name: f for name, f in found.items() if f["spills"]} == {}
     assert {name: f for name, f in found.items() if f.get("contracted") or f.get("approximate")} == {}
     for name, f in found.items():
@@ -55,11 +55,11 @@ def check(found: dict[str, dict[str, Any]]) -> None:
         _, dtype, rest = name.split()
         update, *modes = rest.split("+")
         states = 0 if update == "sgd_plain" else 1 if "sgd" in update else 3 if "amsgrad" in update else 2
-        words = 2 if "16" in dtype else 1  # 16 bytes of the state, for 16 bytes of parameters
+        words = 2 if "16" in dtype else 1  # 16-byte accesses of state for 16 bytes of parameters
         float_arrays = states + 2 * ("gain" in modes) + ("mean" in modes)
         stored = states + ("gain" in modes) + ("mean" in modes) + ("direction" in modes)
         loads, stores = 2 + words * float_arrays, 1 + words * stored
-        # More where a loop has two versions, of which one does not read the sum; on AMD also tables are read so.
+        # There are more if a loop has two versions, one without the sum. On AMD, tables are read with wide loads too.
         assert f["wide_loads"] >= loads, name
         assert f["wide_stores"] >= stores, name
 
@@ -77,7 +77,7 @@ def test_no_spills_no_contraction_and_16_bytes_at_a_time(target):
 
 @pytest.mark.parametrize("target", [pytest.param(t, marks=pytest.mark.heavy) for t in NVIDIA])
 def test_registers(target):
-    """64 keep four programs of 256 threads on a multiprocessor. Eight arrays take up to 72, three programs."""
+    """64 allow four programs of 256 threads on a multiprocessor. Eight arrays use up to 72, for three programs."""
     for name, f in chosen(target).items():
         if name.startswith("update float32"):
             eight = "amsgrad" in name and "+mean+gain" in name

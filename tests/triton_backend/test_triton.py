@@ -1,4 +1,4 @@
-"""The Triton backend where there is no GPU: choice and reasons here, kernels in processes that interpret them."""
+"""The Triton backend without a GPU: selection and reasons in this process, interpreted kernels in others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .interpreter import MISSING, ROOT, run_tests
 
 needs_triton = pytest.mark.skipif(MISSING != "", reason=MISSING)
 
-# ---- choice ----
+# ---- selection ----
 
 
 def test_auto_never_interprets(monkeypatch):
@@ -34,7 +34,7 @@ def test_auto_never_interprets(monkeypatch):
     assert "triton        cannot run: there are Triton kernels for GPUs" in __main__.report()
 
 
-def test_auto_takes_it_on_a_gpu_without_a_native_library(monkeypatch):
+def test_auto_selects_triton_on_a_gpu_without_a_native_library(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(triton, "version", lambda _: "3.6.0")
     monkeypatch.setattr(triton.shutil, "which", lambda name: f"/usr/bin/{name}")
@@ -48,7 +48,7 @@ def test_auto_takes_it_on_a_gpu_without_a_native_library(monkeypatch):
     assert backends.select("auto", cuda).name == "native"
 
 
-def test_why_not(monkeypatch):
+def test_reasons_why_triton_cannot_run(monkeypatch):
     def missing(_):
         raise triton.PackageNotFoundError
 
@@ -86,7 +86,7 @@ assert not loaded("fused_adaptive.backends.triton.launch")
 """
 
 
-def test_triton_is_imported_only_where_it_is_asked_for():
+def test_triton_is_imported_only_when_it_is_used():
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     subprocess.run([sys.executable, "-c", LAZY], cwd=ROOT, check=True, env=environment)
 
@@ -111,13 +111,13 @@ def test_counts_plans_and_errors():
 
 
 @needs_triton
-def test_threads_and_operators():
+def test_counters_draws_and_tensors_of_two_threads():
     run_tests("tests/triton_backend/order.py", "-k", "two_threads or counters or drawing")
 
 
 @needs_triton
 @pytest.mark.heavy
-def test_the_order_of_threads():
+def test_kernels_have_no_races():
     run_tests("tests/triton_backend/order.py")
 
 
@@ -150,6 +150,6 @@ def test_the_matrix(part):
 @needs_triton
 @pytest.mark.heavy
 def test_golden_trajectories():
-    """Those with missing and non-finite gradients, and with an lr of 0: float64, to 1e-12."""
+    """Trajectories with missing and nonfinite gradients, and with an lr of 0: float64, to 1e-12."""
     chosen = "missing or nonfinite or warmup"
     run_tests("tests/golden/test_golden.py", "-k", f"trajectory and triton and ({chosen})")
