@@ -1,0 +1,51 @@
+"""Hugging Face's Trainer with ActiveAdamW: a small vision transformer learns handwritten digits.
+
+pip install 'fused_adaptive[trainers]'
+python examples/trainer_transformers.py
+"""
+
+import tempfile
+
+import torch
+from sklearn.datasets import load_digits
+from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
+
+import fused_adaptive as fa
+from fused_adaptive.integrations.transformers import EndIntervalCallback
+
+images, labels = load_digits(return_X_y=True)
+images = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16
+rows = [{"pixel_values": image, "labels": int(label)} for image, label in zip(images, labels, strict=True)]
+
+config = ViTConfig(
+    image_size=8,
+    patch_size=2,
+    num_channels=1,
+    hidden_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=128,
+    num_labels=10,
+)
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            ViTForImageClassification(config),
+            TrainingArguments(
+                folder,
+                num_train_epochs=8,
+                per_device_train_batch_size=64,
+                learning_rate=1e-3,  # for the Trainer's schedule, which goes on as always
+                logging_steps=23,
+                report_to="none",
+            ),
+            train_dataset=rows[:1500],
+            eval_dataset=rows[1500:],
+            compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
+            # No number of steps to work out: the callback ends an interval with each epoch.
+            optimizer_cls_and_kwargs=(fa.ActiveAdamW, {"lr": 1e-3, "interval": None}),
+            callbacks=[EndIntervalCallback()],
+        )
+        trainer.train()
+        print(f"accuracy {trainer.evaluate()['eval_accuracy']:.1%}")
