@@ -8,7 +8,7 @@ import tempfile
 
 import torch
 from sklearn.datasets import load_digits
-from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
+from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, set_seed
 
 import fused_adaptive as fa
 from fused_adaptive.integrations.transformers import EndIntervalCallback
@@ -29,6 +29,7 @@ config = ViTConfig(
 )
 
 if __name__ == "__main__":
+    set_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             ViTForImageClassification(config),

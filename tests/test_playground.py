@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -152,17 +155,23 @@ def test_a_link_encodes_every_setting():
 
 def test_every_frame_moves_the_traces_of_the_runs():
     pytest.importorskip("plotly")
-    from fused_adaptive.playground.figures import FRAMES, NET_FRAMES, path_figure
+    from fused_adaptive.playground.figures import FRAMES, NET_FRAMES, path_figure, path_frames
 
     for problem in PROBLEMS:
         settings = Settings(problem, policies=POLICIES, epochs=100)
-        figure = path_figure(settings, train(settings))
-        assert len(figure.frames) == (NET_FRAMES if problem == "net" else FRAMES) + 1
-        assert figure.frames[-1].name == "100"
-        for frame in figure.frames:
-            names = [figure.data[i].name for i in frame.traces]
-            assert names == [trace.name for trace in frame.data]
+        runs = train(settings)
+        figure, frames = path_figure(settings, runs), path_frames(settings, runs)
+        assert len(frames) == (NET_FRAMES if problem == "net" else FRAMES) + 1
+        assert [frame["name"] for frame in frames] == list(figure.layout.updatemenus[0].buttons[0].args[0])
+        assert frames[-1]["name"] == "100"
+        for frame in json.loads(json.dumps(frames)):
+            names = [figure.data[i].name for i in frame["traces"]]
+            assert names == [trace["name"] for trace in frame["data"]]
             assert names == ["AdamW", "ActiveAdamW", "AdamW + TrainableLR", "AdamW + Hypergradient"]
+
+
+def unpacked(array: dict[str, str]) -> list[float]:
+    return np.frombuffer(base64.b64decode(array["bdata"]), array["dtype"]).tolist()
 
 
 def test_figures_show_the_runs():
@@ -174,7 +183,7 @@ def test_figures_show_the_runs():
     history, path = history_figure(runs), path_figure(settings, runs)
     assert list(history.data[2].y) == runs[1].losses
     assert list(history.data[3].y) == runs[1].rates
-    assert list(path.data[-1].x) == pytest.approx(runs[1].points[:, 0].tolist(), rel=1e-6)
+    assert unpacked(path.data[-1].x) == pytest.approx(runs[1].points[:, 0].tolist(), rel=1e-6)
     losses = sweep(settings)
     shown = sensitivity_figure(settings, losses).data
     assert list(shown[0].y) == [None if math.isnan(loss) else loss for loss in losses["FixedLR"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from functools import lru_cache
 from typing import Any
@@ -11,7 +12,7 @@ import plotly.graph_objects as go  # pyright: ignore[reportMissingImports]
 import torch
 from torch import Tensor
 
-from .problems import PROBLEMS, Problem, Range, logits, moons
+from .problems import PROBLEMS, Range, logits, moons
 from .settings import Settings
 from .training import Run, label, sweep_rates
 
@@ -21,6 +22,8 @@ SURFACE = [[0, "#2b6a99"], [0.35, "#8fbcd9"], [0.7, "#d6e6f0"], [1, "#f7fafc"]]
 #: Frames of the animation, at most (of the net, whose frames are larger), and how long one is shown, in ms.
 FRAMES, NET_FRAMES, DURATION = 40, 20, 60
 GRID, NET_GRID = 81, 25
+#: Traces below those of the runs.
+BACKGROUND = 2
 LOGARITHMIC = {"type": "log", "exponentformat": "power", "nticks": 6}
 
 
@@ -97,32 +100,47 @@ def sensitivity_figure(settings: Settings, losses: dict[str, list[float]]) -> go
 
 
 def path_figure(settings: Settings, runs: list[Run]) -> go.Figure:
-    """Where the runs go, complete at first, and as an animation when it is asked for."""
+    """Where the runs go, with a button and a slider for the frames of :func:`path_frames`."""
     problem = PROBLEMS[settings.problem]
-    epochs = settings.epochs
-    count = min(epochs, FRAMES if problem.window else NET_FRAMES)
-    shown = [round(i * epochs / count) for i in range(count + 1)]
     if problem.window is None:
-        background, traces = points_of_classes(), boundaries
+        background = points_of_classes()
         axes = {"xaxis": {"range": NET_WINDOW[0]}, "yaxis": {"range": NET_WINDOW[1]}}
     else:
-        background, traces = surface(settings.problem, epochs), paths
+        background = surface(settings.problem, settings.epochs)
         windows, named = problem.window, ("x", "y")
         if len(problem.starts) == 1:
-            windows, named = ((0, epochs), problem.window[0]), ("epoch", "w")
+            windows, named = ((0, settings.epochs), problem.window[0]), ("epoch", "w")
         axes = {
             f"{axis}axis": {"range": list(window), "title": {"text": name, "standoff": 4}}
             for axis, window, name in zip("xy", windows, named, strict=True)
         }
-    moving = list(range(len(background), len(background) + len(traces(problem, runs, epochs))))
-    frames = [{"name": str(e), "data": traces(problem, runs, e), "traces": moving} for e in shown]
-    return go.Figure(
-        {
-            "data": [*background, *traces(problem, runs, epochs)],
-            "frames": frames,
-            "layout": layout(height=500, **axes, **controls([str(epoch) for epoch in shown])),
-        }
-    )
+    names = [str(epoch) for epoch in shown_epochs(settings)]
+    data = [*background, *traces(settings, runs, settings.epochs)]
+    return go.Figure(data, layout(height=500, **axes, **controls(names)))
+
+
+def path_frames(settings: Settings, runs: list[Run]) -> list[dict[str, Any]]:
+    """The frames of the animation, plain JSON. Gradio passes a figure's own frames on to nobody, so they go apart."""
+    moving = [BACKGROUND + i for i in range(len(runs))]
+    return [
+        {"name": str(epoch), "data": traces(settings, runs, epoch), "traces": moving}
+        for epoch in shown_epochs(settings)
+    ]
+
+
+def shown_epochs(settings: Settings) -> list[int]:
+    count = min(settings.epochs, FRAMES if PROBLEMS[settings.problem].window else NET_FRAMES)
+    return [round(i * settings.epochs / count) for i in range(count + 1)]
+
+
+def traces(settings: Settings, runs: list[Run], epoch: int) -> list[dict[str, Any]]:
+    """What a frame changes: one trace a run."""
+    return paths(runs, epoch) if PROBLEMS[settings.problem].window else boundaries(runs, epoch)
+
+
+def packed(array: np.ndarray) -> dict[str, str]:
+    """An array as Plotly's pages read it: a third of the characters that its numbers take, and no time to write."""
+    return {"dtype": array.dtype.str[1:], "bdata": base64.b64encode(array.tobytes()).decode()}
 
 
 def controls(names: list[str]) -> dict[str, Any]:
@@ -140,17 +158,17 @@ def controls(names: list[str]) -> dict[str, Any]:
     return {"updatemenus": [menu | place], "sliders": [slider | place]}
 
 
-def paths(problem: Problem, runs: list[Run], epoch: int) -> list[dict[str, Any]]:
+def paths(runs: list[Run], epoch: int) -> list[dict[str, Any]]:
     """Of each run its path up to an epoch, with a point at the end. One number alone is shown over time."""
-    traces = []
+    found = []
     for run in runs:
         upto = run.points[: epoch + 1].numpy().astype("f4")
         x, y = (upto[:, 0], upto[:, 1]) if upto.shape[1] > 1 else (np.arange(len(upto), dtype="f4"), upto[:, 0])
-        sizes = np.full(len(x), 3)
+        sizes = np.full(len(x), 3, dtype="i1")
         sizes[-1:] = 12
-        marker = {"color": COLORS[run.policy], "size": sizes, "opacity": 1, "line": {"width": 0}}
-        traces.append(line(run, x, y, mode="lines+markers", marker=marker))
-    return traces
+        marker = {"color": COLORS[run.policy], "size": packed(sizes), "opacity": 1, "line": {"width": 0}}
+        found.append(line(run, packed(x), packed(y), mode="lines+markers", marker=marker))
+    return found
 
 
 @lru_cache
@@ -204,14 +222,15 @@ def points_of_classes() -> list[dict[str, Any]]:
     ]
 
 
-def boundaries(problem: Problem, runs: list[Run], epoch: int) -> list[dict[str, Any]]:
+def boundaries(runs: list[Run], epoch: int) -> list[dict[str, Any]]:
     """Of each run the line between the classes, as the net draws it after an epoch."""
     x, y, grid = plane(NET_WINDOW, NET_GRID)
-    traces = []
+    found = []
     for run in runs:
         z = logits(run.points[min(epoch, len(run.points) - 1)], grid.flatten(0, 1)).clamp(-20, 20)
-        trace = {"type": "contour", "x": x, "y": y, "z": z.view(NET_GRID, NET_GRID).numpy().astype("f4")}
+        levels = packed(z.numpy().astype("f4")) | {"shape": f"{NET_GRID}, {NET_GRID}"}
+        trace = {"type": "contour", "x": packed(x), "y": packed(y), "z": levels}
         trace |= {"contours": {"start": 0, "end": 0, "size": 1, "coloring": "none"}, "showscale": False}
         trace |= {"line": {"color": COLORS[run.policy], "width": 3}, "name": run.label, "showlegend": True}
-        traces.append(trace | {"hoverinfo": "skip"})
-    return traces
+        found.append(trace | {"hoverinfo": "skip"})
+    return found

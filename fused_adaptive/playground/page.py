@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import fields
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import gradio as gr  # pyright: ignore[reportMissingImports]
 import torch
 
-from .figures import history_figure, path_figure, sensitivity_figure
+from .figures import history_figure, path_figure, path_frames, sensitivity_figure
 from .problems import PROBLEMS
 from .settings import NUMBERS, OPTIMIZERS, POLICIES, Settings
 from .training import Run, sweep, train
@@ -54,6 +55,14 @@ LINK = """(query) => {
 }"""
 
 
+#: Hands the frames of the animation to the plot, which may still be on its way to the page.
+FRAMES = """async (frames) => {
+  let plot;
+  while (!(plot = document.querySelector("#path .js-plotly-plot"))) await new Promise((done) => setTimeout(done, 50));
+  await window.Plotly.addFrames(plot, JSON.parse(frames));
+}"""
+
+
 def build() -> gr.Blocks:
     """The page, not yet served."""
     with gr.Blocks(title="fused_adaptive playground", analytics_enabled=False) as page:
@@ -65,23 +74,27 @@ def build() -> gr.Blocks:
                 tab = gr.State("paths")
                 with gr.Tabs():
                     with gr.Tab("Paths") as paths_tab:
-                        path = gr.Plot(show_label=False)
+                        path = gr.Plot(show_label=False, elem_id="path")
+                        frames = gr.Textbox("[]", visible=False)
                     with gr.Tab("Sensitivity to the initial rate") as sweep_tab:
-                        sensitivity = gr.Plot(show_label=False)
+                        sensitivity = gr.Plot(show_label=False, elem_id="sensitivity")
             with gr.Column(min_width=0, elem_id="results"):
-                history = gr.Plot(show_label=False)
+                history = gr.Plot(show_label=False, elem_id="history")
                 status = gr.Markdown(elem_id="status")
                 link = gr.Textbox(label="Link to these settings", buttons=["copy"], interactive=False, elem_id="link")
 
-        answer = {"inputs": [tab, *inputs.values()], "outputs": [path, sensitivity, history, status, link]}
+        answer = {"inputs": [tab, *inputs.values()], "outputs": [path, frames, sensitivity, history, status, link]}
         live = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
 
+        def finish(drawn: Any) -> None:
+            drawn.then(None, link, link, js=LINK).then(None, frames, None, js=FRAMES)
+
         def draw_after(event: Any) -> None:
-            event.then(draw, **answer, **live).then(None, link, link, js=LINK)
+            finish(event.then(draw, **answer, **live))
 
         starts = [inputs["x"], inputs["y"]]
         moved = [component.input for name, component in inputs.items() if name != "problem"]
-        gr.on(moved, draw, **answer, **live).then(None, link, link, js=LINK)
+        finish(gr.on(moved, draw, **answer, **live))
         inputs["policies"].input(argument_sliders, inputs["policies"], [inputs[name] for name in ARGUMENTS], **live)
         draw_after(inputs["problem"].input(start_sliders, inputs["problem"], starts, **live))
         draw_after(paths_tab.select(lambda: "paths", None, tab, **live))
@@ -158,13 +171,16 @@ def draw(tab: str, *values: Any) -> list[Any]:
     try:
         settings = Settings(**given)
     except ValueError as error:
-        return [gr.skip(), gr.skip(), gr.skip(), f"⚠️ {error}", gr.skip()]
+        return [gr.skip()] * 4 + [f"⚠️ {error}", gr.skip()]
     began = time.perf_counter()
     runs = train(settings)
     took = time.perf_counter() - began
-    path = path_figure(settings, runs) if tab == "paths" else gr.skip()
-    sensitivity = sensitivity_figure(settings, sweep(settings)) if tab == "sweep" else gr.skip()
-    return [path, sensitivity, history_figure(runs), table(settings, runs, took), settings.query()]
+    path, frames, sensitivity = gr.skip(), gr.skip(), gr.skip()
+    if tab == "paths":
+        path, frames = path_figure(settings, runs), json.dumps(path_frames(settings, runs))
+    else:
+        sensitivity = sensitivity_figure(settings, sweep(settings))
+    return [path, frames, sensitivity, history_figure(runs), table(settings, runs, took), settings.query()]
 
 
 def table(settings: Settings, runs: list[Run], seconds: float) -> str:
