@@ -8,6 +8,7 @@ import tempfile
 
 import torch
 from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, set_seed
 
 import fused_adaptive as fa
@@ -16,6 +17,7 @@ from fused_adaptive.integrations.transformers import EndIntervalCallback
 images, labels = load_digits(return_X_y=True)
 images = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16
 rows = [{"pixel_values": image, "labels": int(label)} for image, label in zip(images, labels, strict=True)]
+train_rows, test_rows = train_test_split(rows, test_size=300, random_state=0)
 
 config = ViTConfig(
     image_size=8,
@@ -35,17 +37,18 @@ if __name__ == "__main__":
             ViTForImageClassification(config),
             TrainingArguments(
                 folder,
-                num_train_epochs=8,
-                per_device_train_batch_size=64,
-                learning_rate=1e-3,  # for the Trainer's schedule, which goes on as always
-                logging_steps=23,
+                num_train_epochs=10,
+                per_device_train_batch_size=32,
+                learning_rate=2e-3,  # for the Trainer's schedule, which goes on as always
+                logging_steps=47,
+                save_strategy="no",
                 report_to="none",
             ),
-            train_dataset=rows[:1500],
-            eval_dataset=rows[1500:],
+            train_dataset=train_rows,
+            eval_dataset=test_rows,
             compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
             # No number of steps to work out: the callback ends an interval with each epoch.
-            optimizer_cls_and_kwargs=(fa.ActiveAdamW, {"lr": 1e-3, "interval": None}),
+            optimizer_cls_and_kwargs=(fa.ActiveAdamW, {"lr": 2e-3, "interval": None}),
             callbacks=[EndIntervalCallback()],
         )
         trainer.train()

@@ -1,4 +1,4 @@
-"""Every example runs as its first lines say, in less than a minute, and learns what it says."""
+"""Every example runs as its first lines say, and learns what it says."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
+#: Several times what an example takes on two cores, for machines that do something else besides.
+TIMEOUT = 240
 pytestmark = pytest.mark.heavy
 
 if not EXAMPLES.exists():
@@ -20,7 +22,9 @@ if not EXAMPLES.exists():
 
 def run(*command: str | Path) -> str:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, text=True, capture_output=True, timeout=60)
+    done = subprocess.run(
+        [*map(str, command)], cwd=ROOT, env=environment, text=True, capture_output=True, timeout=TIMEOUT
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -60,11 +64,10 @@ def test_gpt_goes_on_where_it_stopped(parallel, tmp_path):
         arguments = ["--parallel", parallel, "--steps", str(steps), "--checkpoint", tmp_path / folder]
         return run(*launcher, EXAMPLES / "gpt.py", *arguments).splitlines()
 
-    whole = torchrun("whole", 80)
-    assert torchrun("parts", 30) + torchrun("parts", 80) == whole
-    losses = [float(line.split()[3]) for line in whole]
-    assert len(losses) == 4
-    assert losses[-1] < losses[0] - 0.5
+    whole = torchrun("whole", 40)
+    assert torchrun("parts", 10) + torchrun("parts", 40) == whole  # from the middle of an interval, with the same bits
+    first, last = (float(line.split()[3]) for line in whole)
+    assert last < first - 0.3
 
 
 @pytest.mark.parametrize("trainer", ["transformers", "lightning"])
