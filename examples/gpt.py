@@ -10,6 +10,7 @@ The second command goes on where the first one has stopped, with the bits that a
 """
 
 import argparse
+import gc
 import os
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -95,17 +96,7 @@ def resume(folder, model, optimizer):
     return int(loaded["step"])
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--parallel", choices=["ddp", "fsdp"], default="ddp")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    args = parser.parse_args()
-
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+def train(args, device):
     torch.manual_seed(0)
     model = parallelize(GPT().to(device), args.parallel, device)
     # An "epoch" of text is whatever one makes it: here rates adapt every 20 steps. Biases and norms do not decay.
@@ -125,6 +116,22 @@ def main():
                 rate = optimizer.learning_rates()[0]["mean"]
                 print(f"step {step} loss {loss.item() / dist.get_world_size():.6f} mean rate {rate:.2e}", flush=True)
     dcp.save(state(model, optimizer, step), checkpoint_id=args.checkpoint)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--parallel", choices=["ddp", "fsdp"], default="ddp")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    args = parser.parse_args()
+
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    train(args, device)
+    gc.collect()  # a model that still holds the process group would wait for ranks that have gone
+    dist.barrier()
     dist.destroy_process_group()
 
 
