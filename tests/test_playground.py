@@ -90,6 +90,7 @@ def test_noise_is_relative_to_the_first_gradient_and_the_same_in_every_run():
     assert noisy == again != quiet
     first = PROBLEMS["beale"].initial(*Settings("beale").start).requires_grad_()
     PROBLEMS["beale"].loss(first).backward()
+    assert first.grad is not None
     (run,) = train(Settings("beale", "SGD", ("FixedLR",), epochs=1, log_lr=-3, noise=1))
     moved = (run.points[0] - run.points[1]) / 1e-3 - first.grad
     drawn = torch.randn(2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
