@@ -157,13 +157,23 @@ METHODS: dict[str, Method] = {
 }
 
 
-def train(job: Job, splits: Splits, report: Callable[[int, float, float], None] = lambda *_: None) -> Run:
+#: From a model, images and classes to the images that it is to be trained on instead.
+Attack = Callable[[Module, Tensor, Tensor], Tensor]
+
+
+def train(
+    job: Job,
+    splits: Splits,
+    report: Callable[[int, float, float], None] = lambda *_: None,
+    attack: Attack | None = None,
+) -> Run:
     """Trains, evaluates on the validation part after each epoch and on the test part at the end.
 
     An epoch ends at a batch loss that is not finite; what does not go back from there is given up after it.
 
     Args:
         report: called with epoch, training loss and validation accuracy after each.
+        attack: adversarial training; the accuracy under the same attack is "attacked_accuracy".
     """
     torch.manual_seed(job.seed)
     device = splits.train.labels.device
@@ -175,7 +185,7 @@ def train(job: Job, splits: Splits, report: Callable[[int, float, float], None] 
     history: dict[str, list[Any]] = {"train_loss": [], "validation_loss": [], "accuracy": [], "action": [], "rates": []}
     began = time.perf_counter()
     for epoch in range(1, job.epochs + 1):
-        loss = _epoch(model, optimizer, driver, batches, epoch - 1, history["rates"])
+        loss = _epoch(model, optimizer, driver, batches, epoch - 1, history["rates"], attack)
         validation_loss, accuracy = evaluate(model, splits.validation)
         driver.after_epoch(loss, validation_loss)
         for name, value in (("train_loss", loss), ("validation_loss", validation_loss), ("accuracy", accuracy)):
@@ -192,12 +202,21 @@ def train(job: Job, splits: Splits, report: Callable[[int, float, float], None] 
         "test_accuracy": test_accuracy,
         "test_loss": test_loss if math.isfinite(test_loss) else None,
         "diverged": not math.isfinite(test_loss),
+        "attacked_accuracy": None if attack is None else _under_attack(model, splits.test, attack),
         "checkpoint_accuracy": evaluate(model, splits.test)[1] if driver.restore_best() else None,
         "seconds": round(seconds, 1),
     }
 
 
-def _epoch(model: Module, optimizer: Optimizer, driver: Driver, batches: Batches, done: int, rates: list) -> float:
+def _epoch(
+    model: Module,
+    optimizer: Optimizer,
+    driver: Driver,
+    batches: Batches,
+    done: int,
+    rates: list,
+    attack: Attack | None,
+) -> float:
     """The mean loss of the epoch's batches, each taken before its step. ``done``: epochs before this one."""
     model.train()
     total = torch.zeros((), device=batches.data.labels.device)
@@ -205,6 +224,8 @@ def _epoch(model: Module, optimizer: Optimizer, driver: Driver, batches: Batches
     for step, (images, labels) in enumerate(batches):
         if step in marks:
             rates.append([round(done + step / len(batches), 4), _rate(optimizer)])
+        if attack is not None:
+            images = attack(model, images, labels)
         optimizer.zero_grad()
         loss = functional.cross_entropy(model(images), labels)
         loss.backward()
@@ -214,6 +235,13 @@ def _epoch(model: Module, optimizer: Optimizer, driver: Driver, batches: Batches
         if not torch.isfinite(total):
             return math.nan
     return total.item() / len(batches.data)
+
+
+def _under_attack(model: Module, data: Part, attack: Attack, size: int = 500) -> float:
+    """The accuracy in percent."""
+    model.eval()
+    parts = zip(data.images.split(size), data.labels.split(size), strict=True)
+    return evaluate(model, Part(torch.cat([attack(model, *part) for part in parts]), data.labels))[1]
 
 
 @dataclass
