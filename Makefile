@@ -19,12 +19,14 @@ ifeq ($(strip $(VENV)),)
   READY :=
   TRAINERS :=
   RIVALS :=
+  EXPERIMENTS :=
   export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 else
   PY := $(VENV)/bin/python
   READY := $(VENV)/.fused_adaptive-ready
   TRAINERS := $(VENV)/.fused_adaptive-trainers
   RIVALS := $(VENV)/.fused_adaptive-rivals
+  EXPERIMENTS := $(VENV)/.fused_adaptive-experiments
 endif
 
 # CUDA kernels take minutes to compile and run nowhere without a GPU: there, FUSED_ADAPTIVE_BUILD=auto asks for them.
@@ -51,7 +53,7 @@ PYTEST = $(PY) -m pytest $$($(PY) -c 'import xdist' 2>/dev/null && echo '-n auto
 test: $(BUILT)
 	$(PYTEST) -m 'not heavy' $(ARGS)
 
-test-all: $(BUILT) $(TRAINERS) $(RIVALS)
+test-all: $(BUILT) $(TRAINERS) $(RIVALS) $(EXPERIMENTS)
 	$(PYTEST) $(ARGS)
 
 build: $(READY)
@@ -89,6 +91,12 @@ $(VENV)/.fused_adaptive-ready: pyproject.toml setup.py constraints.txt
 # Hugging Face's Trainer, Accelerate and Lightning, which only some tests need: half a minute. torch stays as it is.
 $(VENV)/.fused_adaptive-trainers: $(READY)
 	$(PY) -m pip install -c constraints.txt accelerate lightning scikit-learn transformers
+	touch $@
+
+# The experiments' data, and the optimizers that they compare with, which are installed without what they need: torch.
+$(VENV)/.fused_adaptive-experiments: $(READY)
+	$(PY) -m pip install -c constraints.txt gensim scikit-learn tokenizers
+	$(PY) -m pip install --no-deps -c constraints.txt dadaptation prodigyopt schedulefree
 	touch $@
 
 clean:

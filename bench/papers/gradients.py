@@ -35,7 +35,7 @@ class Job:
 
 SIZES = {
     "smoke": (Setting("mnist5k", 128, 100, 14, "resnet20/4", 2), 1),
-    "cpu": (Setting("fashion-mnist", 4000, 2000, 14, "resnet20/8", 20), 3),
+    "cpu": (Setting("fashion-mnist", 12_000, 2000, 14, "resnet20/8", 12), 3),
     "gpu": (Setting("fashion-mnist", None, None, 28, "resnet20", 100, "cuda"), 3),
 }
 
@@ -123,8 +123,8 @@ EXPERIMENT = Experiment(
     "loss reaches a plateau. Adam at 10⁻³ (b): they grow to a maximum and decrease slowly. ActiveAdam at 10⁻⁵ (c): "
     "they grow to a maximum as in (b), and decrease sharply once the loss is minimal.",
     ours={
-        "cpu": "Fashion-MNIST, 4000 images of 14×14 pixels, ResNet-20 with 8 channels, AdamW, 20 epochs of 63 steps, "
-        "batch 64; three seeds.",
+        "cpu": "Fashion-MNIST, 12 000 images of 14×14 pixels, ResNet-20 with 8 channels, AdamW, 12 epochs of 188 "
+        "steps, batch 64; three seeds.",
         "gpu": "Fashion-MNIST, ResNet-20, AdamW, 100 epochs, batch 64; three seeds.",
     },
     jobs=jobs,
