@@ -17,7 +17,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "AdaBelief": {},
 }
 #: What the authors' scripts pass: gains, not increments of the rate.
-AUTHORS: dict[str, float] = {"high": 2.0, "low": 0.5}
+AUTHORS: dict[str, Any] = {"high": 2.0, "low": 0.5}
 PLAIN, ACTIVE, GAINS = "plain", "active", "authors' gains"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -59,26 +58,31 @@ def jobs(scale: str) -> list[Job]:
 
 
 def train(job: Job) -> Run:
-    """AALR sees the loss of the first training images after each epoch."""
+    """AALR sees the loss of the first training images before the first epoch and after each."""
     task = task_of(job.setting)
     lr = job.rate * (SGD_FACTOR if job.backbone == "SGD" else 1)
+    torch.manual_seed(job.seed)
+    model = task.build()
+    inputs, targets = task.load()[0]
+    probe = (inputs[:PROBE], targets[:PROBE])
     controllers: list[fa.AALR] = []
 
+    def loss() -> float:
+        return replace(task, accurate=False).judge(model, probe)
+
     def build(parameters: list[Tensor], steps: int) -> Optimizer:
-        return optimizer_of(job, parameters, lr, steps)
+        made = optimizer_of(job, parameters, lr, steps)
+        if job.method.startswith("AALR"):
+            patience = min(PATIENCE, job.setting.epochs)
+            controllers.append(fa.AALR(made, model, initial_loss=loss(), lr=lr, patience=patience))
+        return made
 
     def watch(model: nn.Module, optimizer: Optimizer) -> str:
-        part = partial(replace(task, accurate=False).judge, model, tuple(x[:PROBE] for x in task.load()[0]))
-        if not controllers:
-            torch.manual_seed(job.seed)
-            initial = replace(task, accurate=False).judge(task.build(), part.args[1])
-            patience = min(PATIENCE, job.setting.epochs)
-            controllers.append(fa.AALR(optimizer, model, initial_loss=initial, lr=lr, patience=patience))
-        controllers[0].step(part())
+        controllers[0].step(loss())
         return controllers[0].action
 
     chosen = watch if job.method.startswith("AALR") else None
-    return training.train(task, build, batch=job.batch, seed=job.seed, watch=chosen)
+    return training.train(replace(task, build=lambda: model), build, batch=job.batch, seed=job.seed, watch=chosen)
 
 
 def optimizer_of(job: Job, parameters: list[Tensor], lr: float, steps: int) -> Optimizer:

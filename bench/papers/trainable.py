@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from .trainable_shown import CRITERIA, FLOOR, draw, plain_best, table
 from .training import Setting, scheduled, task_of
 
 #: [TLR, D]: of all methods with SGD.
-SGD: dict[str, float] = {"momentum": 0.8, "weight_decay": 5e-4}
+SGD: dict[str, Any] = {"momentum": 0.8, "weight_decay": 5e-4}
 GRID = ("sgd", "sgd_mstep", "sgd_exp", "adam", "hypergradient 1e-5", "hypergradient 1e-4", "hypergradient 1e-3")
 TLR = ("sgd_tlr", "sgd_tlr_pl")
 BOUNDS, FRACTIONS, ETAS = (0.1, 1.0, 5.0, 10.0), (0.1, 0.25, 0.5, 1.0), (1e-4, 1e-2, 1.0)
