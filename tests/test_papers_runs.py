@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import linecache
 import re
+import subprocess
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,11 +77,11 @@ def test_an_interrupted_experiment_has_its_finished_runs_and_goes_on(tmp_path, e
 
 
 def test_results_are_enough_to_go_on_from_and_tell_the_commit(tmp_path, experiment, monkeypatch):
-    monkeypatch.setattr(measure, "commit", lambda: "abc")
+    monkeypatch.setattr(measure, "commit_of_code", lambda: "abc")
     measure.measure(experiment, "squares", "cpu", workers=1)
     (tmp_path / "build" / "squares-cpu.jsonl").unlink()
     calls(tmp_path)
-    monkeypatch.setattr(measure, "commit", lambda: "def")
+    monkeypatch.setattr(measure, "commit_of_code", lambda: "def")
     measure.measure(experiment, "squares", "cpu", workers=1)
     assert calls(tmp_path) == []
     results = measure.load(measure.path_of("squares", "cpu"))
@@ -94,6 +95,21 @@ def test_runs_of_other_training_code_are_made_again(tmp_path, experiment):
     calls(tmp_path)
     measure.measure(replace(experiment, trained_by=(square, "changed")), "squares", "cpu", workers=1)
     assert calls(tmp_path) == [1, 2, 3, 4]
+
+
+def test_new_results_do_not_make_a_commit_dirty_and_new_code_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    monkeypatch.setattr(measure, "commit", lambda: "abc-dirty")
+    (tmp_path / "bench" / "results").mkdir(parents=True)
+    files = [tmp_path / "code.py", tmp_path / "bench" / "results" / "a.json"]
+    for file in files:
+        file.write_text("1")
+    for command in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    files[1].write_text("2")
+    assert measure.commit_of_code() == "abc"
+    files[0].write_text("2")
+    assert measure.commit_of_code() == "abc-dirty"
 
 
 def test_smoke_never_overwrites_results():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -47,7 +48,7 @@ def measure(experiment: Experiment, name: str, scale: str, workers: int | None =
     code, jobs = digests.of(experiment.trained_by), list(experiment.jobs(scale))
     path, journal = path_of(name, scale), BUILD / f"{name}-{scale}.jsonl"
     earlier = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
-    train = partial(_with_commit, train=experiment.train, made_at=commit())
+    train = partial(_with_commit, train=experiment.train, made_at=commit_of_code())
     try:
         runner.run_all(jobs, train, journal, workers=workers, describe=_line, code=code, earlier=earlier)
     finally:
@@ -65,6 +66,15 @@ def save(made: Sequence[dict[str, Any]], code: str, jobs: Sequence[Any], scale: 
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     save_runs({"schema": 1, **circumstances(), "scale": scale, "planned": len(jobs), "runs": found}, path)
+
+
+def commit_of_code() -> str | None:
+    """The commit, marked as dirty only if something besides results and documents was changed since."""
+    found = commit()
+    if found is None or not found.endswith("-dirty"):
+        return found
+    command = ["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", ".", ":!bench/results", ":!docs"]
+    return found if subprocess.run(command, check=False).returncode else found.removesuffix("-dirty")
 
 
 def _with_commit(job: Any, train: Any, made_at: str | None) -> Run:

@@ -108,7 +108,7 @@ def _counts(experiment: Experiment, results: dict[str, Any] | None, scale: str) 
 
 def _made(results: dict[str, Any]) -> str:
     runs = results["runs"]
-    commits = {run["commit"][:10] for run in runs if run["commit"]}
+    commits = {run["commit"][:10] + "-dirty" * run["commit"].endswith("-dirty") for run in runs if run["commit"]}
     seconds = sum(run.get("core_seconds", 0) for run in runs)
     spent = f", {seconds / 60:.0f} minutes of a core in trainings" if seconds else ""
     machine, versions = results["machine"], results["versions"]
