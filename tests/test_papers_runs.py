@@ -90,6 +90,14 @@ def test_results_are_enough_to_go_on_from_and_tell_the_commit(tmp_path, experime
     assert results["planned"] == 4
 
 
+def test_results_are_not_lost_where_there_is_nothing_new(tmp_path, experiment):
+    measure.measure(experiment, "squares", "cpu", workers=1)
+    before = measure.path_of("squares", "cpu").read_text()
+    measure.journal_of("squares", "cpu").unlink()
+    measure.collect(replace(experiment, trained_by=(square, "changed")), "squares", "cpu")
+    assert measure.path_of("squares", "cpu").read_text() == before
+
+
 def test_runs_of_other_training_code_are_made_again(tmp_path, experiment):
     measure.measure(experiment, "squares", "cpu", workers=1)
     calls(tmp_path)
@@ -180,13 +188,17 @@ def test_every_committed_run_tells_its_commit_and_its_code():
 
 def test_a_part_of_the_runs_is_shown_without_a_verdict(experiment, tmp_path, monkeypatch):
     made = catalogue.EXPERIMENTS["rules"]
-    monkeypatch.setitem(catalogue.EXPERIMENTS, "rules", replace(made, jobs=lambda scale: made.jobs(scale)[:1]))
-    measure.measure(catalogue.EXPERIMENTS["rules"], "rules", "smoke", workers=1)
-    code = digests.of(made.trained_by)
-    done = runner.entries(tmp_path / "build" / "rules-smoke.jsonl")
-    measure.save(done, code, made.jobs("smoke"), "cpu", measure.path_of("rules", "cpu"))
+    smoke = replace(made, jobs=lambda scale: made.jobs("smoke"))
+    line = {
+        "code": digests.of(made.trained_by),
+        "job": asdict(made.jobs("smoke")[0]),
+        "run": made.train(made.jobs("smoke")[0]),
+    }
+    journal = measure.journal_of("rules", "cpu")
+    journal.parent.mkdir()
+    journal.write_text(json.dumps({**line, "run": {**line["run"], "commit": None}}) + "\n{cut off")
+    measure.collect(smoke, "rules", "cpu")
     monkeypatch.setattr(report, "ROOT", tmp_path)
-    monkeypatch.setitem(catalogue.EXPERIMENTS, "rules", made)
     shown = report.section("rules")
     assert "**Incomplete: 1 of 5 runs.**" in shown
     assert "multiply down, add up" in shown

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from .. import controllers_fetch
 from . import catalogue, report
 from .experiment import SCALES
-from .measure import load, measure, path_of
+from .measure import collect, load, measure, path_of
 
 EXAMPLES = """\
 examples:
@@ -31,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         for name in names:
-            if not args.report:
+            if args.report:
+                collect(catalogue.EXPERIMENTS[name], name, args.scale)
+            else:
                 _measure(name, args)
             _show(name, args.scale)
     except KeyboardInterrupt:
@@ -58,7 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     scales = "; ".join(f"{name}: {what}" for name, what in SCALES.items())
     add("--scale", choices=SCALES, default="smoke", help=f"{scales}. Default smoke")
     add("--workers", type=int, metavar="N", help="processes of one thread each; default the cores, 1 with a GPU")
-    add("--report", action="store_true", help="only plots and docs/experiments.md, from the results that there are")
+    add(
+        "--report",
+        action="store_true",
+        help="no runs: results, plots and docs/experiments.md of those that are finished",
+    )
     return parser
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import warnings
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,27 +44,40 @@ def measure(experiment: Experiment, name: str, scale: str, workers: int | None =
     Runs count as made if they were made with the same training code: see :mod:`.digests`. Also where this is
     interrupted, the results have all finished ones after it.
     """
-    code, jobs = digests.of(experiment.trained_by), list(experiment.jobs(scale))
-    path, journal = path_of(name, scale), BUILD / f"{name}-{scale}.jsonl"
-    earlier = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
     train = partial(_with_commit, train=experiment.train, made_at=commit_of_code())
+    code, journal = digests.of(experiment.trained_by), journal_of(name, scale)
+    earlier = entries(path_of(name, scale))
     try:
+        jobs = list(experiment.jobs(scale))
         runner.run_all(jobs, train, journal, workers=workers, describe=_line, code=code, earlier=earlier)
     finally:
-        save([*earlier, *runner.entries(journal)], code, jobs, scale, path)
+        collect(experiment, name, scale)
 
 
-def save(made: Sequence[dict[str, Any]], code: str, jobs: Sequence[Any], scale: str, path: Path) -> None:
-    """The runs of these jobs among a journal's lines, in the jobs' order."""
-    done = runner.kept(made, code)
-    entries = [json.loads(json.dumps({"job": runner.fields(job)})) for job in jobs]
-    found = [
-        {"code": code, **entry, "run": run}
-        for entry in entries
-        if (run := done.get(json.dumps(entry["job"], sort_keys=True))) is not None
-    ]
+def collect(experiment: Experiment, name: str, scale: str) -> None:
+    """Puts what the journal has into the results, in the jobs' order; those of other training code make way."""
+    code, jobs, path = digests.of(experiment.trained_by), list(experiment.jobs(scale)), path_of(name, scale)
+    earlier, journal = entries(path), runner.entries(journal_of(name, scale))
+    done = runner.kept([*earlier, *journal], code)
+    if len(done) == len(runner.kept(earlier, code)):
+        return
+    found = []
+    for job in jobs:
+        fields = json.loads(json.dumps(runner.fields(job)))
+        run = done.get(json.dumps(fields, sort_keys=True))
+        if run is not None:
+            found.append({"code": code, "job": fields, "run": run})
     path.parent.mkdir(parents=True, exist_ok=True)
     save_runs({"schema": 1, **circumstances(), "scale": scale, "planned": len(jobs), "runs": found}, path)
+
+
+def journal_of(name: str, scale: str) -> Path:
+    return BUILD / f"{name}-{scale}.jsonl"
+
+
+def entries(path: Path) -> list[dict[str, Any]]:
+    """The lines of results; none where there are none."""
+    return json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
 
 
 def commit_of_code() -> str | None:
