@@ -200,7 +200,16 @@ EXPERIMENT = Experiment(
     },
     jobs=jobs,
     train=train,
-    trained_by=(train, _attack, EPSILON, controllers_runs.train, ResNet20, controllers_data.load),
+    trained_by=(
+        train,
+        _attack,
+        _time,
+        timing.by_turns,
+        EPSILON,
+        controllers_runs.train,
+        ResNet20,
+        controllers_data.load,
+    ),
     floor=Floor(
         f"SGD with a step decay reaches {FLOOR:g} %", lambda runs: max(_at_each_size(runs, "decay"), default=0) >= FLOOR
     ),

@@ -28,8 +28,11 @@ def panels(figure: Figure, titles: Sequence[str], rows: int = 1, **shared: Any) 
     """Axes in rows of equal length; a size that suits their number."""
     columns = -(-len(titles) // rows)
     figure.set_size_inches(4.4 * columns + 0.6, 3.6 * rows + 0.6)
-    axes = list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
-    for ax, title in zip(axes, titles, strict=False):
+    every = list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
+    axes = every[: len(titles)]
+    for ax in every[len(titles) :]:
+        ax.remove()
+    for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title, fontsize=10)
         ax.grid(alpha=0.3)
     return axes

@@ -170,6 +170,9 @@ EXPERIMENT = Experiment(
     trained_by=(
         train,
         optimizer_of,
+        _time,
+        state_bytes,
+        timing.by_turns,
         warm_up_and_cosine,
         NUMBERS,
         DECAY,

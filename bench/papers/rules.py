@@ -105,7 +105,7 @@ def table(runs: Runs) -> str:
 
 
 def draw(runs: Runs, figure: Figure) -> None:
-    axes = panels(figure, [*RULES, OURS])
+    axes = panels(figure, [*RULES, OURS], rows=2)
     for ax, rule in zip(axes, (*RULES, OURS), strict=True):
         for run in select(runs, rule=rule):
             every = max(1, run["epochs"] // 500)

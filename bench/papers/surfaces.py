@@ -185,7 +185,7 @@ def table(runs: Runs) -> str:
 
 
 def draw(runs: Runs, figure: Figure) -> None:
-    axes = panels(figure, [f"{surface.formula}, from {surface.start}" for surface in SURFACES.values()])
+    axes = panels(figure, [f"{surface.formula}, from {surface.start}" for surface in SURFACES.values()], rows=2)
     for ax, surface in zip(axes, SURFACES, strict=True):
         for number, method in enumerate(METHODS):
             for run in select(runs, surface=surface, method=method):
