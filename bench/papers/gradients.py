@@ -104,11 +104,11 @@ def draw(runs: Runs, figure: Figure) -> None:
         own = select(runs, case=case)
         if not own:
             continue
-        norms = torch.tensor([run["watched"] for run in own]).mean(0)
+        norms = torch.tensor([run["watched"] for run in own]).mean(0).numpy()
         ax.imshow(norms.T, aspect="auto", origin="lower", extent=(0.5, len(norms) + 0.5, 0.5, norms.shape[1] + 0.5))
         ax.grid(visible=False)
         ax.set(xlabel="epoch")
-        losses = torch.tensor([run["train_loss"] for run in own]).mean(0)
+        losses = torch.tensor([run["train_loss"] for run in own]).mean(0).numpy()
         ax.twinx().plot(range(1, len(losses) + 1), losses, color="white", label="training loss")
     axes[0].set_ylabel("layer; colour: L1 norm of its gradient, white: loss")
 
