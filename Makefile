@@ -23,6 +23,7 @@ ifeq ($(strip $(VENV)),)
   PLAYGROUND :=
   BROWSER :=
   PACKAGING :=
+  EXPERIMENTS :=
   export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 else
   PY := $(VENV)/bin/python
@@ -32,6 +33,7 @@ else
   PLAYGROUND := $(VENV)/.fused_adaptive-playground
   BROWSER := $(VENV)/.fused_adaptive-browser
   PACKAGING := $(VENV)/.fused_adaptive-packaging
+  EXPERIMENTS := $(VENV)/.fused_adaptive-experiments
 endif
 
 # CUDA kernels take minutes to compile and run nowhere without a GPU: there, FUSED_ADAPTIVE_BUILD=auto asks for them.
@@ -71,7 +73,7 @@ PYTEST = $(PY) -m pytest $$($(PY) -c 'import xdist' 2>/dev/null && echo '-n auto
 test: $(BUILT)
 	$(PYTEST) -m 'not heavy' $(ARGS)
 
-test-all: $(BUILT) $(TRAINERS) $(RIVALS) $(PLAYGROUND) $(BROWSER) $(PACKAGING)
+test-all: $(BUILT) $(TRAINERS) $(RIVALS) $(EXPERIMENTS) $(PLAYGROUND) $(BROWSER) $(PACKAGING)
 	$(PYTEST) $(ARGS)
 
 build: $(READY)
@@ -125,6 +127,12 @@ $(VENV)/.fused_adaptive-ready: pyproject.toml setup.py constraints.txt
 # Hugging Face's Trainer, Accelerate and Lightning, which only some tests need: half a minute. torch stays as it is.
 $(VENV)/.fused_adaptive-trainers: $(READY)
 	$(PY) -m pip install -c constraints.txt accelerate lightning scikit-learn transformers
+	touch $@
+
+# The experiments' data, and the optimizers that they compare with, which are installed without what they need: torch.
+$(VENV)/.fused_adaptive-experiments: $(READY)
+	$(PY) -m pip install -c constraints.txt gensim scikit-learn tokenizers
+	$(PY) -m pip install --no-deps -c constraints.txt dadaptation prodigyopt schedulefree
 	touch $@
 
 clean:

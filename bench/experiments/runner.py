@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from dataclasses import asdict, is_dataclass
@@ -30,6 +30,8 @@ def run_all(
     *,
     workers: int | None = None,
     describe: Callable[[Run], str] | None = None,
+    code: str | None = None,
+    earlier: Iterable[Run] = (),
 ) -> list[Run]:
     """Trains the jobs that are not in the journal yet, and returns the runs in the order of the jobs.
 
@@ -41,11 +43,13 @@ def run_all(
         workers: the number of processes, of one thread each; default the number of cores. It does not change results.
         describe: returns the text to print for a finished run from its job's fields and its results; default the
             fields and results themselves.
+        code: a digest of what determines a run's result; default that of the package and of all of these programs.
+        earlier: what other journals have, as :func:`entries` reads them.
     """
     jobs_by_key = {_key(job): job for job in jobs}
-    done = {key: run for key, run in _read(journal).items() if key in jobs_by_key}
+    code = code or _code()
+    done = {key: run for key, run in kept([*earlier, *entries(journal)], code).items() if key in jobs_by_key}
     missing = [job for key, job in jobs_by_key.items() if key not in done]
-    code = _code()
     if journal is not None:
         journal.parent.mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -55,13 +59,13 @@ def run_all(
             for job, run in finished:
                 if journal is not None:
                     # The newline in front separates it from an incomplete line of an interrupted call.
-                    line = json.dumps({"code": code, "job": _fields(job), "run": run}, allow_nan=False)
+                    line = json.dumps({"code": code, "job": fields(job), "run": run}, allow_nan=False)
                     with journal.open("a", encoding="utf-8") as file:
                         file.write(f"\n{line}\n")
                 done[_key(job)] = run
-                progress.console.print((describe or _label)({**_fields(job), **run}), highlight=False, soft_wrap=True)
+                progress.console.print((describe or _label)({**fields(job), **run}), highlight=False, soft_wrap=True)
                 progress.advance(bar)
-    return [{**_fields(job), **done[key]} for key, job in jobs_by_key.items()]
+    return [{**fields(job), **done[key]} for key, job in jobs_by_key.items()]
 
 
 def _finished(jobs: Sequence[Job], train: Callable[[Job], Run], workers: int) -> Generator[tuple[Job, Run], None, None]:
@@ -109,30 +113,34 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _fields(job: object) -> dict[str, Any]:
+def fields(job: object) -> dict[str, Any]:
     if not is_dataclass(job) or isinstance(job, type):
         raise TypeError(f"a job is an instance of a dataclass, got {job!r}")
     return asdict(job)
 
 
 def _key(job: object) -> str:
-    return json.dumps(_fields(job), sort_keys=True)
+    return json.dumps(fields(job), sort_keys=True)
 
 
 def _label(run: Run) -> str:
     return " ".join(f"{name}={value}" for name, value in run.items() if value is not None)
 
 
-def _read(journal: Path | None) -> dict[str, Run]:
-    runs = {}
+def entries(journal: Path | None) -> list[dict[str, Any]]:
+    """A journal's lines; not those that were cut off."""
+    found = []
     for line in journal.read_text(encoding="utf-8").splitlines() if journal is not None and journal.exists() else ():
         try:
-            entry = json.loads(line)
+            found.append(json.loads(line))
         except ValueError:
             continue
-        if entry.get("code") == _code():
-            runs[json.dumps(entry["job"], sort_keys=True)] = entry["run"]
-    return runs
+    return found
+
+
+def kept(made: Iterable[dict[str, Any]], code: str) -> dict[str, Run]:
+    """The runs among a journal's lines that were made with this code, by job."""
+    return {json.dumps(entry["job"], sort_keys=True): entry["run"] for entry in made if entry.get("code") == code}
 
 
 def _start() -> None:

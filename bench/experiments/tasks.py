@@ -85,7 +85,7 @@ def digits() -> tuple[Data, Data]:
     return (parts[0], parts[1]), _rows(splits.test)
 
 
-def _rows(part: data.Shard) -> Data:
+def _rows(part: data.Part) -> Data:
     return part.images.flatten(1), part.labels
 
 
@@ -103,12 +103,12 @@ def fashion() -> tuple[Data, Data]:
     return (splits.train.images, splits.train.labels), (splits.test.images, splits.test.labels)
 
 
-def convolutions() -> nn.Module:
+def convolutions(side: int = 14) -> nn.Module:
     def block(inner: int, outer: int) -> list[nn.Module]:
         convolution = nn.Conv2d(inner, outer, 3, padding=1, bias=False)
         return [convolution, nn.BatchNorm2d(outer), nn.ReLU(), nn.MaxPool2d(2)]
 
-    return nn.Sequential(*block(1, 16), *block(16, 32), nn.Flatten(), nn.Linear(32 * 3 * 3, 10))
+    return nn.Sequential(*block(1, 16), *block(16, 32), nn.Flatten(), nn.Linear(32 * (side // 4) ** 2, 10))
 
 
 # ---- English Wikipedia, a small GPT over characters ----
@@ -119,19 +119,8 @@ CONTEXT, CHARACTERS = 32, 64
 @cache
 def text() -> tuple[Data, Data]:
     """Returns 2048 training and 1000 test windows of 32 characters of gensim's excerpt, with the next characters."""
-    # gensim is installed with the extra "experiments" only.
-    from gensim.corpora.wikicorpus import extract_pages, filter_wiki  # pyright: ignore[reportMissingImports]
-    from gensim.test.utils import datapath  # pyright: ignore[reportMissingImports]
-
-    dump = datapath("enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2")
-    characters, articles, needed = 0, [], (2048 + 1000) * CONTEXT + 1
-    with bz2.open(dump) as file:
-        for _, content, _ in extract_pages(file):
-            articles.append(" ".join(filter_wiki(content).split()))
-            characters += len(articles[-1])
-            if characters >= needed:
-                break
-    letters, codes = np.unique(list(" ".join(articles)[:needed]), return_inverse=True)
+    wanted = (2048 + 1000) * CONTEXT + 1
+    letters, codes = np.unique(list(wikipedia(wanted)[:wanted]), return_inverse=True)
     # The most frequent characters have their own codes; all others share the last code.
     rank = np.argsort(np.argsort(-np.bincount(codes), kind="stable"), kind="stable")
     assert len(letters) > CHARACTERS
@@ -140,18 +129,37 @@ def text() -> tuple[Data, Data]:
     return (inputs[:2048], targets[:2048]), (inputs[2048:], targets[2048:])
 
 
-class GPT(nn.Module):
-    """A transformer with pre-normalization that maps codes ``[N, T]`` to logits ``[N, characters, T]``."""
+def wikipedia(wanted: int) -> str:
+    """Returns articles of gensim's excerpt in a row: at least ``wanted`` characters, or all that there are."""
+    # gensim is installed with the extra "experiments" only.
+    from gensim.corpora.wikicorpus import extract_pages, filter_wiki  # pyright: ignore[reportMissingImports]
+    from gensim.test.utils import datapath  # pyright: ignore[reportMissingImports]
 
-    def __init__(self, width: int = 32, layers: int = 2, heads: int = 4) -> None:
+    dump = datapath("enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2")
+    characters, articles = 0, []
+    with bz2.open(dump) as file:
+        for _, content, _ in extract_pages(file):
+            articles.append(" ".join(filter_wiki(content).split()))
+            characters += len(articles[-1])
+            if characters >= wanted:
+                break
+    return " ".join(articles)
+
+
+class GPT(nn.Module):
+    """A transformer with pre-normalization that maps codes ``[N, T]`` to logits ``[N, codes, T]``."""
+
+    def __init__(
+        self, width: int = 32, layers: int = 2, heads: int = 4, codes: int = CHARACTERS, context: int = CONTEXT
+    ) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(CHARACTERS, width)
-        self.positions = nn.Parameter(0.02 * torch.randn(CONTEXT, width))
+        self.tokens = nn.Embedding(codes, width)
+        self.positions = nn.Parameter(0.02 * torch.randn(context, width))
         layer = partial(nn.TransformerEncoderLayer, width, heads, 4 * width, 0.0, batch_first=True, norm_first=True)
         self.layers = nn.ModuleList(layer() for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, CHARACTERS, bias=False)
-        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(CONTEXT), persistent=False)
+        self.head = nn.Linear(width, codes, bias=False)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(context), persistent=False)
 
     def forward(self, codes: Tensor) -> Tensor:
         x = self.tokens(codes) + self.positions

@@ -18,7 +18,7 @@ VALIDATION = 1000
 
 
 @dataclass(frozen=True)
-class Shard:
+class Part:
     """Normalized images ``[N, 1, side, side]`` and their classes ``[N]``."""
 
     images: Tensor
@@ -32,9 +32,9 @@ class Shard:
 class Splits:
     """Disjoint parts of a data set. ASLR uses the validation part; the test part is used at the end of a run only."""
 
-    train: Shard
-    validation: Shard
-    test: Shard
+    train: Part
+    validation: Part
+    test: Part
 
 
 def load(
@@ -61,10 +61,10 @@ def load(
         raise ValueError(f"{name} has {len(rest)} training images, {train} were asked for")
     mean, std = images[rest].mean() / 255, images[rest].std() / 255
 
-    def part(images: numpy.ndarray, labels: numpy.ndarray) -> Shard:
+    def part(images: numpy.ndarray, labels: numpy.ndarray) -> Part:
         scaled = (torch.from_numpy(images).float() / 255 - mean) / std
         pixels = functional.avg_pool2d(scaled.unsqueeze(1), 28 // side).float()
-        return Shard(pixels.to(device), torch.from_numpy(labels).long().to(device))
+        return Part(pixels.to(device), torch.from_numpy(labels).long().to(device))
 
     kept = rest[:train]
     return Splits(

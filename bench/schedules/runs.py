@@ -15,7 +15,7 @@ from torch.optim import Optimizer, lr_scheduler
 
 import fused_adaptive as fa
 
-from .data import Shard, Splits
+from .data import Part, Splits
 from .model import ResNet20
 
 Run = dict[str, Any]
@@ -163,7 +163,16 @@ METHODS: dict[str, Method] = {
 }
 
 
-def train(job: Job, splits: Splits, report: Callable[[int, float, float], None] = lambda *_: None) -> Run:
+#: Maps a model, images and classes to the images that the model is trained on instead.
+Attack = Callable[[Module, Tensor, Tensor], Tensor]
+
+
+def train(
+    job: Job,
+    splits: Splits,
+    report: Callable[[int, float, float], None] = lambda *_: None,
+    attack: Attack | None = None,
+) -> Run:
     """Trains a model. Evaluates it on the validation part after each epoch and on the test part at the end.
 
     An epoch ends at a batch loss that is not finite. The run ends then too, unless the driver has restored a model.
@@ -172,18 +181,19 @@ def train(job: Job, splits: Splits, report: Callable[[int, float, float], None] 
         job: the arguments of the run.
         splits: the data.
         report: called with epoch, training loss and validation accuracy after each epoch.
+        attack: adversarial training; the accuracy under the same attack is "attacked_accuracy".
     """
     torch.manual_seed(job.seed)
     device = splits.train.labels.device
     model = ResNet20(job.channels).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = METHODS[job.method].build(model, job)
     batches = Batches(splits.train, job.batch_size, torch.Generator().manual_seed(job.seed))
-    probe = Shard(splits.train.images[:PROBE], splits.train.labels[:PROBE])
+    probe = Part(splits.train.images[:PROBE], splits.train.labels[:PROBE])
     driver = METHODS[job.method].attach(optimizer, model, job, len(batches), lambda: evaluate(model, probe)[0])
     history: dict[str, list[Any]] = {"train_loss": [], "validation_loss": [], "accuracy": [], "action": [], "rates": []}
     began = time.perf_counter()
     for epoch in range(1, job.epochs + 1):
-        loss = _epoch(model, optimizer, driver, batches, epoch - 1, history["rates"])
+        loss = _epoch(model, optimizer, driver, batches, epoch - 1, history["rates"], attack)
         validation_loss, accuracy = evaluate(model, splits.validation)
         driver.after_epoch(loss, validation_loss)
         for name, value in (("train_loss", loss), ("validation_loss", validation_loss), ("accuracy", accuracy)):
@@ -200,12 +210,21 @@ def train(job: Job, splits: Splits, report: Callable[[int, float, float], None] 
         "test_accuracy": test_accuracy,
         "test_loss": test_loss if math.isfinite(test_loss) else None,
         "diverged": not math.isfinite(test_loss),
+        "attacked_accuracy": None if attack is None else _under_attack(model, splits.test, attack),
         "checkpoint_accuracy": evaluate(model, splits.test)[1] if driver.restore_best() else None,
         "seconds": round(seconds, 1),
     }
 
 
-def _epoch(model: Module, optimizer: Optimizer, driver: Driver, batches: Batches, done: int, rates: list) -> float:
+def _epoch(
+    model: Module,
+    optimizer: Optimizer,
+    driver: Driver,
+    batches: Batches,
+    done: int,
+    rates: list,
+    attack: Attack | None,
+) -> float:
     """Trains one epoch and returns the mean of the losses before each step. ``done``: the number of epochs before."""
     model.train()
     total = torch.zeros((), device=batches.data.labels.device)
@@ -213,6 +232,8 @@ def _epoch(model: Module, optimizer: Optimizer, driver: Driver, batches: Batches
     for step, (images, labels) in enumerate(batches):
         if step in sampled_steps:
             rates.append([round(done + step / len(batches), 4), _rate(optimizer)])
+        if attack is not None:
+            images = attack(model, images, labels)
         optimizer.zero_grad()
         loss = functional.cross_entropy(model(images), labels)
         loss.backward()
@@ -224,11 +245,18 @@ def _epoch(model: Module, optimizer: Optimizer, driver: Driver, batches: Batches
     return total.item() / len(batches.data)
 
 
+def _under_attack(model: Module, data: Part, attack: Attack, size: int = 500) -> float:
+    """The accuracy in percent."""
+    model.eval()
+    parts = zip(data.images.split(size), data.labels.split(size), strict=True)
+    return evaluate(model, Part(torch.cat([attack(model, *part) for part in parts]), data.labels))[1]
+
+
 @dataclass
 class Batches:
     """Batches of the data in a new random order in each pass. The orders depend on the generator's seed only."""
 
-    data: Shard
+    data: Part
     size: int
     generator: torch.Generator
 
@@ -248,7 +276,7 @@ def _rate(optimizer: Optimizer) -> float:
 
 
 @torch.no_grad()
-def evaluate(model: Module, data: Shard, size: int = 500) -> tuple[float, float]:
+def evaluate(model: Module, data: Part, size: int = 500) -> tuple[float, float]:
     """Returns the mean loss and the accuracy in percent."""
     model.eval()
     loss = correct = 0.0

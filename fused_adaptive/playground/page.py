@@ -83,8 +83,11 @@ def build() -> gr.Blocks:
                 status = gr.Markdown(elem_id="status")
                 link = gr.Textbox(label="Link to these settings", buttons=["copy"], interactive=False, elem_id="link")
 
-        answer = {"inputs": [tab, *inputs.values()], "outputs": [path, frames, sensitivity, history, status, link]}
-        live = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
+        answer: dict[str, Any] = {
+            "inputs": [tab, *inputs.values()],
+            "outputs": [path, frames, sensitivity, history, status, link],
+        }
+        live: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
 
         def finish(drawn: Any) -> None:
             drawn.then(None, link, link, js=LINK).then(None, frames, None, js=FRAMES)
@@ -196,5 +199,5 @@ def table(settings: Settings, runs: list[Run], seconds: float) -> str:
 def launch(**options: Any) -> Any:
     """Serves the page, with the options of Gradio's ``launch``."""
     torch.set_num_threads(1)  # tensors are so small that a second thread only costs time
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # pyright: ignore[reportPrivateImportUsage]
     return build().launch(theme=theme, css=CSS, footer_links=[], **options)

@@ -17,7 +17,7 @@ from bench.schedules import __main__ as controllers
 from bench.schedules import fetch as controllers_fetch
 from bench.schedules import memory as controllers_memory
 from bench.schedules import report as controllers_report
-from bench.schedules.data import Shard, Splits, load
+from bench.schedules.data import Part, Splits, load
 from bench.schedules.model import ResNet20
 from bench.schedules.runs import METHODS, Job, evaluate, train
 
@@ -105,7 +105,7 @@ def test_parts_are_disjoint_and_normalised():
 
 
 def test_evaluation_weights_a_smaller_last_batch():
-    part = Shard(torch.randn(7, 1, 8, 8), torch.arange(7))
+    part = Part(torch.randn(7, 1, 8, 8), torch.arange(7))
     model = ResNet20(2)
     loss, accuracy = evaluate(model, part, size=3)
     expected = torch.nn.functional.cross_entropy(model.eval()(part.images), part.labels).item()

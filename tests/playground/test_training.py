@@ -163,7 +163,7 @@ def test_every_frame_moves_the_traces_of_the_runs():
         runs = train(settings)
         figure, frames = path_figure(settings, runs), path_frames(settings, runs)
         assert len(frames) == (NET_FRAMES if problem == "net" else FRAMES) + 1
-        assert [frame["name"] for frame in frames] == list(figure.layout.updatemenus[0].buttons[0].args[0])
+        assert [frame["name"] for frame in frames] == list(figure.to_dict()["layout"]["updatemenus"][0]["buttons"][0]["args"][0])
         assert frames[-1]["name"] == "100"
         for frame in json.loads(json.dumps(frames)):
             names = [figure.data[i].name for i in frame["traces"]]

@@ -1,0 +1,1 @@
+"""The papers' experiments, and the rivals that promise the same: whether adapting the rate keeps its promise."""
