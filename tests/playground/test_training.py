@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,9 +162,10 @@ def test_every_frame_moves_the_traces_of_the_runs():
     for problem in PROBLEMS:
         settings = Settings(problem, policies=POLICIES, epochs=100)
         runs = train(settings)
-        figure, frames = path_figure(settings, runs), path_frames(settings, runs)
+        figure: Any = path_figure(settings, runs)
+        frames = path_frames(settings, runs)
         assert len(frames) == (NET_FRAMES if problem == "net" else FRAMES) + 1
-        assert [frame["name"] for frame in frames] == list(figure.to_dict()["layout"]["updatemenus"][0]["buttons"][0]["args"][0])
+        assert [frame["name"] for frame in frames] == list(figure.layout.updatemenus[0].buttons[0].args[0])
         assert frames[-1]["name"] == "100"
         for frame in json.loads(json.dumps(frames)):
             names = [figure.data[i].name for i in frame["traces"]]
@@ -181,10 +183,11 @@ def test_figures_show_the_runs():
 
     settings = Settings("rosenbrock", "SGD", ("FixedLR", "ActiveLR"), log_lr=-3, epochs=20)
     runs = train(settings)
-    history, path = history_figure(runs), path_figure(settings, runs)
+    history: Any = history_figure(runs)
+    path: Any = path_figure(settings, runs)
     assert list(history.data[2].y) == runs[1].losses
     assert list(history.data[3].y) == runs[1].rates
     assert unpacked(path.data[-1].x) == pytest.approx(runs[1].points[:, 0].tolist(), rel=1e-6)
     losses = sweep(settings)
-    shown = sensitivity_figure(settings, losses).data
+    shown: Any = sensitivity_figure(settings, losses).data
     assert list(shown[0].y) == [None if math.isnan(loss) else loss for loss in losses["FixedLR"]]
