@@ -53,10 +53,9 @@ $(VENV)/.fused_adaptive-playground: $(READY)
 	$(PY) -m pip install -c constraints.txt gradio plotly
 	touch $@
 
-# The playground's tests drive a system's Chromium, else the one that Playwright downloads; without any they are skipped.
+# The playground's tests drive a system's Chromium; without one they are skipped.
 $(VENV)/.fused_adaptive-browser: $(PLAYGROUND)
 	$(PY) -m pip install -c constraints.txt playwright
-	-command -v chromium || $(PY) -m playwright install chromium
 	touch $@
 
 # Steps against those of other packages, which are installed without what they need: torch and numpy are here.

@@ -121,8 +121,9 @@ FA_DEVICE void load_low(int16_t (&low)[Where::kCount], const Tensor& x, const Wh
   }
 }
 
-// Returns the random bits of one element. Not inlined, since ten rounds of the generator are much code.
-__device__ FA_NOINLINE inline uint32_t random_bits_of(const Noise& noise, int64_t element) {
+// Returns the random bits of one element. Not inlined, since ten rounds of the generator are much code; the noise is
+// passed by value, since a reference would put it into local memory.
+__device__ FA_NOINLINE inline uint32_t random_bits_of(Noise noise, int64_t element) {
   uint32_t words[4];
   random_words(noise, element / kNoiseBlock, words);
   return bits_of_one(words, static_cast<int>(element % kNoiseBlock));

@@ -173,9 +173,11 @@ template <class Backbone, int kMode>
 constexpr int kArrays = 2 + Backbone::kStates + ((kMode & kScalesElements) ? 2 : 0) + ((kMode & kAddsMean) ? 1 : 0);
 
 // Elements at a time without wide accesses, for arrays that are not aligned and for the end of a chunk. With more,
-// fewer blocks would fit on a multiprocessor.
+// fewer blocks would fit on a multiprocessor, or registers would spill.
 template <class Backbone, int kMode, class P>
-constexpr int kRows = sizeof(P) == 4 && kArrays<Backbone, kMode> <= 4 ? 4 : 2;
+constexpr int kRows = kArrays<Backbone, kMode> >= 6                     ? 1
+                      : sizeof(P) == 4 && kArrays<Backbone, kMode> <= 4 ? 4
+                                                                        : 2;
 
 template <class Backbone, int kMode, class P>
 constexpr int blocks_at_once() {

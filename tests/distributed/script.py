@@ -24,11 +24,11 @@ import torch.distributed as dist
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     if "--emulate-cuda" in sys.argv:  # before the library that this replaces is loaded
-        from ..cuda_emulation import extension
+        from tests.cuda_emulation import extension
 
         extension.pytest_configure()
 
-from . import models, sharded
+from tests.distributed import models, sharded
 
 CHECKS: dict[str, Callable[[torch.device], None]] = {**sharded.CHECKS, **models.CHECKS}
 
