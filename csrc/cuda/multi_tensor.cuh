@@ -112,7 +112,7 @@ FA_DEVICE void update_elements(const Setup<Compute<P>>& s, const Scalars<Compute
 
   // The barrier makes the compiler read the addresses of arrays from shared memory again, so they take no registers
   // during the arithmetic.
-  if constexpr (kScales || !Where::kAtOnce) asm volatile("" ::: "memory");
+  if constexpr (kScales || kAdds || !Where::kAtOnce) asm volatile("" ::: "memory");
   store_weights<P>(weight, x, s.rounding_step, where);
 #pragma unroll
   for (int k = 0; k < kStates; ++k) where.store(state[k], at<T>(x, kState0 + k));
