@@ -121,9 +121,10 @@ FA_DEVICE void load_low(int16_t (&low)[Where::kCount], const Tensor& x, const Wh
   }
 }
 
-// Returns the random bits of one element. Not inlined, since ten rounds of the generator are much code; the noise is
-// passed by value, since a reference would put it into local memory.
-__device__ FA_NOINLINE inline uint32_t random_bits_of(Noise noise, int64_t element) {
+// Returns the random bits of one element. Not inlined, since ten rounds of the generator are much code. Takes
+// numbers, since a reference to a struct would put it into local memory.
+__device__ FA_NOINLINE inline uint32_t random_bits_of(uint64_t seed, uint32_t step, uint32_t index, int64_t element) {
+  const Noise noise = {seed, step, index};
   uint32_t words[4];
   random_words(noise, element / kNoiseBlock, words);
   return bits_of_one(words, static_cast<int>(element % kNoiseBlock));
@@ -151,7 +152,8 @@ FA_DEVICE void store_weights(const Compute<P> (&weights)[Where::kCount], const T
       for (int i = 0; i < kCount; ++i) {
         const int64_t element = where.element(i);
         if (Where::kAtOnce && i == 0) random_words(noise, element / kNoiseBlock, words);
-        const uint32_t random = Where::kAtOnce ? random_bits(words, i) : random_bits_of(noise, element);
+        const uint32_t random =
+            Where::kAtOnce ? random_bits(words, i) : random_bits_of(noise.seed, noise.step, noise.index, element);
         round_stochastically(weights[i], random, p[i]);
       }
       is_done = true;
