@@ -3,8 +3,8 @@
 It reads the texts of Python's own manual that come with ``pydoc``, byte by byte.
 
     pip install fused_adaptive
-    torchrun --standalone --nproc-per-node 2 examples/gpt.py --parallel fsdp --steps 100 --checkpoint /tmp/gpt
-    torchrun --standalone --nproc-per-node 2 examples/gpt.py --parallel fsdp --steps 200 --checkpoint /tmp/gpt
+    torchrun --standalone --nproc-per-node 2 examples/gpt.py --parallel fsdp --steps 100 --checkpoint checkpoints/gpt
+    torchrun --standalone --nproc-per-node 2 examples/gpt.py --parallel fsdp --steps 200 --checkpoint checkpoints/gpt
 
 The second command goes on where the first one has stopped, with the bits that a run of 200 steps has.
 """
