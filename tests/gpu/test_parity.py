@@ -67,18 +67,22 @@ def test_a_skipped_step_changes_nothing(optimizer, policy):
     assert all(torch.equal(before[1][name], value) for name, value in state_of(built).items())
 
 
+def trained(case):
+    """Returns parameters and state after five steps."""
+    optimizer = case.build(on_gpu(large_and_odd(torch.float32)), backend="native")
+    return train(optimizer, 5), state_of(optimizer)
+
+
+def assert_same_bits(run, other):
+    (params, state), (other_params, other_state) = run, other
+    assert all_equal(params, other_params)
+    assert all(torch.equal(state[name], other_state[name]) for name in state)
+
+
 @pytest.mark.feature("the same bits with any number of threads, any grid", backend="native")
 @pytest.mark.parametrize("case", CASES[::5], ids=str)
 def test_two_runs_have_the_same_bits(case):
-    runs = []
-    for _ in range(2):
-        params = on_gpu(large_and_odd(torch.float32))
-        optimizer = case.build(params, backend="native")
-        train(optimizer, 5)
-        runs.append((params, state_of(optimizer)))
-    (params, state), (other_params, other_state) = runs
-    assert all_equal(params, other_params)
-    assert all(torch.equal(state[name], other_state[name]) for name in state)
+    assert_same_bits(trained(case), trained(case))
 
 
 @pytest.mark.parametrize("design", DESIGNS[1:])
@@ -87,13 +91,8 @@ def test_designs_of_the_kernels_have_the_same_bits(case, design, monkeypatch):
     runs = []
     for chosen in ("set_up=device", f"{design},set_up=device"):  # the host may round powers differently
         monkeypatch.setenv(DESIGN, chosen)
-        params = on_gpu(large_and_odd(torch.float32))
-        optimizer = case.build(params, backend="native")
-        train(optimizer, 5)
-        runs.append((params, state_of(optimizer)))
-    (params, state), (other_params, other_state) = runs
-    assert all_equal(params, other_params)
-    assert all(torch.equal(state[name], other_state[name]) for name in state)
+        runs.append(trained(case))
+    assert_same_bits(*runs)
 
 
 @pytest.mark.feature("no host synchronisation in step()", backend="native")
