@@ -32,7 +32,7 @@ PAPER = {"aalr": 66.91, "sgdr": 59.89, "cyclic": 68.19, "adam": 33.26}
 
 @dataclass(frozen=True)
 class Job:
-    """A run of the controllers' program. ``attack``: whether it trains on and is judged by attacked images, too."""
+    """A run of bench.schedules. ``attack``: whether it trains on and is also evaluated on attacked images."""
 
     method: str
     batch: int

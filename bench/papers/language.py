@@ -28,12 +28,12 @@ class Setting:
     """The net and its text.
 
     Args:
-        pieces: of words, in the training text; a tenth as many are the test text.
-        block: pieces of a window.
+        tokens: in the training text; a tenth as many are the test text.
+        block: tokens of a window.
         width: of the embeddings.
     """
 
-    pieces: int
+    tokens: int
     vocabulary: int
     block: int
     width: int
@@ -71,20 +71,20 @@ def jobs(scale: str) -> list[Job]:
 
 
 @cache
-def text(pieces: int, vocabulary: int, block: int, device: str) -> tuple[Data, Data]:
-    """Windows of pieces, and the pieces that follow each: those of training, and the tenth as many that come next.
+def text(tokens: int, vocabulary: int, block: int, device: str) -> tuple[Data, Data]:
+    """Windows of tokens, and the tokens that follow each: those of training, and the tenth as many that come next.
 
-    Pieces are GPT-2's kind, pairs of bytes merged by their frequency: here in the text that is used of the excerpt.
+    Tokens are GPT-2's kind, pairs of bytes merged by their frequency: here in the text that is used of the excerpt.
     """
     from tokenizers import ByteLevelBPETokenizer  # pyright: ignore[reportMissingImports]
 
-    wanted = pieces + pieces // 10 + 1
+    wanted = tokens + tokens // 10 + 1
     articles = wikipedia(5 * wanted)
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator([articles], vocab_size=vocabulary, show_progress=False)
     codes = tokenizer.encode(articles).ids[:wanted]
     if len(codes) < wanted:
-        raise ValueError(f"the excerpt has {len(codes)} pieces, {wanted} are wanted")
+        raise ValueError(f"the excerpt has {len(codes)} tokens, {wanted} are wanted")
     stream = torch.tensor(codes, device=device)
 
     def windows(first: int, last: int) -> Data:
@@ -92,11 +92,11 @@ def text(pieces: int, vocabulary: int, block: int, device: str) -> tuple[Data, D
         inputs, targets = stream[first : first + length], stream[first + 1 : first + length + 1]
         return inputs.view(-1, block), targets.view(-1, block)
 
-    return windows(0, pieces), windows(pieces, wanted - 1)
+    return windows(0, tokens), windows(tokens, wanted - 1)
 
 
 def task_of(setting: Setting) -> Task:
-    load = partial(text, setting.pieces, setting.vocabulary, setting.block, setting.device)
+    load = partial(text, setting.tokens, setting.vocabulary, setting.block, setting.device)
 
     def build() -> GPT:
         # [ActiveLR, Table 1]: 2 layers, 2 heads.
@@ -189,9 +189,9 @@ EXPERIMENT = Experiment(
     "5·10⁻⁶ to 10⁻¹), batch 128, up to 200 epochs: the Active forms have the lower test and training perplexities, "
     "and depend less on the rate.",
     ours={
-        "cpu": "60 000 pieces of words of Wikipedia (gensim's excerpt; GPT-2's kind of pieces), vocabulary 1000, block "
+        "cpu": "60 000 tokens of Wikipedia (gensim's excerpt; GPT-2's kind of tokens), vocabulary 1000, block "
         "32, 2 layers, 2 heads, width 64, 8 epochs of 59 steps, batch 32; four rates, three seeds.",
-        "gpu": "400 000 pieces of words of Wikipedia, vocabulary 10 000, block 200, width 256, 200 epochs, batch 128; "
+        "gpu": "400 000 tokens of Wikipedia, vocabulary 10 000, block 200, width 256, 200 epochs, batch 128; "
         "three seeds.",
     },
     jobs=jobs,

@@ -80,7 +80,7 @@ def train(
     seed: int,
     watch: Callable[[nn.Module, Optimizer], Any] | None = None,
 ) -> Run:
-    """One training run, judged after each epoch. Runs of a task and a seed begin with the same weights and batches.
+    """One training run, evaluated after each epoch. Runs of a task and a seed begin with the same weights and batches.
 
     Args:
         watch: called after each epoch; what it returns is kept.

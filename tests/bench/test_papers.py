@@ -1,4 +1,4 @@
-"""The papers' experiments: what their verdicts are made of, the surfaces, the pieces that trainings are built from."""
+"""The papers' experiments: what their verdicts are made of, the surfaces, the parts of trainings."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def test_our_active_sgd_takes_the_papers_rule():
     assert {round(step, 1) for step in steps} == {0.1, 0.9}
 
 
-# ---- pieces ----
+# ---- parts of trainings ----
 
 
 def test_a_cosine_begins_with_a_warm_up_and_ends_at_0():
