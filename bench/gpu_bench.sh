@@ -5,4 +5,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-exec "${PYTHON:-python3}" -m bench.gpu.bench "${1:?say which run: 1, 2 or designs}" --out "${OUT:-build/gpu_bench}"
+exec "${PYTHON:-python3}" -m bench.gpu.bench --out "${OUT:-build/gpu_bench}" "${@:?say which run: 1, 2 or designs}"

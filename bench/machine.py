@@ -106,7 +106,12 @@ def cache_bytes(device: torch.device) -> int:
 
 
 def commit() -> str | None:
-    """The commit of this code, with ``-dirty`` if it was changed since; None outside of a git checkout."""
+    """The commit of this code, with ``-dirty`` if it was changed since; None outside of a git checkout.
+
+    ``BENCH_COMMIT`` says it for a copy that lacks ``.git``.
+    """
+    if said := os.environ.get("BENCH_COMMIT"):
+        return said
     try:
         describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         command = ["git", "-C", str(Path(__file__).parent), *describe]

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ..step import results
-from .check import Step, run
+from .check import BUILD, Step, run, set_for_builds
 
 NO_GPU = "no GPU: torch finds none here, so nothing was measured"
 #: What is kept back for a case that is under way when the time is up.
@@ -41,19 +40,19 @@ def command(part: str, seconds: float, output: Path) -> tuple[str, ...]:
     )
 
 
-def measure(part: str, out: Path, minutes: float) -> int:
+def measure(part: str, out: Path, minutes: float, is_built: bool) -> int:
     if not torch.cuda.is_available():
         print(f"gpu_bench: {NO_GPU}")
         return 0
     end = time.monotonic() + 60 * minutes
     out.mkdir(parents=True, exist_ok=True)
-    major, minor = torch.cuda.get_device_capability()
-    os.environ |= {"TORCH_CUDA_ARCH_LIST": f"{major}.{minor}", "FUSED_ADAPTIVE_REQUIRE_EXT": "1"}
-    built = run(Step("build", (sys.executable, "setup.py", "build_ext", "--inplace"), 240), out, end - time.monotonic())
-    print(f"build: {built['outcome']} in {built.get('seconds', 0)} s", flush=True)
-    if built["outcome"] != "passed":
-        print(built.get("end", built.get("why")))
-        return 1
+    set_for_builds()
+    if not is_built:
+        built = run(BUILD, out, end - time.monotonic())
+        print(f"build: {built['outcome']} in {built.get('seconds', 0)} s", flush=True)
+        if built["outcome"] != "passed":
+            print(built.get("end", built.get("why")))
+            return 1
     left, path = end - time.monotonic(), out / f"run_gpu_{part}.json"  # bench.step.run writes it from its start on
     measured = run(Step(f"bench_{part}", command(part, left - RESERVE, path), 600), out, left)
     print(f"bench: {measured['outcome']}\n{measured.get('end', '')}")
@@ -84,8 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("part", choices=("1", "2", "designs"))
     parser.add_argument("--out", type=Path, default=Path("build/gpu_bench"))
     parser.add_argument("--minutes", type=float, default=7.8, help="limit on the whole (default: %(default)s)")
+    parser.add_argument("--built", action="store_true", help="the library is there; build nothing")
     options = parser.parse_args(argv)
-    return measure(options.part, options.out, options.minutes)
+    return measure(options.part, options.out, options.minutes, options.built)
 
 
 if __name__ == "__main__":

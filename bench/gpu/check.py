@@ -1,6 +1,7 @@
-"""The two calls of ``bench/gpu_check.sh``: commands with a limit each, their output kept, their outcome in one JSON.
+"""What ``bench/gpu_check.sh`` runs: commands with a limit each, their output kept, their outcome in one JSON.
 
-What runs here needs nothing beyond torch, triton, numpy and pytest.
+Tests and sanitizers run side by side, since they keep the host busy and not the GPU; what is timed runs alone.
+Needs nothing beyond torch, triton, numpy and pytest.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -24,7 +29,8 @@ import torch
 from ..machine import describe
 
 NO_GPU = "no GPU: torch finds none here, so nothing was checked"
-PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu")
+# A warning that only this machine's versions give must not hide what a kernel does.
+PYTEST = (sys.executable, "-m", "pytest", "-q", "--tb=short", "-W", "default", "-p", "no:cacheprovider", "-m", "gpu")
 #: The files that are collected.
 NATIVE, TRITON, GRAPHS = "tests/gpu/test_parity.py", "tests/gpu/test_triton.py", "tests/gpu/test_graphs.py"
 #: Where a few others are.
@@ -48,45 +54,62 @@ class Step:
     seconds: int
 
 
-def steps(part: int, out: Path) -> list[Step]:
-    """What a call runs, in order of worth: a limit on the whole cuts the last ones. Each begins on a bare machine."""
-    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    workers = ("-n", "8") if find_spec("xdist") else ()
-    lists = ("--shapes", "10x5M", "2000x1000", "--rivals", "torch", "composition", "--parts", "cases", "--seconds", "3")
-    timing = (sys.executable, "-m", "bench.step.run", "--device", "cuda", *lists, "--output", str(out / "run.json"))
+BUILD = Step("build", (sys.executable, "setup.py", "build_ext", "--inplace"), 240)
 
-    bandwidth = (sys.executable, "-m", "bench.gpu.bandwidth", "--output", str(out / "bandwidth.json"))
 
-    def junit(name: str) -> tuple[str, str]:
-        return "--junitxml", str(out / f"{name}.xml")
+def together(out: Path) -> list[Step]:
+    """Returns the tests and sanitizers, which run side by side."""
+    sanitizer, most = installed("compute-sanitizer"), f"not {HUGE} and not {WAITS}"
 
-    def tests(name: str, seconds: int, chosen: str, *files: str, parallel: bool = True) -> Step:
-        return Step(name, (*PYTEST, *(workers if parallel else ()), *junit(name), *files, "-k", chosen), seconds)
+    def tests(name: str, chosen: str, *files: str, workers: int = 0) -> Step:
+        parallel = ("-n", str(workers)) if workers and find_spec("xdist") else ()
+        report = ("--junitxml", str(out / f"{name}.xml"))
+        return Step(name, (*PYTEST, *parallel, *report, *files, "-k", chosen), 180)
 
-    def sanitized(tool: str, seconds: int) -> Step:
+    def sanitized(tool: str) -> Step:
         options = (sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all")
-        return Step(tool, (*options, *PYTEST, NATIVE, "-k", SANITIZED), seconds)
+        return Step(tool, (*options, *PYTEST, NATIVE, "-k", SANITIZED), 180)
 
-    build = Step("build", (sys.executable, "setup.py", "build_ext", "--inplace"), 240)
-    if part == 1:
-        most = f"not {HUGE} and not {WAITS}"
-        return [
-            build,
-            tests("native", 150, most, NATIVE),
-            tests("triton", 150, most, TRITON),
-            tests("graphs", 120, most, GRAPHS),
-            tests("sync", 60, WAITS, NATIVE, TRITON, parallel=False),
-            tests("others", 60, most, *OTHERS, parallel=False),
-            Step("timing", timing, 90),
-            Step("bandwidth", bandwidth, 60),
-        ]
     return [
-        build,
-        sanitized("memcheck", 120),
-        sanitized("racecheck", 120),
-        sanitized("synccheck", 60),
-        tests("huge", 90, HUGE, NATIVE, TRITON, parallel=False),  # most of the memory each
+        tests("native", most, NATIVE, workers=4),
+        tests("triton", most, TRITON, workers=8),
+        tests("graphs", most, GRAPHS, workers=2),
+        tests("sync", WAITS, NATIVE, TRITON),
+        tests("others", most, *OTHERS),
+        tests("huge", HUGE, NATIVE, TRITON),
+        *(sanitized(tool) for tool in ("memcheck", "racecheck", "initcheck", "synccheck")),
     ]
+
+
+def alone(out: Path) -> list[Step]:
+    """Returns what is timed, in order of worth: a limit on the whole cuts the last."""
+    module = (sys.executable, "-m")
+    lists = (
+        "--shapes",
+        "1e8",
+        "10x5M",
+        "resnet50",
+        "2000x1000",
+        "--rivals",
+        "torch",
+        "--parts",
+        "cases",
+        "--seconds",
+        "2",
+    )
+    timing = (*module, "bench.step.run", "--device", "cuda", *lists, "--output", str(out / "run.json"))
+    bandwidth = (*module, "bench.gpu.bandwidth")
+    counters = (installed("ncu"), "--clock-control", "none", "-k", "regex:update", "--section", "SpeedOfLight")
+    counters += ("--section", "MemoryWorkloadAnalysis", "--section", "Occupancy", "--section", "WarpStateStats")
+    return [
+        Step("timing", timing, 90),
+        Step("bandwidth", (*bandwidth, "--backend", "native", "triton", "--output", str(out / "bandwidth.json")), 60),
+        Step("counters", (*counters, *bandwidth, "--backend", "native", "--samples", "1"), 60),
+    ]
+
+
+def installed(tool: str) -> str:
+    return shutil.which(tool) or f"/usr/local/cuda/bin/{tool}"
 
 
 def run(step: Step, out: Path, left: float) -> dict[str, Any]:
@@ -97,46 +120,69 @@ def run(step: Step, out: Path, left: float) -> dict[str, Any]:
         return {"outcome": "not run", "why": "no time was left"}
     with log.open("w", encoding="utf-8") as file:
         try:
-            code = subprocess.run(step.command, stdout=file, stderr=subprocess.STDOUT, timeout=limit).returncode
-            outcome = "passed" if code == 0 else "failed"
-        except subprocess.TimeoutExpired:
-            code, outcome = None, "timed out"
+            process = subprocess.Popen(step.command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         except OSError as error:
             return {"outcome": "not run", "why": str(error)}
+        code = wait(process, limit)
+        outcome = "timed out" if code is None else "passed" if code == 0 else "failed"
     text = log.read_text(encoding="utf-8", errors="replace")
     found = {"outcome": outcome, "code": code, "seconds": round(time.monotonic() - begin, 1), "end": text[-1500:]}
     counts = {what: int(n) for n, what in re.findall(r"(\d+) (passed|failed|skipped|errors?)\b", text[-300:])}
     return found | ({"counts": counts} if counts else {})
 
 
+def wait(process: subprocess.Popen[bytes], limit: float) -> int | None:
+    """Returns the exit status; None past the limit, where pytest is first asked for what it has so far."""
+    try:
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(10)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", type=int, choices=(1, 2), help="1: build and tests; 2: sanitizers, huge tensors")
+    parser = argparse.ArgumentParser(prog="bench/gpu_check.sh", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/gpu_check"))
     parser.add_argument("--minutes", type=float, default=7.8, help="limit on the whole (default: %(default)s)")
+    parser.add_argument("--built", action="store_true", help="the library is there; build nothing")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print(f"gpu_check: {NO_GPU}")
         return 0
     options.out.mkdir(parents=True, exist_ok=True)
     device, end = torch.device("cuda"), time.monotonic() + 60 * options.minutes
+    set_for_builds()
+    record: dict[str, Any] = {"schema": 1, "machine": describe(device, torch.get_num_threads()), "steps": {}}
+    path, lock = options.out / "gpu_check.json", Lock()
+
+    def take(step: Step) -> dict[str, Any]:
+        found = run(step, options.out, end - time.monotonic())
+        line = f"{step.name:<12}{found['outcome']:<12}{found.get('seconds', '')} {found.get('counts', '')}"
+        with lock:
+            print(line, flush=True)
+            record["steps"][step.name] = found
+            path.write_text(json.dumps(record, indent=1) + "\n")
+        return found
+
+    if not options.built and (built := take(BUILD))["outcome"] != "passed":
+        print(built.get("end", built.get("why")))
+        return 1
+    side_by_side = together(options.out)
+    with ThreadPoolExecutor(len(side_by_side)) as pool:
+        list(pool.map(take, side_by_side))
+    for step in alone(options.out):
+        take(step)
+    return 0 if all(found["outcome"] == "passed" for found in record["steps"].values()) else 1
+
+
+def set_for_builds() -> None:
+    """Has builds made for this GPU alone, and fail where they would leave a part out."""
     major, minor = torch.cuda.get_device_capability()
     os.environ |= {"TORCH_CUDA_ARCH_LIST": f"{major}.{minor}", "FUSED_ADAPTIVE_REQUIRE_EXT": "1"}
-    record: dict[str, Any] = {"schema": 1, "machine": describe(device, torch.get_num_threads()), "steps": {}}
-    path = options.out / f"gpu_check_{options.part}.json"
-
-    def save() -> None:
-        path.write_text(json.dumps(record, indent=1) + "\n")
-
-    save()
-    for step in steps(options.part, options.out):
-        found = record["steps"][step.name] = run(step, options.out, end - time.monotonic())
-        print(f"{step.name:<12}{found['outcome']:<12}{found.get('seconds', '')} {found.get('counts', '')}", flush=True)
-        save()
-        if step.name == "build" and found["outcome"] != "passed":
-            print(found.get("end", found.get("why")))
-            break
-    return 0 if all(found["outcome"] == "passed" for found in record["steps"].values()) else 1
 
 
 if __name__ == "__main__":
