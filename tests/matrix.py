@@ -87,7 +87,7 @@ EMULATED = {
     "test_every_kernel_is_within_rounding_of_the_float64_reference": ORDER[0],
     "test_float64_trajectories_equal_those_of_the_reference": ORDER[1],
     "test_amp_maximize_and_draws": "GradScaler, with and without fused=True",
-    "test_the_same_bits_with_any_grid_order_and_design": "the same bits with any number of threads, any grid",
+    "test_the_same_bits_with_any_grid_and_order": "the same bits with any number of threads, any grid",
     "test_elements_beyond_2_to_the_31": "a tensor of more than 2³¹ elements",
     "test_intervals_ended_by_hand_and_restarted": "end_interval() by hand",
 }

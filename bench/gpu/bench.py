@@ -1,4 +1,4 @@
-"""The runs of ``bench/gpu_bench.sh``: build for this GPU, then half of the set or the designs that compete, in time.
+"""The runs of ``bench/gpu_bench.sh``: build for this GPU, then half of the set, in time.
 
 ``python -m bench.gpu.bench merge 1.json 2.json run_gpu.json`` makes one file of both.
 """
@@ -22,22 +22,10 @@ RESERVE = 45
 
 
 def command(part: str, seconds: float, output: Path) -> tuple[str, ...]:
-    """The call of ``bench.step.run``, or of ``bench.gpu.designs``, that begins no case after ``seconds``."""
+    """The call of ``bench.step.run`` that begins no case after ``seconds``."""
     limits = ("--seconds", "4", "--minutes", f"{seconds / 60:.2f}")
-    if part == "designs":
-        return sys.executable, "-m", "bench.gpu.designs", *limits, "--output", str(output)
-    return (
-        sys.executable,
-        "-m",
-        "bench.step.run",
-        "--device",
-        "cuda",
-        "--part",
-        part,
-        *limits,
-        "--output",
-        str(output),
-    )
+    chosen = ("--device", "cuda", "--part", part)
+    return sys.executable, "-m", "bench.step.run", *chosen, *limits, "--output", str(output)
 
 
 def measure(part: str, out: Path, minutes: float, is_built: bool) -> int:
@@ -80,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         first, second, to = map(Path, argv[1:])
         return merge(first, second, to)
     parser = argparse.ArgumentParser(prog="bench/gpu_bench.sh", description=__doc__)
-    parser.add_argument("part", choices=("1", "2", "designs"))
+    parser.add_argument("part", choices=("1", "2"))
     parser.add_argument("--out", type=Path, default=Path("build/gpu_bench"))
     parser.add_argument("--minutes", type=float, default=7.8, help="limit on the whole (default: %(default)s)")
     parser.add_argument("--built", action="store_true", help="the library is there; build nothing")

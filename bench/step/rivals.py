@@ -20,6 +20,8 @@ from .compositions import AuthorsActiveAdamW, Composition
 
 #: The most tensors for which contenders are compiled: compile time grows with the number of tensors.
 MOST_COMPILED = {"cpu": 200, "cuda": 400}
+#: The most tensors for which a GPU is given each tensor's operations one by one: thousands take longer than all rivals.
+MOST_ONE_BY_ONE = 400
 
 
 class Steps(Protocol):
@@ -119,6 +121,13 @@ def _of_torch(algorithm: Algorithm, dtype: torch.dtype, device: torch.device, te
 
         return build
 
+    def one_by_one(params: Sequence[Tensor]) -> Steps:
+        if device.type == "cuda" and tensors > MOST_ONE_BY_ONE:
+            raise Unavailable(
+                f"not measured: {tensors} tensors with 8 launches each; up to {MOST_ONE_BY_ONE} are tried"
+            )
+        return variant(foreach=False)(params)
+
     def compiled(params: Sequence[Tensor]) -> Steps:
         _refuse_to_compile(device, tensors)
         return Compiled(cls(params, **arguments, foreach=True))
@@ -128,7 +137,7 @@ def _of_torch(algorithm: Algorithm, dtype: torch.dtype, device: torch.device, te
         Contender("torch fused", "torch", algorithm, variant(fused=True)),
         Contender("torch foreach", "torch", algorithm, variant(foreach=True), extra),
         Contender("torch.compile of torch's", "compiled", algorithm, compiled, extra),
-        Contender("torch for-loop", "torch", algorithm, variant(foreach=False)),
+        Contender("torch for-loop", "torch", algorithm, one_by_one),
     ]
 
 

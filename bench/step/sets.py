@@ -49,30 +49,33 @@ def default_set(device: str) -> list[Case]:
     return [*every, Case("AdamW", FIXED_AND_ACTIVE, "10x5M", torch.bfloat16, BASIC), *_backbones()]
 
 
-def _backbones() -> list[Case]:
+def _backbones(part: int = 2) -> list[Case]:
     """Returns cases of every backbone and policy at one size."""
     others = {"SGD": ("trainable", "displacement", "hypergradient"), "AdamW": ("trainable", "hypergradient")}
     families = (*BASIC, "optimi", "pytorch_optimizer", "flashoptim")
     cases = []
     for backbone in BACKBONES:
         policies = FIXED_AND_ACTIVE if backbone != "AdamW" else ("fixed",)
-        cases.append(Case(backbone, (*policies, *others.get(backbone, ())), "10x5M", families=families, part=2))
+        cases.append(Case(backbone, (*policies, *others.get(backbone, ())), "10x5M", families=families, part=part))
     return cases
 
 
 def _gpu_set() -> list[Case]:
-    """Returns the cases for a GPU: the most common ones first, in both dtypes; compiled rivals in one case only."""
+    """Returns the cases for a GPU, the most telling first. Compiled rivals are in one case, of a single tensor."""
     dtypes = (torch.float32, torch.bfloat16)
-    first = [Case("AdamW", FIXED_AND_ACTIVE, "10x5M", families=tuple(f for f in FAMILIES if f != "authors"))]
-    first.append(Case("AdamW", FIXED_AND_ACTIVE, "10x5M", torch.bfloat16, BASIC))
-    for shapes in ("gpt2", "resnet50", "10000x64", "1e8"):
+    eager = tuple(f for f in FAMILIES if f != "compiled")
+    first = [Case("AdamW", FIXED_AND_ACTIVE, "10x5M", dtype, eager) for dtype in dtypes]
+    first.append(Case("AdamW", FIXED_AND_ACTIVE, "1e8", torch.float32, (*BASIC, "compiled")))
+    first.append(Case("AdamW", FIXED_AND_ACTIVE, "1e8", torch.bfloat16, BASIC))
+    for shapes in ("gpt2", "resnet50"):
         first += [Case("AdamW", FIXED_AND_ACTIVE, shapes, dtype, BASIC[:2]) for dtype in dtypes]
-    sizes = ("1e5", "1e6", "1e7", "2000x1000", "vit-b", "1000x1024", "odd", "misaligned")
-    first += [Case("AdamW", FIXED_AND_ACTIVE, shapes, families=BASIC[:2]) for shapes in sizes]
+    first += [Case("AdamW", FIXED_AND_ACTIVE, shapes, families=BASIC[:2]) for shapes in ("2000x1000", "10000x64")]
+    sizes = ("vit-b", "odd", "misaligned", "1000x1024", "1e5", "1e6", "1e7")
+    rest = [Case("AdamW", FIXED_AND_ACTIVE, shapes, families=BASIC[:2]) for shapes in sizes]
     # 80 GB hold one of our optimizers and torch's fused optimizer, but not two of ours, hence a case for each policy.
-    large = [Case("AdamW", (policy,), "7b", d, BASIC[:2], 2) for d in dtypes for policy in FIXED_AND_ACTIVE]
-    large += [Case("AdamW", FIXED_AND_ACTIVE, "1e9", d, BASIC[:2], 2) for d in dtypes]
-    return [*first, *_backbones(), *large]
+    huge = [Case("AdamW", (policy,), "7b", d, BASIC[:2], 2) for d in dtypes for policy in FIXED_AND_ACTIVE]
+    huge += [Case("AdamW", FIXED_AND_ACTIVE, "1e9", d, BASIC[:2], 2) for d in dtypes]
+    return [*first, *_backbones(part=1), *rest, *huge]
 
 
 def quick_set() -> list[Case]:

@@ -23,25 +23,23 @@ FA_DEVICE bool is_last_block(const Launch& launch) {
   __syncthreads();
   if (threadIdx.x == 0) {
     // The fence is after the barrier, so it covers the writes of the whole block, and in the thread that increments the
-    // ticket.
+    // count.
     __threadfence();
-    last = atomicAdd(launch.ticket, 1u) == launch.blocks - 1;
-    if (last) *launch.ticket = 0;  // for the next step
+    last = atomicAdd(launch.finished_blocks, 1u) == launch.blocks - 1;
+    if (last) *launch.finished_blocks = 0;  // for the next step
     __threadfence();
   }
   __syncthreads();
   return last;
 }
 
-// Returns the chunk that this block takes after chunk i.
-FA_DEVICE int64_t next_turn(const Turns& turns, int64_t i) {
-  if (turns.order == Order::ranges) return i + 1;
-  if (turns.order == Order::interleaved) return i + gridDim.x;
+// Returns the chunk that this block takes next.
+FA_DEVICE int64_t next_turn(const Turns& turns) {
   FA_SHARED(unsigned, drawn);
   __syncthreads();  // all threads have read the last value of `drawn`
   // The first gridDim chunks need no ticket. Each block draws tickets until there is no chunk left, so the number of
   // tickets is the number of chunks, and atomicInc() resets the counter to 0 with the last ticket.
-  if (threadIdx.x == 0) drawn = atomicInc(turns.next, static_cast<unsigned>(turns.count - 1));
+  if (threadIdx.x == 0) drawn = atomicInc(turns.tickets, static_cast<unsigned>(turns.count - 1));
   __syncthreads();
   return int64_t{gridDim.x} + drawn;
 }
@@ -49,10 +47,7 @@ FA_DEVICE int64_t next_turn(const Turns& turns, int64_t i) {
 // Calls body(i) for each chunk of this block.
 template <class Body>
 FA_DEVICE void for_turns(const Turns& turns, const Body& body) {
-  const int64_t block = blockIdx.x, blocks = gridDim.x;
-  const bool ranges = turns.order == Order::ranges;
-  const int64_t end = ranges ? turns.count * (block + 1) / blocks : turns.count;
-  for (int64_t i = ranges ? turns.count * block / blocks : block; i < end; i = next_turn(turns, i)) body(i);
+  for (int64_t i = blockIdx.x; i < turns.count; i = next_turn(turns)) body(i);
 }
 
 // Calls body(i, chunk) for each chunk of this block, and set_up(tensor) between two barriers before the first chunk of

@@ -82,7 +82,7 @@ class CudaExecutor : public Executor {
       Launch work = {};
       work.chunks = bucket.chunks;
       work.turns = layout_->turns(bucket.count);
-      work.ticket = layout_->ticket;
+      work.finished_blocks = layout_->finished_blocks;
       work.blocks = blocks;
       launch(bucket.kernel, bucket.blocks, stream_, args, work);
     }
@@ -128,8 +128,7 @@ class CudaExecutor : public Executor {
         mirrors_memory_.allocate_zeros(device_, plan.members.size() * sizeof(Mirror), stream_);
       }
       if (was_captured_) captured_.push_back(std::move(layout_));
-      layout_ =
-          std::make_unique<Layout>(plan, design_, couples, mirrors_memory_.at<Mirror>(), on_device_, device_, stream_);
+      layout_ = std::make_unique<Layout>(plan, couples, mirrors_memory_.at<Mirror>(), on_device_, device_, stream_);
       couples_ = std::move(couples);
       streams_.clear();
       was_captured_ = false;
@@ -224,7 +223,7 @@ class CudaExecutor : public Executor {
   // Computes the powers for the first tensor of each param group in this step, since most tensors of a param group have
   // the same step count.
   void give_powers(const Plan& plan, const std::vector<Hyper>& hypers, Step& args) const {
-    if (on_device_ || !design_.powers_are_given || args.far_hypers != nullptr) return;
+    if (on_device_ || args.far_hypers != nullptr) return;
     for (const Member& m : plan.members) {
       GivenPowers& given = args.powers[m.group];
       if (given.t >= 0 || m.grad == nullptr || m.at[kStep] == nullptr) continue;
@@ -235,7 +234,7 @@ class CudaExecutor : public Executor {
 
   void update(const Step& args) {
     Launch work = {};
-    work.ticket = layout_->ticket;
+    work.finished_blocks = layout_->finished_blocks;
     for (const Bucket& bucket : layout_->buckets) work.blocks += bucket.blocks;
     for (const Bucket& bucket : layout_->buckets) {
       work.chunks = bucket.chunks;
@@ -246,7 +245,7 @@ class CudaExecutor : public Executor {
 
   void measure(const Unit& unit, const Step& args, When when) {
     Launch work = {};
-    work.ticket = layout_->ticket;
+    work.finished_blocks = layout_->finished_blocks;
     work.blocks = unit.blocks;
     work.rule = unit.rule;
     work.when = when;
@@ -319,7 +318,6 @@ class CudaExecutor : public Executor {
 
   const int device_;
   const bool on_device_;
-  const Design design_ = chosen_design();
   std::unique_ptr<Layout> layout_;
   std::vector<std::unique_ptr<Layout>> captured_;  // earlier layouts to which CUDA graphs point
   std::unique_ptr<Uploader> uploader_;

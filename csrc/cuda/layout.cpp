@@ -82,9 +82,9 @@ Mirror mirror_of(const Member& m) {
   return mirror;
 }
 
-Layout::Layout(const Plan& plan, const Design& design, const std::vector<bool>& couples, Mirror* mirrors,
-               bool on_device, int device, cudaStream_t stream)
-    : design_(design), device_(device), stream_(stream) {
+Layout::Layout(const Plan& plan, const std::vector<bool>& couples, Mirror* mirrors, bool on_device, int device,
+               cudaStream_t stream)
+    : device_(device), stream_(stream) {
   add_tensors(plan, couples, mirrors, on_device);
   std::vector<DeviceRule> table;
   for (const Policy& policy : plan.policies) table.push_back(device_rule_of(policy));
@@ -148,8 +148,8 @@ void Layout::build_buckets(const Plan& plan, const std::vector<bool>& couples) {
     if (chunks.empty() && (!buckets.empty() || &members != &parts.rbegin()->second)) continue;
     const Kernel kernel = update_kernel(backbone, mode, coupled, dtype);
     const int64_t count = static_cast<int64_t>(chunks.size());
-    buckets.push_back({kernel, as_offset<Chunk>(packer_.add(chunks)), count,
-                       grid_size(kernel, count, device_, design_.blocks), dtype, (mode & kScalesElements) != 0});
+    buckets.push_back({kernel, as_offset<Chunk>(packer_.add(chunks)), count, grid_size(kernel, count, device_), dtype,
+                       (mode & kScalesElements) != 0});
   }
 }
 
@@ -206,7 +206,7 @@ void Layout::build_units(const Plan& plan) {
 
 void Layout::build_scratch(const Plan& plan) {
   Packer sizes;  // only computes offsets
-  const size_t at_ticket = sizes.add(std::vector<uint64_t>(1));
+  const size_t at_counters = sizes.add(std::vector<uint64_t>(1));
   const size_t at_grads = sizes.add(std::vector<const void*>(plan.members.size()));
   const size_t at_hypers = sizes.add(std::vector<Hyper>(plan.groups.size()));
   const size_t at_lrs = sizes.add(std::vector<DeviceNumber>(plan.groups.size()));
@@ -214,8 +214,8 @@ void Layout::build_scratch(const Plan& plan) {
   const size_t at_groups = sizes.add(std::vector<Products>(most_groups_));
   const size_t at_outcomes = sizes.add(std::vector<Outcome>(most_shares_));
   scratch_.allocate_zeros(device_, sizes.size(), stream_);
-  ticket = scratch_.at<uint32_t>(at_ticket);
-  next_chunk_ = ticket + 1;
+  finished_blocks = scratch_.at<uint32_t>(at_counters);
+  tickets_ = finished_blocks + 1;
   grads = scratch_.at<const void*>(at_grads);
   hypers = plan.groups.size() > kNearHypers ? scratch_.at<Hyper>(at_hypers) : nullptr;
   lrs = scratch_.at<DeviceNumber>(at_lrs);

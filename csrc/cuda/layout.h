@@ -3,7 +3,6 @@
 
 #include <vector>
 
-#include "design.h"
 #include "runtime.h"
 
 namespace fused_adaptive::cuda {
@@ -43,17 +42,17 @@ class Layout {
  public:
   // couples: by param group, whether decay is added to the gradient; false without decay, since the parameter could be
   // infinite. mirrors: by member, on the device. stream: torch's current stream.
-  Layout(const Plan& plan, const Design& design, const std::vector<bool>& couples, Mirror* mirrors, bool on_device,
-         int device, cudaStream_t stream);
+  Layout(const Plan& plan, const std::vector<bool>& couples, Mirror* mirrors, bool on_device, int device,
+         cudaStream_t stream);
 
-  Turns turns(int64_t chunks) const { return {chunks, design_.chunks, next_chunk_}; }
+  Turns turns(int64_t chunks) const { return {chunks, tickets_}; }
 
   const Tensor* tensors = nullptr;
   const DeviceRule* rules = nullptr;
   const void** grads = nullptr;
   Hyper* hypers = nullptr;  // null: hyperparameters fit into the kernel arguments
   DeviceNumber* lrs = nullptr;
-  uint32_t* ticket = nullptr;
+  uint32_t* finished_blocks = nullptr;
   Products *partials = nullptr, *group_sums = nullptr;
   Outcome* outcomes = nullptr;
   std::vector<Bucket> buckets;
@@ -67,12 +66,11 @@ class Layout {
   void build_units(const Plan& plan);
   void build_scratch(const Plan& plan);
 
-  const Design design_;
   const int device_;
   const cudaStream_t stream_;
   Packer packer_;
   Buffer tables_, scratch_;
-  uint32_t* next_chunk_ = nullptr;
+  uint32_t* tickets_ = nullptr;
   size_t most_partials_ = 0, most_groups_ = 0, most_shares_ = 0;
 };
 

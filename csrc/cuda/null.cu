@@ -1,7 +1,6 @@
 // Null step on a GPU: threads, chunks, vectors and the order of accesses as in multi_tensor.cuh, without arithmetic.
 #include <stdexcept>
 
-#include "design.h"
 #include "device.cuh"
 #include "plan/null.h"
 #include "runtime.h"
@@ -44,13 +43,13 @@ constexpr int blocks_at_once() {
   return cuda::blocks_at_once(sizeof(Word), 1 + kWritten + kGrads + kRead, kGrads == 1 && kRead == 1);
 }
 
-__device__ uint32_t next_chunk = 0;  // one counter suffices, since null steps run one after another
+__device__ uint32_t tickets = 0;  // one counter suffices, since null steps run one after another
 
 template <class Word, int kWritten, int kGrads, int kRead>
 __global__ void __launch_bounds__(kThreads, (blocks_at_once<Word, kWritten, kGrads, kRead>()))
-    null_pass(const __grid_constant__ NullStep step, int64_t chunks, Order order) {
+    null_pass(const __grid_constant__ NullStep step, int64_t chunks) {
   constexpr int kWide = 16 / sizeof(Word);
-  for_turns({chunks, order, &next_chunk}, [&](int64_t chunk) {
+  for_turns({chunks, &tickets}, [&](int64_t chunk) {
     const int64_t base = chunk * kUpdateChunk, left = step.n - base;
     const int count = static_cast<int>(left < kUpdateChunk ? left : kUpdateChunk), wide = count / kWide * kWide;
     for (int e = threadIdx.x * kWide; e < wide; e += kThreads * kWide) {
@@ -62,7 +61,7 @@ __global__ void __launch_bounds__(kThreads, (blocks_at_once<Word, kWritten, kGra
   });
 }
 
-using NullKernel = void (*)(NullStep, int64_t, Order);
+using NullKernel = void (*)(NullStep, int64_t);
 
 template <class Word, int kWritten, int kGrads, int kRead>
 NullKernel kernel_of(Number<kWritten>, Number<kGrads>, Number<kRead>) {
@@ -88,9 +87,8 @@ void null_step_cuda(const NullStep& step, int device) {
   with_streams(step, [&](auto word, auto written, auto grads, auto read) {
     kernel = kernel_of<decltype(word)>(written, grads, read);
   });
-  const Design design = chosen_design();
   const int64_t chunks = (step.n + kUpdateChunk - 1) / kUpdateChunk;
-  launch(kernel, grid_size(kernel, chunks, device, design.blocks), current_stream(device), step, chunks, design.chunks);
+  launch(kernel, grid_size(kernel, chunks, device), current_stream(device), step, chunks);
 }
 
 }  // namespace fused_adaptive

@@ -37,16 +37,16 @@ FA_DEVICE Products block_sum(const double (&num)[kLanesOfThread], const double (
   FA_SHARED(Sums, sums);
   static_assert(kLanesOfThread == 4, "pairwise");
   const int thread = threadIdx.x;
-  sums.of[thread] = {(num[0] + num[1]) + (num[2] + num[3]), (sq[0] + sq[1]) + (sq[2] + sq[3])};
+  Products sum = {(num[0] + num[1]) + (num[2] + num[3]), (sq[0] + sq[1]) + (sq[2] + sq[3])};
+  sums.of[thread] = sum;
   for (int half = kThreads / 2; half > 0; half /= 2) {
     __syncthreads();
     if (thread < half) {
-      sums.of[thread].num += sums.of[thread + half].num;
-      sums.of[thread].sq += sums.of[thread + half].sq;
+      sum.num += sums.of[thread + half].num;
+      sum.sq += sums.of[thread + half].sq;
+      sums.of[thread] = sum;
     }
   }
-  Products sum = {0, 0};
-  if (thread == 0) sum = sums.of[0];
   __syncthreads();  // before the next call overwrites the sums
   return sum;
 }

@@ -71,12 +71,11 @@ void Uploader::send(void* to, const void* from, size_t bytes, cudaStream_t strea
   }
 }
 
-unsigned grid_size(const void* kernel, int64_t chunks, int device, int most) {
+unsigned grid_size(const void* kernel, int64_t chunks, int device) {
   int processors = 0, blocks = 0;
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0), "the occupancy of a kernel");
-  return static_cast<unsigned>(
-      std::max<int64_t>(1, std::min<int64_t>(chunks, int64_t{processors} * std::min(blocks, most))));
+  return static_cast<unsigned>(std::max<int64_t>(1, std::min<int64_t>(chunks, int64_t{processors} * blocks)));
 }
 
 }  // namespace fused_adaptive::cuda

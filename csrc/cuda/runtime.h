@@ -77,11 +77,11 @@ class Uploader {
   bool takes_large_ = false;
 };
 
-// Returns the number of blocks that fill the device, at most one per chunk and at most `most` per multiprocessor.
-unsigned grid_size(const void* kernel, int64_t chunks, int device, int most = kMostBlocks);
+// Returns the number of blocks that fill the device, at most one per chunk.
+unsigned grid_size(const void* kernel, int64_t chunks, int device);
 template <class... Args>
-unsigned grid_size(void (*kernel)(Args...), int64_t chunks, int device, int most = kMostBlocks) {
-  return grid_size(reinterpret_cast<const void*>(kernel), chunks, device, most);
+unsigned grid_size(void (*kernel)(Args...), int64_t chunks, int device) {
+  return grid_size(reinterpret_cast<const void*>(kernel), chunks, device);
 }
 
 template <class... Args>

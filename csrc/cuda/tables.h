@@ -7,7 +7,6 @@
 namespace fused_adaptive::cuda {
 
 constexpr int kThreads = 256;
-constexpr int kMostBlocks = 2048 / kThreads;  // per multiprocessor
 // Elements in a chunk of an update: a multiple of every vector length. Smaller than the chunks of inner products, so
 // that blocks finish at about the same time.
 constexpr int64_t kUpdateChunk = 8192;
@@ -42,13 +41,11 @@ struct Chunk {
   int32_t tensor, count;
 };
 
-// Assignment of chunks to blocks. ranges: adjacent chunks, so blocks change tensors as rarely as possible. interleaved:
-// every gridDim-th chunk. ticket: the next chunk that no block has taken.
-enum class Order : int { ranges, interleaved, ticket };
+// Blocks draw tickets for chunks, so that they work on adjacent memory at the same time and finish at about the same
+// time, even if multiprocessors differ in speed.
 struct Turns {
-  int64_t count;  // number of chunks
-  Order order;
-  uint32_t* next;  // for Order::ticket; 0 before and after a launch
+  int64_t count;      // number of chunks
+  uint32_t* tickets;  // number of drawn tickets; 0 before and after a launch
 };
 
 // Up to kGroup partial sums of one tensor, which one thread adds.
@@ -93,8 +90,8 @@ enum class When : int { before_update, after_update, now };
 struct Launch {
   const Chunk* chunks;
   Turns turns;
-  uint32_t* ticket;  // counts the finished blocks of all launches that have one last block
-  uint32_t blocks;   // number of blocks of those launches
+  uint32_t* finished_blocks;  // of all launches that have one last block
+  uint32_t blocks;            // number of blocks of those launches
   // For inner products of one policy.
   int32_t rule;
   When when;

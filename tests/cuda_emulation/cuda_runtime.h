@@ -52,7 +52,7 @@ void record(std::function<void()> launch);
 // A fence: threads that see later writes of this thread see its earlier ones too.
 void fence();
 // Counts the emulated threads that increment an atomic without a fence since their last barrier.
-void draw_ticket();
+void count_unfenced();
 
 }  // namespace emulation
 
@@ -65,7 +65,7 @@ extern dim3 threadIdx, blockIdx, gridDim, blockDim;
 inline void __syncthreads() { emulation::barrier(); }
 inline void __threadfence() { emulation::fence(); }
 inline unsigned atomicAdd(unsigned* at, unsigned by) {
-  emulation::draw_ticket();
+  emulation::count_unfenced();
   return std::exchange(*at, *at + by);
 }
 inline unsigned atomicInc(unsigned* at, unsigned most) { return std::exchange(*at, *at >= most ? 0 : *at + 1); }

@@ -25,9 +25,6 @@ from . import build
 ROLES = list(declarations.ROLES)[4:]
 BACKBONES = list(declarations.STRUCTURES)
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-#: The environment variable that selects a design of the kernels (csrc/cuda/design.h), and designs with all words.
-DESIGN = "FUSED_ADAPTIVE_CUDA_DESIGN"
-DESIGNS = ["", "chunks=interleaved,set_up=device,blocks=2", "chunks=ticket", "chunks=ranges,set_up=host,blocks=3"]
 
 
 @cache

@@ -122,7 +122,7 @@ void advance(Block& block, unsigned number, unsigned threads) {
 void record(std::function<void()> launch) { graphs.back().push_back(std::move(launch)); }
 
 void fence() { current->fenced = true; }
-void draw_ticket() { unfenced += !current->fenced; }
+void count_unfenced() { unfenced += !current->fenced; }
 
 void barrier() {
   current->fenced = false;

@@ -8,7 +8,7 @@ import torch
 import fused_adaptive as fa
 
 from . import build
-from .driver import DESIGN, Emulated
+from .driver import Emulated
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
@@ -62,10 +62,8 @@ class Captured:
 BELIEVED = ("cuda/executor.cpp", "if (was_captured_ || found_grads_ != grads_)", "if (found_grads_ != grads_)")
 
 
-@pytest.mark.parametrize("design", ["", "chunks=ticket"])
 @pytest.mark.parametrize("patches", [[], [BELIEVED]], ids=["as it is", "what was sent is believed"])
-def test_eager_steps_between_replays_use_their_own_gradients(patches, design, monkeypatch):
-    monkeypatch.setenv(DESIGN, design)
+def test_eager_steps_between_replays_use_their_own_gradients(patches):
     runs = [Captured(patches).run("ererereer", captured) for captured in (False, True)]
     assert all(map(torch.equal, *runs)) == (not patches)
 
@@ -96,8 +94,8 @@ def test_all_device_memory_is_freed():
     assert lib.emulation_memory() == before
 
 
-def test_the_ticket_is_drawn_after_a_fence():
-    """The thread that draws it executes the fence, after a barrier of the whole block."""
+def test_blocks_are_counted_after_a_fence():
+    """The thread that counts executes the fence, after a barrier of the whole block."""
     own = Captured()
     own.emulated.lib.emulation_unfenced()
     own.run("eee", False)

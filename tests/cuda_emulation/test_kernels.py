@@ -13,7 +13,7 @@ import fused_adaptive as fa
 from fused_adaptive.core.random_rates import RandomRates
 
 from . import build
-from .driver import BACKBONES, DESIGN, DESIGNS, DTYPES, Emulated, Twin
+from .driver import BACKBONES, DTYPES, Emulated, Twin
 from .pairs import ACTIVE, ADAM, FAR, MODES, STRUCTURES, Pair, every_dtype, parameters, set_gradients
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
@@ -167,30 +167,18 @@ def run(policy: Any, dtype: torch.dtype = torch.float32, **options: Any) -> list
 @pytest.mark.parametrize(
     "policy", [MODES["elements-mean"], POLICIES["preconditioned-global"], POLICIES["hypergradient-global"]]
 )
-def test_the_same_bits_with_any_grid_order_and_design(policy, monkeypatch):
+def test_the_same_bits_with_any_grid_and_order(policy):
     expected = run(policy)
-    for options in ({"order": 1}, {"order": 2, "processors": 7}, {"processors": 1}, {"on_device": True}):
+    grids = ({"order": 1}, {"order": 4}, {"order": 2, "processors": 7}, {"processors": 1}, {"on_device": True})
+    for options in grids:
         assert all(map(torch.equal, run(policy, **options), expected)), options
-    for design in DESIGNS[1:3]:
-        monkeypatch.setenv(DESIGN, design)
-        for options in ({}, {"order": 4}, {"order": 2}, {"on_device": True}):
-            assert all(map(torch.equal, run(policy, **options), expected)), (design, options)
 
 
-def test_an_unknown_design_is_refused_with_the_choices(monkeypatch):
-    monkeypatch.setenv(DESIGN, "blocks=2,chunks=random")
-    pair = Pair("AdamWPlain", None, True, torch.float32)
-    set_gradients(pair.params, 0)
-    with pytest.raises(RuntimeError, match='"chunks=random"; choose among chunks=ranges, chunks=interleaved, '):
-        pair.step()
-
-
-def test_powers_of_tensors_with_different_counts(monkeypatch):
+def test_powers_of_tensors_with_different_counts():
     """The host passes the powers of a group's first tensor; kernels compute the others, in any order of tensors."""
     results = []
-    for design in ("set_up=host", "set_up=device"):
-        monkeypatch.setenv(DESIGN, design)
-        pair = Pair("RAdamPlain", None, True, torch.float64)
+    for on_device in (False, True):  # kernels compute all powers if the counts are on the device
+        pair = Pair("RAdamPlain", None, True, torch.float64, on_device=on_device)
         for step in range(9):
             set_gradients(pair.params, step, missing=0.5)
             pair.step()

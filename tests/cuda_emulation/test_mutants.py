@@ -6,56 +6,37 @@ import pytest
 import torch
 
 from . import build
-from .driver import DESIGN
 from .pairs import ACTIVE, Pair, set_gradients
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
 TAIL = "e < chunk.count; e += kThreads"
 MUTANTS = {
-    "none": ("", []),
-    "wrong tail": ("", [("cuda/multi_tensor.cuh", TAIL, TAIL.replace("count;", "count - 1;"))]),
-    "wrong last block": ("", [("cuda/device.cuh", "== launch.blocks - 1;", "== 0;")]),
-    "stale phase": (
-        "",
-        [("rules/intervals.h", "if (ends_at(rule, *n.active_step + 1)) return restart_active(n);", "")],
-    ),
+    "none": [],
+    "wrong tail": [("cuda/multi_tensor.cuh", TAIL, TAIL.replace("count;", "count - 1;"))],
+    "wrong last block": [("cuda/device.cuh", "== launch.blocks - 1;", "== 0;")],
+    "stale phase": [("rules/intervals.h", "if (ends_at(rule, *n.active_step + 1)) return restart_active(n);", "")],
+    "tickets that are not put back": [
+        (
+            "cuda/device.cuh",
+            "atomicInc(turns.tickets, static_cast<unsigned>(turns.count - 1))",
+            "atomicAdd(turns.tickets, 1u)",
+        )
+    ],
+    "a first ticket for a chunk that is taken": [
+        ("cuda/device.cuh", "int64_t{gridDim.x} + drawn", "int64_t{gridDim.x} - 1 + drawn")
+    ],
+    "powers of any count": [
+        ("cuda/device.cuh", "near && step.powers[x.group].t == t;", "near && step.powers[x.group].t >= 0;")
+    ],
 }
-#: Patches of designs: chunks that no block takes, or that two take; powers of another count.
-MUTANTS_OF_DESIGNS = {
-    "a ticket that is not brought back": (
-        "chunks=ticket",
-        [
-            (
-                "cuda/device.cuh",
-                "atomicInc(turns.next, static_cast<unsigned>(turns.count - 1))",
-                "atomicAdd(turns.next, 1u)",
-            )
-        ],
-    ),
-    "a first ticket for a chunk that is taken": (
-        "chunks=ticket",
-        [("cuda/device.cuh", "int64_t{gridDim.x} + drawn", "int64_t{gridDim.x} - 1 + drawn")],
-    ),
-    "interleaved by one too many": (
-        "chunks=interleaved",
-        [("cuda/device.cuh", "return i + gridDim.x;", "return i + gridDim.x + 1;")],
-    ),
-    "powers of any count": (
-        "set_up=host",
-        [("cuda/device.cuh", "near && step.powers[x.group].t == t;", "near && step.powers[x.group].t >= 0;")],
-    ),
-}
-MUTANTS |= MUTANTS_OF_DESIGNS
+LIGHT = list(MUTANTS)[:4]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.heavy] * (n in MUTANTS_OF_DESIGNS)) for n in MUTANTS]
-)
-def test_mutants_are_found(name, monkeypatch):
-    design, patches = MUTANTS[name]
-    monkeypatch.setenv(DESIGN, design)
-    pair = Pair("AdamWPlain", ACTIVE, True, torch.float32, library=build.library(patches, small=True))
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.heavy] * (n not in LIGHT)) for n in MUTANTS])
+def test_mutants_are_found(name):
+    library = build.library(MUTANTS[name], small=True)
+    pair = Pair("AdamWPlain", ACTIVE, True, torch.float32, library=library)
     for step in range(5):
         set_gradients(pair.params, step, missing=0.3 * (step > 0))
         pair.step()

@@ -10,7 +10,6 @@ import torch
 import fused_adaptive as fa
 
 from ..common.cases import CASES, POLICIES, Case, Gradients, all_equal, every_case, parameters, state_of, train
-from ..cuda_emulation.driver import DESIGN, DESIGNS
 from ..parity.test_parity import DTYPES, for_large, large_and_odd, many_layouts, worst_excess
 
 pytestmark = pytest.mark.gpu
@@ -73,26 +72,12 @@ def trained(case):
     return train(optimizer, 5), state_of(optimizer)
 
 
-def assert_same_bits(run, other):
-    (params, state), (other_params, other_state) = run, other
-    assert all_equal(params, other_params)
-    assert all(torch.equal(state[name], other_state[name]) for name in state)
-
-
 @pytest.mark.feature("the same bits with any number of threads, any grid", backend="native")
 @pytest.mark.parametrize("case", CASES[::5], ids=str)
 def test_two_runs_have_the_same_bits(case):
-    assert_same_bits(trained(case), trained(case))
-
-
-@pytest.mark.parametrize("design", DESIGNS[1:])
-@pytest.mark.parametrize("case", CASES[::9], ids=str)
-def test_designs_of_the_kernels_have_the_same_bits(case, design, monkeypatch):
-    runs = []
-    for chosen in ("set_up=device", f"{design},set_up=device"):  # the host may round powers differently
-        monkeypatch.setenv(DESIGN, chosen)
-        runs.append(trained(case))
-    assert_same_bits(*runs)
+    (params, state), (other_params, other_state) = trained(case), trained(case)
+    assert all_equal(params, other_params)
+    assert all(torch.equal(state[name], other_state[name]) for name in state)
 
 
 @pytest.mark.feature("no host synchronisation in step()", backend="native")
