@@ -30,6 +30,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 RESULTS, README = ROOT / "docs" / "matrix.json", ROOT / "README.md"
+#: What has run on a GPU, from ``bench/gpu_check.sh``.
+ON_GPU = ROOT / "bench" / "results" / "gpu_checks.json"
 BEGIN, END = "<!-- matrix:begin -->", "<!-- matrix:end -->"
 
 #: The columns. A column without tests is left out.
@@ -92,8 +94,8 @@ EMULATED = {
     "test_intervals_ended_by_hand_and_restarted": "end_interval() by hand",
 }
 
-#: What replaces a run on a GPU, nearest to it first: the PTX of the kernels, or their source, executed on the CPU.
-INSTEAD = ("PTX", "emulated")
+#: A run on a GPU, and what replaces it, nearest first: the kernels' PTX, or their source, executed on the CPU.
+GPU, INSTEAD = "GPU", ("PTX", "emulated")
 
 Features = dict[str, dict[str, dict[str, Any]]]
 
@@ -213,17 +215,31 @@ def merge(into: dict[str, Any], cell: dict[str, Any]) -> None:
             own[outcome] = own.get(outcome, 0) + number
 
 
+def with_gpu(features: Features) -> Features:
+    """Returns a copy with the outcomes of tests that have run on a GPU."""
+    copy: Features = json.loads(json.dumps(features))
+    for run in json.loads(ON_GPU.read_text())["runs"]:
+        for of_feature in copy.values():
+            for backend, cell in of_feature.items():
+                word = backend.partition("-")[0]
+                for test, own in cell["tests"].items():
+                    for name in (test, f"{test}[{word}]"):
+                        for outcome, number in run["tests"].get(name, {}).items():
+                            own[GPU if outcome == "passed" else outcome] = number
+    return copy
+
+
 def verdict(cell: dict[str, Any] | None) -> str:
     """Returns the text of a cell of the table."""
     if cell is None:
         return "–"
     outcomes = list(cell["tests"].values())
     seen = {outcome for own in outcomes for outcome in own}
-    if "failed" in seen:
+    if seen & {"failed", "failure", "error"}:
         return "**fails**"
     if "passed" in seen:
         return "yes"
-    for word in INSTEAD:
+    for word in (GPU, *INSTEAD):
         if word in seen:
             return word
     return "no GPU: not run" if "no GPU" in cell.get("reason", "") else "not run"
@@ -231,16 +247,17 @@ def verdict(cell: dict[str, Any] | None) -> str:
 
 def table(results: dict[str, Any]) -> str:
     """Returns the results as Markdown."""
-    features: Features = results["features"]
+    features = with_gpu(results["features"])
     columns = [name for name in BACKENDS if any(name in cells for cells in features.values())]
     lines = ["| | " + " | ".join(BACKENDS[name] for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     known = [name for name in ORDER if name in features]
     for feature in known + sorted(set(features) - set(known)):
         cells = [verdict(features[feature].get(name)) for name in columns]
         lines.append(f"| {feature} | " + " | ".join(cells) + " |")
-    where = results["where"]
-    gpu = where["gpu"] or "no GPU"
-    lines += ["", f"From {count(features)} tests; torch {where['torch']}, Python {where['python']}, {gpu}."]
+    where, on_gpu = results["where"], json.loads(ON_GPU.read_text())["runs"][-1]["machine"]
+    here = f"torch {where['torch']}, Python {where['python']}, {where['gpu'] or 'no GPU'}"
+    there = f"{on_gpu['device']}, torch {on_gpu['torch']}, where not all of a row's cases have run"
+    lines += ["", f"From {count(results['features'])} tests; {here}. {GPU}: {there}."]
     return "\n".join(lines)
 
 

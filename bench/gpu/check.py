@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from xml.etree import ElementTree
 
 import torch
 
@@ -131,6 +132,25 @@ def run(step: Step, out: Path, left: float) -> dict[str, Any]:
     return found | ({"counts": counts} if counts else {})
 
 
+def outcomes_of(report: Path) -> dict[str, dict[str, int]]:
+    """Returns the numbers of cases by test and outcome, from a report that pytest wrote as JUnit XML.
+
+    A test is named as by pytest, with its backend if that is its first argument:
+    ``tests/gpu/test_graphs.py::test_replays_keep_masters[native]``.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        if case.get("name") is None:  # pytest was interrupted
+            continue
+        name, _, arguments = case.get("name", "").partition("[")
+        backend = arguments.partition("-")[0]
+        name += f"[{backend}]" if backend in ("native", "triton") else ""
+        outcome = next((o for o in ("failure", "error", "skipped") if case.find(o) is not None), "passed")
+        own = found.setdefault(f"{case.get('classname', '').replace('.', '/')}.py::{name}", {})
+        own[outcome] = own.get(outcome, 0) + 1
+    return found
+
+
 def wait(process: subprocess.Popen[bytes], limit: float) -> int | None:
     """Returns the exit status; None past the limit, where pytest is first asked for what it has so far."""
     try:
@@ -157,7 +177,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device, end = torch.device("cuda"), time.monotonic() + 60 * options.minutes
     set_for_builds()
     record: dict[str, Any] = {"schema": 1, "machine": describe(device, torch.get_num_threads()), "steps": {}}
-    path, lock = options.out / "gpu_check.json", Lock()
+    lock = Lock()
+
+    def save() -> None:
+        (options.out / "gpu_check.json").write_text(json.dumps(record, indent=1) + "\n")
 
     def take(step: Step) -> dict[str, Any]:
         found = run(step, options.out, end - time.monotonic())
@@ -165,15 +188,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with lock:
             print(line, flush=True)
             record["steps"][step.name] = found
-            path.write_text(json.dumps(record, indent=1) + "\n")
+            save()
         return found
 
+    save()
     if not options.built and (built := take(BUILD))["outcome"] != "passed":
         print(built.get("end", built.get("why")))
         return 1
     side_by_side = together(options.out)
     with ThreadPoolExecutor(len(side_by_side)) as pool:
         list(pool.map(take, side_by_side))
+    reports = sorted(options.out.glob("*.xml"))
+    record["tests"] = {test: found for report in reports for test, found in outcomes_of(report).items()}
+    save()
     for step in alone(options.out):
         take(step)
     return 0 if all(found["outcome"] == "passed" for found in record["steps"].values()) else 1

@@ -162,6 +162,7 @@ def test_eager_steps_use_their_own_numbers(tensor_lr):
     assert all_equal(*results)
 
 
+@pytest.mark.feature("GradScaler, with and without fused=True")
 @every_policy
 @pytest.mark.parametrize("name", ["SGD-momentum", "AdamW"])
 def test_replays_skip_steps_with_an_amp_overflow(name, policy):

@@ -40,6 +40,7 @@ def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[st
     return [name for name in a if not torch.equal(a[name].cpu(), b[name].cpu())]
 
 
+@pytest.mark.feature("every optimizer, policy, decay and dtype within rounding of float64", backend="triton")
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @every_case
 def test_a_step_is_within_rounding_of_the_float64_reference(case, dtype):
