@@ -125,6 +125,18 @@ GOALS = [
         "ActiveAdamW / the authors' form, 10 x 5M", 0.25, _ratio(LARGE, "active", "as the authors wrote it", "active")
     ),
     Goal("ActiveAdamW / torch.compile of it, 10 x 5M", 1.0, _ratio(LARGE, "active", "torch.compile of it", "active")),
+    Goal(
+        "AdamW / torch.compile of torch's, 1 x 1e8",
+        1.0,
+        _ratio("1 x 1e8", "fixed", "torch.compile of torch's", ""),
+        gpu_only=True,
+    ),
+    Goal(
+        "ActiveAdamW / torch.compile of it, 1 x 1e8",
+        1.0,
+        _ratio("1 x 1e8", "active", "torch.compile of it", "active"),
+        gpu_only=True,
+    ),
     # These need no other optimizer to compare with: no step is faster than the null step of the same streams.
     Goal("AdamW, share of the null step, 10 x 5M", 0.95, _share_of_null(LARGE, "fixed"), True),
     Goal("ActiveAdamW, share of the null step, 10 x 5M", 0.95, _share_of_null(LARGE, "active"), True),

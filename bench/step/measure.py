@@ -175,7 +175,7 @@ class Entry:
             "why_not": self.why_not,
             "bytes": bandwidth_bytes(c.name, self.device)
             if bandwidth
-            else c.algorithm.streams.bytes(self.dtype) * c.elements(self.numel),
+            else bytes_of(c, self.dtype, self.state) * c.elements(self.numel),
             "numel": 0 if bandwidth else c.elements(self.numel),
             "warm_up": round(self.warm_up, 3),
             "launches": self.launches,
@@ -184,6 +184,20 @@ class Entry:
             "wall": [rounded(s) for s in self.wall],
             "host": [rounded(s) for s in self.host],
         }
+
+
+def bytes_of(contender: Contender, dtype: torch.dtype, state: float | None) -> int:
+    """Returns the bytes per parameter that a step has to move.
+
+    torch's optimizers and torch-optimi keep their state in the parameters' dtype, so they move fewer bytes than ours if
+    that is a 16-bit one.
+
+    Args:
+        state: the measured bytes of state per parameter; None if they were not measured.
+    """
+    if contender.family in ("torch", "compiled", "optimi") and contender.algorithm.policy == "fixed" and state:
+        return 3 * dtype.itemsize + 2 * round(state)
+    return contender.algorithm.streams.bytes(dtype)
 
 
 def device_seconds(launch: Callable[[], Any], ahead: float = 0.002) -> float:
