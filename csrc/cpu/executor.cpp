@@ -124,9 +124,7 @@ class CpuExecutor : public Executor {
     const Group& group = plan.groups[m.group];
     if (m.grad == nullptr) return;
     const Hyper& hyper = inputs.hypers[m.group];
-    const Numbers numbers = numbers_of(m);
-    numbers.count_step();
-    r = cache.get(group.backbone, m.group, hyper, numbers.step_count());
+    r = cache.get(group.backbone, m.group, hyper, count_step(numbers_of(m), hyper));
     r.grad_factor = group.maximize ? -grad_factor_ : grad_factor_;
     r.first = m.first;
     prepare_rate(hyper, rate_factor_of(m, inputs) * tensor_gain(m), m.adapts, r);
@@ -209,7 +207,7 @@ class CpuExecutor : public Executor {
       const Numbers numbers = numbers_of(m);
       if (!has_slope(numbers, m.grad != nullptr, hyper.has_rate())) continue;
       Scalars<double>& r = scalars_[i];
-      r = cache.get(plan.groups[m.group].backbone, m.group, hyper, numbers.step_count());
+      r = cache.get(plan.groups[m.group].backbone, m.group, hyper, {numbers.step_count(), 0});
       r.grad_factor = plan.groups[m.group].maximize ? -grad_factor_ : grad_factor_;
       r.weight_decay = hyper.weight_decay;
       measured[i] = true;

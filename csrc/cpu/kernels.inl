@@ -193,13 +193,9 @@ void round_all(const T* from, void* to, int64_t first, int64_t n, const Noise& n
 #define FA_MODES(B, T) FA_DECAYS(B, kRate, T), FA_DECAYS(B, kAddsMean, T), FA_DECAYS(B, kScalesElements, T), FA_DECAYS(B, kScalesAndAdds, T)
 // clang-format on
 
-// Only SGD may have to store its direction, for Hypergradient: that of the other backbones follows from their state.
-template <class B>
-constexpr bool kMayStore = B::kStates < 2;
-
 template <class B, bool kCoupled, class T>
 constexpr typename Loops<T>::Step storing() {
-  if constexpr (kMayStore<B>) {
+  if constexpr (B::kStoresDirection) {
     return step<B, kStoresDirection, kCoupled, T>;
   } else {
     return nullptr;

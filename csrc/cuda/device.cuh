@@ -165,6 +165,7 @@ FA_DEVICE void store_weights(const Compute<P> (&weights)[Where::kCount], const T
 struct Values {
   Mirror counts;
   double gain, lr_sum, lr_last;
+  bool product_is_float;
 
   // Returns pointers to the values.
   FA_DEVICE Numbers numbers() {
@@ -176,7 +177,9 @@ struct Values {
     n.tlr_applied_prev = &counts.tlr_applied_prev;
     n.direction_valid = &counts.direction_valid;
     n.rounding_step = &counts.rounding_step;
+    n.mu_product = &counts.mu_product;
     n.step_is_double = true;
+    n.product_is_float = product_is_float;
     return n;
   }
 };
@@ -186,8 +189,10 @@ FA_DEVICE Values values_at(const Numbers& n) {
   const auto or_else = [](const auto* at, auto other) { return at != nullptr ? *at : other; };
   const auto count = [&](const int64_t* at) { return or_else(at, int64_t{0}); };
   Values values;
-  values.counts = {n.step_count(),       count(n.active_step),      count(n.active_applied),  count(n.tlr_step),
-                   count(n.tlr_applied), count(n.tlr_applied_prev), count(n.direction_valid), count(n.rounding_step)};
+  values.counts = {n.step_count(),           count(n.active_step),   count(n.active_applied),
+                   count(n.tlr_step),        count(n.tlr_applied),   count(n.tlr_applied_prev),
+                   count(n.direction_valid), count(n.rounding_step), n.product()};
+  values.product_is_float = n.product_is_float;
   values.gain = or_else(n.gain, 1.0);
   values.lr_sum = or_else(n.lr_sum, 0.0);
   values.lr_last = or_else(n.lr_last, 0.0);
@@ -204,6 +209,7 @@ FA_DEVICE void put_counts(const Values& values, const Numbers n) {
   } else {
     put(static_cast<float*>(n.step), static_cast<float>(values.counts.step));
   }
+  n.set_product(values.counts.mu_product);
   put(n.active_step, values.counts.active_step);
   put(n.active_applied, values.counts.active_applied);
   put(n.tlr_step, values.counts.tlr_step);
@@ -218,10 +224,10 @@ FA_DEVICE void put_counts(const Values& values, const Numbers n) {
 struct BackboneScalars {
   Scalars<double> scalars;
   Powers powers;
-  double t;
+  Progress now;
   int group;  // -1: not set
 
-  FA_DEVICE bool are_of(int other_group, double other_t) const { return group == other_group && t == other_t; }
+  FA_DEVICE bool are_of(int other_group, double other_t) const { return group == other_group && now.t == other_t; }
 };
 
 // Computes a power for backbone_scalars() in one thread, unless it is cached. counted: t is the step count plus 1.
@@ -236,24 +242,33 @@ __device__ FA_NOINLINE inline void raise_power(const Step& step, int tensor, boo
   cache.powers.*power = is_given ? step.powers[x.group].powers.*power : pow(hyper.*beta, t);
 }
 
-// Computes the powers of both betas in two warps at the same time, since powers in double are slow.
+// Computes both powers in two warps at the same time, since powers in double are slow.
 template <class Backbone>
 FA_DEVICE void raise_powers(const Step& step, int tensor, bool counted, BackboneScalars& cache) {
   if (!Backbone::kCorrects) return;
-  if (threadIdx.x == 32) raise_power(step, tensor, counted, cache, &Hyper::beta1, &Powers::beta1);
-  if (threadIdx.x == 64) raise_power(step, tensor, counted, cache, &Hyper::beta2, &Powers::beta2);
+  if (threadIdx.x == 32) raise_power(step, tensor, counted, cache, Backbone::kFirstBase, &Powers::first);
+  if (threadIdx.x == 64) raise_power(step, tensor, counted, cache, &Hyper::beta2, &Powers::second);
 }
 
-// Returns the scalars of step t. Expects a call of raise_powers() before, and a barrier in between.
+// Returns the scalars of a step. Expects a call of raise_powers() before, and a barrier in between.
 template <class Backbone>
-FA_DEVICE Scalars<double>& backbone_scalars(BackboneScalars& cache, const Hyper& hyper, int group, double t) {
-  if (!cache.are_of(group, t)) {
+FA_DEVICE Scalars<double>& backbone_scalars(BackboneScalars& cache, const Hyper& hyper, int group,
+                                            const Progress& now) {
+  if (!cache.are_of(group, now.t) || cache.now.mu_product != now.mu_product) {
     cache.scalars = Scalars<double>{};
-    Backbone::prepare(hyper, t, cache.powers, cache.scalars);
+    Backbone::prepare(hyper, now, cache.powers, cache.scalars);
     cache.group = group;
-    cache.t = t;
+    cache.now = now;
   }
   return cache.scalars;
+}
+
+// Returns the momentum of step t, from the same power as in the update.
+__device__ FA_NOINLINE inline double momentum_in_step(const Step& step, int group, double t) {
+  const bool near = step.far_hypers == nullptr;
+  const Hyper& hyper = near ? step.hypers[group] : step.far_hypers[group];
+  const bool is_given = near && step.powers[group].t == t;
+  return momentum_of(hyper, is_given ? step.powers[group].powers.first : pow(hyper.mu_decay, t));
 }
 
 }  // namespace fused_adaptive::cuda

@@ -228,7 +228,7 @@ class CudaExecutor : public Executor {
       GivenPowers& given = args.powers[m.group];
       if (given.t >= 0 || m.grad == nullptr || m.at[kStep] == nullptr) continue;
       given.t = host_numbers(m).step_count() + 1;
-      given.powers = powers_of(hypers[m.group], given.t);
+      given.powers = powers_of(plan.groups[m.group].backbone, hypers[m.group], given.t);
     }
   }
 
@@ -273,7 +273,7 @@ class CudaExecutor : public Executor {
       if (m.grad == nullptr) continue;
       m.first = false;
       if (on_device_) continue;
-      host_numbers(m).count_step();
+      count_step(host_numbers(m), hypers[m.group]);
       host_numbers(m).count_rounding();
     }
     if (on_device_) return;

@@ -64,6 +64,7 @@ void point_to(Mirror& mirror, Numbers& numbers) {
   point(numbers.tlr_applied_prev, mirror.tlr_applied_prev);
   point(numbers.direction_valid, mirror.direction_valid);
   point(numbers.rounding_step, mirror.rounding_step);
+  if (numbers.mu_product != nullptr) numbers.mu_product = &mirror.mu_product;
 }
 
 }  // namespace
@@ -79,6 +80,7 @@ Mirror mirror_of(const Member& m) {
   mirror.tlr_applied_prev = counted(kTlrAppliedPrev);
   mirror.direction_valid = counted(kDirectionValid);
   mirror.rounding_step = counted(kRoundingStep);
+  mirror.mu_product = numbers_of(m).product();
   return mirror;
 }
 

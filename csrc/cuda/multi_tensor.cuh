@@ -48,7 +48,11 @@ __device__ FA_NOINLINE void set_up(const Step& step, Setup<T>& s) {
   s.rounding_step = static_cast<uint32_t>(s.values.counts.rounding_step);
   const double t = s.values.counts.step + 1;
   const Hyper hyper = hyper_of(step, x.group);
-  Scalars<double>& r = backbone_scalars<Backbone>(s.backbone, hyper, x.group, t);
+  Progress now = {t, 1};
+  if constexpr (Backbone::kKeepsProduct) {
+    now.mu_product = n.next_product(momentum_of(hyper, s.backbone.powers.first));
+  }
+  Scalars<double>& r = backbone_scalars<Backbone>(s.backbone, hyper, x.group, now);
   prepare_rate(hyper, rate_factor_of(step, x) * s.values.gain, x.adapts, r);
   r.grad_factor = grad_factor_of(step, x);
   r.first = t == 1;
@@ -70,7 +74,7 @@ FA_DEVICE void update_elements(const Setup<Compute<P>>& s, const Scalars<Compute
   using T = Compute<P>;
   constexpr int kStates = Backbone::kStates;
   constexpr bool kScales = (kMode & kScalesElements) != 0, kAdds = (kMode & kAddsMean) != 0;
-  constexpr bool kMayStore = kMode == kRate && kStates < 2;  // SGD's direction, for Hypergradient
+  constexpr bool kMayStore = kMode == kRate && Backbone::kStoresDirection;
   const Tensor& x = s.tensor;
   P p[kWidth], g[kWidth];
   T state[kStates > 0 ? kStates : 1][kWidth], mean_sum[kWidth], gain[kWidth], grad_sum[kWidth], direction[kWidth],
@@ -156,6 +160,9 @@ __device__ FA_NOINLINE inline void count_update(const Step& step) {
     Values values = values_at(x.numbers);
     const Numbers n = values.numbers();
     if (applied) n.count_rounding();
+    if (applied && x.numbers.mu_product != nullptr) {
+      n.set_product(n.next_product(momentum_in_step(step, x.group, n.step_count() + 1)));
+    }
     if (applied) n.count_step();
     const Hyper hyper = hyper_of(step, x.group);
     if (x.active >= 0) count_active(step.rules[x.active], n, applied, hyper.has_rate());

@@ -258,7 +258,7 @@ __device__ FA_NOINLINE void set_up_slope(const Step& step, int tensor, Slope<T>&
   s.measured = is_sloped(step, tensor);
   if (!s.measured) return;
   const Hyper hyper = hyper_of(step, x.group);
-  Scalars<double>& r = backbone_scalars<Backbone>(s.backbone, hyper, x.group, x.numbers.step_count());
+  Scalars<double>& r = backbone_scalars<Backbone>(s.backbone, hyper, x.group, {x.numbers.step_count(), 0});
   r.grad_factor = grad_factor_of(step, x);
   r.weight_decay = hyper.weight_decay;
   s.scalars = r.as<T>();

@@ -28,6 +28,7 @@ struct Tensor {
 struct Mirror {
   double step;
   int64_t active_step, active_applied, tlr_step, tlr_applied, tlr_applied_prev, direction_valid, rounding_step;
+  double mu_product;
 };
 
 // Policy. Its tensors have equal counts, so kernels read those of the first tensor.

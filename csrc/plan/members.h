@@ -20,9 +20,18 @@ inline int mode_of(const Member& m) {
 inline Numbers numbers_of(const Member& m) {
   const auto real = [&](Role role) { return static_cast<double*>(m.at[role]); };
   const auto whole = [&](Role role) { return static_cast<int64_t*>(m.at[role]); };
-  return {real(kTensorGain),      real(kLrSum),           real(kLrLast),        m.at[kStep],
-          whole(kActiveStep),     whole(kActiveApplied),  whole(kTlrStep),      whole(kTlrApplied),
-          whole(kTlrAppliedPrev), whole(kDirectionValid), whole(kRoundingStep), m.step_is_double};
+  return {real(kTensorGain),      real(kLrSum),          real(kLrLast),    m.at[kStep],        m.at[kMuProduct],
+          whole(kActiveStep),     whole(kActiveApplied), whole(kTlrStep),  whole(kTlrApplied), whole(kTlrAppliedPrev),
+          whole(kDirectionValid), whole(kRoundingStep),  m.step_is_double, !m.step_is_double};
+}
+
+// Counts a step of a tensor whose counts are on the host.
+inline Progress count_step(const Numbers& n, const Hyper& hyper) {
+  n.count_step();
+  const double t = n.step_count();
+  if (n.mu_product == nullptr) return {t, 1};
+  n.set_product(n.next_product(momentum_of(hyper, pow(hyper.mu_decay, t))));
+  return {t, n.product()};
 }
 
 inline Noise noise_of(const Member& m) {
@@ -76,15 +85,15 @@ inline void sum_over_ranks(const Plan& plan, std::vector<Products>& products) {
   std::copy_n(plan.sharing.products, products.size(), products.begin());
 }
 
-// Keeps the scalars of the last param group and step count, since most tensors of a param group have the same count.
+// Keeps the scalars of the last param group and progress, since most tensors of a param group have the same.
 class ScalarsCache {
  public:
-  const Scalars<double>& get(int backbone, int group, const Hyper& hyper, double t) {
-    if (group != group_ || t != t_) {
+  const Scalars<double>& get(int backbone, int group, const Hyper& hyper, const Progress& now) {
+    if (group != group_ || now.t != now_.t || now.mu_product != now_.mu_product) {
       scalars_ = Scalars<double>{};
-      prepare_backbone(backbone, hyper, t, scalars_);
+      prepare_backbone(backbone, hyper, now, scalars_);
       group_ = group;
-      t_ = t;
+      now_ = now;
     }
     return scalars_;
   }
@@ -92,7 +101,7 @@ class ScalarsCache {
  private:
   Scalars<double> scalars_{};
   int group_ = -1;
-  double t_ = -1;
+  Progress now_{};
 };
 
 }  // namespace fused_adaptive

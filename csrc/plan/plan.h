@@ -38,6 +38,7 @@ enum class Made { parameter, state, step, float64, int8, int16, int64 };
   X(Low, "master_low", int16) /* lower half of a bfloat16 parameter's master */
 #define FA_FOR_EACH_NUMBER_ROLE(X)                                                                     \
   X(Step, "step", step)                                                                                \
+  X(MuProduct, "mu_product", step)                                                                     \
   X(TensorGain, "gain", float64)                                                                       \
   X(LrSum, "lr_sum", float64)                                                                          \
   X(LrLast, "lr_last", float64)                                                                        \

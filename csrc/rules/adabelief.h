@@ -9,10 +9,10 @@ template <bool kRectify, bool kAmsgrad>
 struct AdaBelief : Moments {
   static constexpr int kStates = kAmsgrad ? 3 : 2;
 
-  static FA_INLINE void prepare(const Hyper& h, double t, Powers powers, Scalars<double>& r) {
+  static FA_INLINE void prepare(const Hyper& h, const Progress& now, Powers powers, Scalars<double>& r) {
     prepare_moments(h, r);
     if (kRectify) {
-      prepare_rectified(h, t, powers, /*at_five=*/true, r);
+      prepare_rectified(h, now.t, powers, /*at_five=*/true, r);
     } else {
       prepare_corrected(powers, r);
     }

@@ -9,7 +9,7 @@ template <bool kAmsgrad>
 struct AdamW : Moments {
   static constexpr int kStates = kAmsgrad ? 3 : 2;
 
-  static FA_INLINE void prepare(const Hyper& h, double, Powers powers, Scalars<double>& r) {
+  static FA_INLINE void prepare(const Hyper& h, const Progress&, Powers powers, Scalars<double>& r) {
     prepare_moments(h, r);
     prepare_corrected(powers, r);
   }

@@ -7,8 +7,10 @@
 //   kIsLazy                      whether the first update creates the state
 //   kStoresDirection             whether the last direction cannot be computed from the state and must be stored for
 //                                Hypergradient
-//   kCorrects                    whether prepare() needs the powers of the betas
-//   prepare(hyper, t, powers, r) computes the scalars r of step t, in double
+//   kCorrects                    whether prepare() needs powers
+//   kKeepsProduct                whether it keeps mu_product
+//   kFirstBase                   whose power is the first of Powers
+//   prepare(hyper, progress, powers, r)  computes the scalars r of a step, in double
 //   update(g, s, scalars)        updates the state s with the gradient g and returns u
 //   direction(s, scalars)        returns the u of the current state
 // A new backbone needs a header with the struct, its include and its line in FA_FOR_EACH_BACKBONE here, and its torch
@@ -54,11 +56,23 @@ constexpr Structure kStructures[kBackbones] = {
 #undef FA_STRUCTURE
 };
 
-FA_INLINE void prepare_backbone(int backbone, const Hyper& h, double t, Scalars<double>& r) {
+FA_INLINE Powers powers_of(int backbone, const Hyper& h, double t) {
   switch (backbone) {
-#define FA_CASE(name)                                                     \
-  case k##name:                                                           \
-    name::prepare(h, t, name::kCorrects ? powers_of(h, t) : Powers{}, r); \
+#define FA_CASE(name) \
+  case k##name:       \
+    return name::kCorrects ? powers_of<name>(h, t) : Powers{};
+    FA_FOR_EACH_BACKBONE(FA_CASE)
+#undef FA_CASE
+  }
+  return {};
+}
+
+FA_INLINE void prepare_backbone(int backbone, const Hyper& h, const Progress& now, Scalars<double>& r) {
+  const Powers powers = powers_of(backbone, h, now.t);
+  switch (backbone) {
+#define FA_CASE(name)                 \
+  case k##name:                       \
+    name::prepare(h, now, powers, r); \
     break;
     FA_FOR_EACH_BACKBONE(FA_CASE)
 #undef FA_CASE

@@ -6,9 +6,9 @@
 namespace fused_adaptive {
 
 // Hyperparameters of a param group. lr_ref is its reference rate, lr_scale the largest reference rate of the param
-// groups that share its scalar gain.
+// groups that share its scalar gain; mu_decay the factor of one step in the warm-up of NAdam's momentum.
 #define FA_FOR_EACH_HYPER(X) \
-  X(lr) X(weight_decay) X(beta1) X(beta2) X(eps) X(momentum) X(dampening) X(lr_ref) X(lr_scale)
+  X(lr) X(weight_decay) X(beta1) X(beta2) X(eps) X(momentum) X(dampening) X(mu_decay) X(lr_ref) X(lr_scale)
 struct Hyper {
 #define FA_FIELD(name) double name;
   FA_FOR_EACH_HYPER(FA_FIELD)
@@ -19,11 +19,29 @@ struct Hyper {
 };
 constexpr int kHypers = sizeof(Hyper) / sizeof(double);
 
-// beta1 and beta2 to the power of the step count.
+// Two numbers to the power of the step count: that of Backbone::kFirstBase, and beta2.
 struct Powers {
-  double beta1, beta2;
+  double first, second;
 };
-FA_INLINE Powers powers_of(const Hyper& h, double t) { return {pow(h.beta1, t), pow(h.beta2, t)}; }
+template <class Backbone>
+FA_INLINE Powers powers_of(const Hyper& h, double t) {
+  return {pow(h.*Backbone::kFirstBase, t), pow(h.beta2, t)};
+}
+
+// Returns the momentum of a step of NAdam. power: mu_decay to the power of the step count.
+FA_INLINE double momentum_of(const Hyper& h, double power) { return h.beta1 * (1 - 0.5 * power); }
+
+// What a tensor has gone through, with the current step.
+struct Progress {
+  double t;           // step count
+  double mu_product;  // NAdam: product of the momenta
+};
+
+// Traits of a backbone that are not as they usually are stand in its struct.
+struct Backbone {
+  static constexpr bool kIsLazy = false, kStoresDirection = false, kCorrects = false, kKeepsProduct = false;
+  static constexpr double Hyper::* kFirstBase = &Hyper::beta1;
+};
 
 // Scalars that all elements of a tensor share in one step. Computed in double and rounded once.
 template <class T>
@@ -34,6 +52,7 @@ struct Scalars {
   T shrink;                            // decoupled decay without element gains: p -= shrink * p
   T decay1, weight1, decay2, weight2;  // beta1, 1-beta1, beta2, 1-beta2; SGD: momentum, 1-dampening
   T numerator, scale, eps;             // u = numerator*m / (scale*sqrt(v) + eps)
+  T grad_numerator;                    // NAdam: grad_numerator*g is added to numerator*m
   T high, low, lowest, highest;        // ActiveLR
   Switch<T> divides;                   // off: u = numerator*m, since the variance cannot be rectified yet
   Switch<T> uses_max;                  // the denominator uses the running maximum
@@ -42,9 +61,25 @@ struct Scalars {
 
   template <class U>
   FA_INLINE Scalars<U> as() const {
-    Scalars<U> r = {U(grad_factor), U(alpha),   U(weight_decay), U(shrink), U(decay1), U(weight1),
-                    U(decay2),      U(weight2), U(numerator),    U(scale),  U(eps),    U(high),
-                    U(low),         U(lowest),  U(highest),      {},        {},        {},
+    Scalars<U> r = {U(grad_factor),
+                    U(alpha),
+                    U(weight_decay),
+                    U(shrink),
+                    U(decay1),
+                    U(weight1),
+                    U(decay2),
+                    U(weight2),
+                    U(numerator),
+                    U(scale),
+                    U(eps),
+                    U(grad_numerator),
+                    U(high),
+                    U(low),
+                    U(lowest),
+                    U(highest),
+                    {},
+                    {},
+                    {},
                     holds};
     r.divides = divides;
     r.uses_max = uses_max;

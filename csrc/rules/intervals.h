@@ -10,10 +10,11 @@ namespace fused_adaptive {
 // A pointer is null if the tensor has no such number or the caller cannot access it.
 struct Numbers {
   double *gain, *lr_sum, *lr_last;
-  void* step;  // float or double
+  void *step, *mu_product;  // float or double
   int64_t *active_step, *active_applied, *tlr_step, *tlr_applied, *tlr_applied_prev, *direction_valid;
   int64_t* rounding_step;  // null: rounds to nearest
   bool step_is_double;
+  bool product_is_float;  // mu_product is rounded to float32, also where a copy of it is a double
 
   FA_INLINE double step_count() const {
     if (step == nullptr) return 0;
@@ -25,6 +26,23 @@ struct Numbers {
       *static_cast<double*>(step) += 1;
     } else {
       *static_cast<float*>(step) += 1;
+    }
+  }
+  FA_INLINE double product() const {
+    if (mu_product == nullptr) return 1;
+    return step_is_double ? *static_cast<double*>(mu_product) : static_cast<double>(*static_cast<float*>(mu_product));
+  }
+  // Returns mu_product after a step with this momentum.
+  FA_INLINE double next_product(double mu) const {
+    return product_is_float ? static_cast<double>(static_cast<float>(product()) * static_cast<float>(mu))
+                            : product() * mu;
+  }
+  FA_INLINE void set_product(double product) const {
+    if (mu_product == nullptr) return;
+    if (step_is_double) {
+      *static_cast<double*>(mu_product) = product;
+    } else {
+      *static_cast<float*>(mu_product) = static_cast<float>(product);
     }
   }
   FA_INLINE void count_rounding() const {

@@ -5,8 +5,8 @@
 
 namespace fused_adaptive {
 
-struct Moments {
-  static constexpr bool kIsLazy = false, kStoresDirection = false, kCorrects = true;
+struct Moments : Backbone {
+  static constexpr bool kCorrects = true;
 
   static FA_INLINE void prepare_moments(const Hyper& h, Scalars<double>& r) {
     r.decay1 = h.beta1;
@@ -19,14 +19,14 @@ struct Moments {
   }
   // u = (m/bc1) / (sqrt(v)/sqrt(bc2) + eps)
   static FA_INLINE void prepare_corrected(Powers powers, Scalars<double>& r) {
-    r.numerator = 1 / (1 - powers.beta1);
-    r.scale = 1 / sqrt(1 - powers.beta2);
+    r.numerator = 1 / (1 - powers.first);
+    r.scale = 1 / sqrt(1 - powers.second);
   }
   // u = (m/bc1) * r*sqrt(bc2) / (sqrt(v) + eps) if the variance can be rectified [RAdam, Eq. 3 and 4], else m/bc1
   static FA_INLINE void prepare_rectified(const Hyper& h, double t, Powers powers, bool at_five, Scalars<double>& r) {
-    const double correction2 = 1 - powers.beta2;
-    const double rho_inf = 2 / (1 - h.beta2) - 1, rho = rho_inf - 2 * t * powers.beta2 / correction2;
-    r.numerator = 1 / (1 - powers.beta1);
+    const double correction2 = 1 - powers.second;
+    const double rho_inf = 2 / (1 - h.beta2) - 1, rho = rho_inf - 2 * t * powers.second / correction2;
+    r.numerator = 1 / (1 - powers.first);
     r.scale = 1;
     r.divides = at_five ? rho >= 5 : rho > 5;
     r.uses_max = false;

@@ -8,9 +8,9 @@ namespace fused_adaptive {
 struct RAdam : Moments {
   static constexpr int kStates = 2;
 
-  static FA_INLINE void prepare(const Hyper& h, double t, Powers powers, Scalars<double>& r) {
+  static FA_INLINE void prepare(const Hyper& h, const Progress& now, Powers powers, Scalars<double>& r) {
     prepare_moments(h, r);
-    prepare_rectified(h, t, powers, /*at_five=*/false, r);
+    prepare_rectified(h, now.t, powers, /*at_five=*/false, r);
   }
   template <class T>
   static FA_INLINE T update(T g, T* s, const Scalars<T>& r) {

@@ -8,12 +8,12 @@ namespace fused_adaptive {
 enum class Momentum { none, heavy_ball, nesterov };
 
 template <Momentum kMomentum>
-struct Sgd {
+struct Sgd : Backbone {
   static constexpr int kStates = kMomentum == Momentum::none ? 0 : 1;
   static constexpr bool kIsLazy = kMomentum != Momentum::none;
-  static constexpr bool kStoresDirection = kMomentum != Momentum::heavy_ball, kCorrects = false;
+  static constexpr bool kStoresDirection = kMomentum != Momentum::heavy_ball;
 
-  static FA_INLINE void prepare(const Hyper& h, double, Powers, Scalars<double>& r) {
+  static FA_INLINE void prepare(const Hyper& h, const Progress&, Powers, Scalars<double>& r) {
     r.decay1 = h.momentum;
     r.weight1 = 1 - h.dampening;
   }

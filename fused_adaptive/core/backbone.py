@@ -46,18 +46,19 @@ class Plain:
 
 @dataclass(frozen=True, slots=True)
 class Quotient:
-    """``u = numerator / divisor / denominator`` (AdamW, AdaBelief)."""
+    """``u = factor · numerator / divisor / denominator`` (AdamW, AdaBelief)."""
 
     numerator: Tensor
     divisor: float
     denominator: Tensor | None = None
+    factor: float = 1.0
 
     def tensor(self) -> Tensor:
-        u = self.numerator / self.divisor
+        u = self.numerator / self.divisor if self.factor == 1 else self.numerator * (self.factor / self.divisor)
         return u if self.denominator is None else u.div_(self.denominator)
 
     def descend_(self, p: Tensor, alpha: float) -> None:
-        value = -(alpha / self.divisor)
+        value = -(alpha * self.factor / self.divisor)
         if self.denominator is None:
             p.add_(self.numerator, alpha=value)
         else:
@@ -80,6 +81,21 @@ class Product:
 
     def descend_(self, p: Tensor, alpha: float) -> None:
         p.add_(self._times(self.value * alpha), alpha=-1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """``u = first + second`` (NAdam)."""
+
+    first: Direction
+    second: Direction
+
+    def tensor(self) -> Tensor:
+        return self.first.tensor() + self.second.tensor()
+
+    def descend_(self, p: Tensor, alpha: float) -> None:
+        self.first.descend_(p, alpha)
+        self.second.descend_(p, alpha)
 
 
 class Backbone:
@@ -132,3 +148,7 @@ class Backbone:
     def direction_in_state(self, group: Group) -> bool:
         """Returns whether :meth:`direction` can be computed from the state alone."""
         return True
+
+    def momentum(self, step: float, group: Group) -> float:
+        """Returns the factor by which a step changes ``mu_product``, if the backbone has that (NAdam)."""
+        raise NotImplementedError

@@ -15,7 +15,7 @@ from . import masters
 from .plain import plain, plain_flag, plain_number
 
 #: Hyperparameters that are numbers (some may be tensors), and hyperparameters that are flags.
-NUMBERS = ("lr", "weight_decay", "eps", "momentum", "dampening")
+NUMBERS = ("lr", "weight_decay", "eps", "momentum", "dampening", "momentum_decay")
 FLAGS = (
     "nesterov",
     "maximize",
@@ -51,7 +51,8 @@ def check_hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
     """Checks the hyperparameters of a group and converts them to plain numbers.
 
     Args:
-        group: any of lr, betas, eps, weight_decay, momentum, dampening, nesterov, master and flags.
+        group: any of lr, betas, eps, weight_decay, momentum, dampening, momentum_decay, nesterov, master and
+            flags.
 
     Returns:
         The entries that need a change: numbers of numpy and other libraries as ints and floats, pairs as tuples.

@@ -36,6 +36,7 @@ ROLES = {
     "interval_start": Role("state"),
     "master_low": Role("int16"),
     "step": Role("step", shaped=False),
+    "mu_product": Role("step", shaped=False),
     "gain": Role("float64", shaped=False),
     "lr_sum": Role("float64", shaped=False),
     "lr_last": Role("float64", shaped=False),
@@ -101,6 +102,7 @@ class Hyper(NamedTuple):
     Args:
         lr_ref: reference rate of the group.
         lr_scale: largest reference rate of the groups that share the group's scalar gain.
+        mu_decay: factor of one step in the warm-up of NAdam's momentum.
     """
 
     lr: float
@@ -110,6 +112,7 @@ class Hyper(NamedTuple):
     eps: float
     momentum: float
     dampening: float
+    mu_decay: float
     lr_ref: float
     lr_scale: float
 

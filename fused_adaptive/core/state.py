@@ -62,10 +62,10 @@ class StateSpec:
             value.fill_(float(self.fill))
 
 
-def step_spec() -> StateSpec:
+def step_spec(fill: float = 0.0) -> StateSpec:
     """Returns the declaration of torch's ``step``: a float on the host; float64 only if that is the default dtype."""
     is_double = torch.get_default_dtype() == torch.float64
-    return StateSpec(scalar=True, dtype=torch.float64 if is_double else torch.float32, host=True)
+    return StateSpec(scalar=True, dtype=torch.float64 if is_double else torch.float32, fill=fill, host=True)
 
 
 ELEMENTS = StateSpec()

@@ -129,6 +129,7 @@ def numbers_of(group: dict[str, Any], lr_scale: float = 0.0, lr_on_device: bool 
             eps=float(group.get("eps", 0.0)),
             momentum=float(group.get("momentum", 0.0)),
             dampening=float(group.get("dampening", 0.0)),
+            mu_decay=0.96 ** float(group.get("momentum_decay", 0.0)),
             lr_ref=reference_rate(group),
             lr_scale=lr_scale,
         )

@@ -23,7 +23,7 @@ from .membership import by_policy, count_idle_calls
 from .participants import Groups, Participants
 
 #: Hyperparameters that may change from step to step. Tensors are inputs of the graph; other values are constants.
-NUMBERS = ("lr", "weight_decay", "betas", "eps", "momentum", "dampening")
+NUMBERS = ("lr", "weight_decay", "betas", "eps", "momentum", "dampening", "momentum_decay")
 
 NO_STATE = (
     "this step would create state, which a compiled step cannot: take one step outside of torch.compile first, with a "

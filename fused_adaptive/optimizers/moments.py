@@ -9,14 +9,17 @@ from ..core.state import State
 
 
 class MomentBackbone(Backbone):
-    """Base class of AdamW, RAdam and AdaBelief: a step count, a mean ``exp_avg`` and a second moment."""
+    """Base class of AdamW, RAdam, NAdam and AdaBelief: a step count, a mean ``exp_avg`` and a second moment."""
 
     def update(self, grad: Tensor, state: State, group: Group) -> Direction:
+        self.update_moments(grad, state, group)
+        return self.direction(state, group)
+
+    def update_moments(self, grad: Tensor, state: State, group: Group) -> None:
         beta1, beta2 = map(float, group["betas"])
         state["step"] += 1
         state["exp_avg"].lerp_(grad, 1 - beta1)
         self.update_second_moment(grad, beta2, state, group)
-        return self.direction(state, group)
 
     def has_direction(self, state: State) -> bool | Tensor:
         return state["step"] > 0

@@ -44,18 +44,18 @@ class HostCounts:
         return [t._version for t in self._tensors]
 
     def rows(self, fresh: Iterable[int], count: int, on_device: bool) -> Tensor:
-        """Returns all counts as int64, one row per tensor. The first number of a row is the bits of a float64.
+        """Returns all counts as int64, one row per tensor. Numbers of torch's ``step`` dtype are the bits of a float64.
 
         SGD has no step: 0 says that there is no momentum buffer yet, as for tensors in ``fresh``. With ``on_device``
         the other counts are 0: kernels read those on the device, and the host would wait for them.
         """
         rows = torch.zeros(count, len(COUNTERS), dtype=torch.int64)
-        steps, fresh = rows.view(torch.float64), set(fresh)
+        floats, fresh = rows.view(torch.float64), set(fresh)
         for i in self._bound.get("state0", {}):
-            steps[i, 0] = 0.0 if i in fresh else 1.0
+            floats[i, 0] = 0.0 if i in fresh else 1.0
         for place, role in enumerate(COUNTERS):
             for i, tensor in () if on_device else self._bound.get(role, {}).items():
-                (steps if role == "step" else rows)[i, place] = tensor.item()
+                (floats if ROLES[role].dtype == "step" else rows)[i, place] = tensor.item()
         return rows.flatten()
 
     def step(self, ending: dict[Policy, bool], moved: Sequence[int], resting: Sequence[int]) -> None:

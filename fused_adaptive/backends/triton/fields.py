@@ -31,6 +31,7 @@ GAIN = _column("gain")
 LR_SUM = _column("lr_sum")
 LR_LAST = _column("lr_last")
 STEP = _column("step")
+MU_PRODUCT = _column("mu_product")
 ACTIVE_STEP = _column("active_step")
 ACTIVE_APPLIED = _column("active_applied")
 TLR_STEP = _column("tlr_step")
@@ -56,6 +57,7 @@ RECTIFIES = tl.constexpr(64)
 AT_FIVE = tl.constexpr(128)  # rectifies if ρ >= 5, not only if ρ > 5
 COUPLES = tl.constexpr(256)
 HAS_MOMENTS = tl.constexpr(512)
+PRODUCT_IS_FLOAT = tl.constexpr(1024)  # mu_product is rounded to float32, also where its mirror is a float64
 
 # Row of `hypers`, float64, one per param group.
 LR = tl.constexpr(Hyper._fields.index("lr"))
@@ -65,6 +67,7 @@ BETA2 = tl.constexpr(Hyper._fields.index("beta2"))
 EPS = tl.constexpr(Hyper._fields.index("eps"))
 MOMENTUM = tl.constexpr(Hyper._fields.index("momentum"))
 DAMPENING = tl.constexpr(Hyper._fields.index("dampening"))
+MU_DECAY = tl.constexpr(Hyper._fields.index("mu_decay"))
 LR_REF = tl.constexpr(Hyper._fields.index("lr_ref"))
 LR_SCALE = tl.constexpr(Hyper._fields.index("lr_scale"))
 HYPER_FIELDS = tl.constexpr(len(Hyper._fields))
@@ -114,7 +117,8 @@ S_HIGHEST = tl.constexpr(16)
 S_APPLIED = tl.constexpr(17)  # applied steps of TrainableLR's interval, with this step
 S_LR_SUM = tl.constexpr(18)  # sum of their rates
 S_LR_SCALE = tl.constexpr(19)
-SCALAR_FIELDS = tl.constexpr(20)
+S_GRAD_NUMERATOR = tl.constexpr(20)
+SCALAR_FIELDS = tl.constexpr(21)
 
 # Bits of `flags`, int32, one per parameter, written by `prepare`.
 STEPS = tl.constexpr(1)  # the parameter has a gradient

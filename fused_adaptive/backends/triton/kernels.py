@@ -251,6 +251,7 @@ def update(
             (flag & DIVIDES) != 0,
             (flag & USES_MAX) != 0,
             (flag & FIRST) != 0,
+            scalar(shared, S_GRAD_NUMERATOR, TYPE),
         )
         wide = tl.where((flag & WIDE) != 0, count // BLOCK * BLOCK, 0)
         for start in range(0, wide, BLOCK):

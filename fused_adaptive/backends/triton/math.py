@@ -84,14 +84,14 @@ def sgd_plain(g, s0, s1, s2, r):
 
 @triton.jit
 def sgd_momentum(g, s0, s1, s2, r):
-    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first = r
+    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first, grad_numerator = r
     buffer = tl.where(first, g, decay1 * s0 + weight1 * g)
     return buffer, buffer, s1, s2
 
 
 @triton.jit
 def sgd_nesterov(g, s0, s1, s2, r):
-    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first = r
+    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first, grad_numerator = r
     buffer = tl.where(first, g, decay1 * s0 + weight1 * g)
     return g + decay1 * buffer, buffer, s1, s2
 
@@ -99,7 +99,7 @@ def sgd_nesterov(g, s0, s1, s2, r):
 @triton.jit
 def adam(g, s0, s1, s2, r):
     """AdamW and RAdam. They differ only in their scalars."""
-    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first = r
+    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first, grad_numerator = r
     mean = decay1 * s0 + weight1 * g
     square = decay2 * s1 + (weight2 * g) * g
     return quotient(mean, square, s2, r), mean, square, s2
@@ -107,7 +107,7 @@ def adam(g, s0, s1, s2, r):
 
 @triton.jit
 def adam_amsgrad(g, s0, s1, s2, r):
-    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first = r
+    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first, grad_numerator = r
     mean = decay1 * s0 + weight1 * g
     square = decay2 * s1 + (weight2 * g) * g
     most = larger(s2, square)
@@ -117,7 +117,7 @@ def adam_amsgrad(g, s0, s1, s2, r):
 @triton.jit
 def belief(g, s0, s1, s2, r):
     """AdaBelief, with and without rectification."""
-    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first = r
+    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first, grad_numerator = r
     mean = decay1 * s0 + weight1 * g
     surprise = g - mean
     variance = decay2 * s1 + (weight2 * surprise) * surprise + eps
@@ -126,7 +126,7 @@ def belief(g, s0, s1, s2, r):
 
 @triton.jit
 def belief_amsgrad(g, s0, s1, s2, r):
-    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first = r
+    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first, grad_numerator = r
     mean = decay1 * s0 + weight1 * g
     surprise = g - mean
     variance = decay2 * s1 + (weight2 * surprise) * surprise + eps
@@ -144,14 +144,14 @@ def momentum(s0, s1, s2, r):
 
 @triton.jit
 def quotient(s0, s1, s2, r):
-    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first = r
+    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first, grad_numerator = r
     denominator = tl.where(divides, square_root(s1) * scale + eps, 1.0)
     return divide(numerator * s0, denominator)
 
 
 @triton.jit
 def quotient_of_max(s0, s1, s2, r):
-    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first = r
+    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first, grad_numerator = r
     return quotient(s0, tl.where(uses_max, s2, s1), s2, r)
 
 
@@ -176,7 +176,7 @@ def _product(a_high, a_low, b_high, b_low):
 
 @triton.jit
 def power(base, exponent):
-    """Returns ``base ** exponent`` for float64 bases in [0, 1) and integer exponents, almost always correctly rounded.
+    """Returns ``base ** exponent`` for float64 bases in [0, 1] and integer exponents, almost always correctly rounded.
 
     It squares repeatedly with twice the precision, since in float64 the error would be as many ulps as steps. Triton
     has no ``pow`` that its interpreter supports.
@@ -195,16 +195,17 @@ def power(base, exponent):
 
 
 @triton.jit
-def corrections(beta1, beta2, t, rectifies, at_five):
+def corrections(power1, power2, beta2, t, rectifies, at_five):
     """Returns numerator, scale and divides of step ``t``.
 
     ``u = numerator·m / (scale·√v + ε)`` if divides, else ``u = numerator·m``. The latter is the case if the backbone
     rectifies [RAdam, Eq. 3 and 4] and the variance cannot be rectified yet.
+
+    Args:
+        power1, power2: ``β1^t`` and ``β2^t``.
     """
-    n = t.to(tl.int64)
-    power2 = power(beta2, n)
     correction2 = 1.0 - power2
-    numerator = 1.0 / (1.0 - power(beta1, n))
+    numerator = 1.0 / (1.0 - power1)
     rho_inf = 2.0 / (1.0 - beta2) - 1.0
     rho = rho_inf - 2.0 * t * power2 / correction2
     rectification = tl.sqrt((rho - 4.0) * (rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho))
@@ -215,6 +216,12 @@ def corrections(beta1, beta2, t, rectifies, at_five):
         tl.where(rectifies, 1.0, 1.0 / tl.sqrt(correction2)),
         long_enough | (rectifies == 0),
     )
+
+
+@triton.jit
+def momentum_of(power1, beta1):
+    """Returns NAdam's momentum of step ``t``. ``power1``: ``0.96^(t·momentum_decay)``."""
+    return beta1 * (1.0 - 0.5 * power1)
 
 
 # ---- the gains of whole tensors ----

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .fields import *
-from .math import corrections
+from .math import corrections, momentum_of, power
 
 
 @triton.jit
@@ -53,6 +53,22 @@ def count_step(row, traits, counts, moves):
     put_at(row, STEP, tl.float64, as_double & moves, t)
     put_at(row, STEP, tl.float32, as_single & moves, t.to(tl.float32))
     return t
+
+
+@triton.jit
+def count_product(row, traits, keeps, moves, mu):
+    """Returns NAdam's product of momenta including the current step. It is stored for tensors with a gradient."""
+    is_double, is_rounded = (traits & STEP_IS_DOUBLE) != 0, (traits & PRODUCT_IS_FLOAT) != 0
+    as_double, as_single = keeps & is_double, keeps & (is_double == 0)
+    before = tl.where(
+        is_double,
+        value_at(row, MU_PRODUCT, tl.float64, as_double),
+        value_at(row, MU_PRODUCT, tl.float32, as_single).to(tl.float64),
+    )
+    product = tl.where(is_rounded, (before.to(tl.float32) * mu.to(tl.float32)).to(tl.float64), before * mu)
+    put_at(row, MU_PRODUCT, tl.float64, as_double & moves, product)
+    put_at(row, MU_PRODUCT, tl.float32, as_single & moves, product.to(tl.float32))
+    return product
 
 
 @triton.jit
@@ -191,11 +207,18 @@ def prepare(
         has_moments = (traits & HAS_MOMENTS) != 0
         t = count_step(row, traits, alive & (column(row, STEP, alive) != 0), moves)
         rectifies, at_five = (traits & RECTIFIES) != 0, (traits & AT_FIVE) != 0
-        numerator, scale, divides = corrections(beta1, beta2, t, rectifies, at_five)
+        keeps, mu_decay = alive & (column(row, MU_PRODUCT, alive) != 0), column(hyper, MU_DECAY, alive)
+        base, n = tl.where(keeps, mu_decay, beta1), t.to(tl.int64)
+        power1, power2 = power(base, n), power(beta2, n)
+        numerator, scale, divides = corrections(power1, power2, beta2, t, rectifies, at_five)
+        mu, mu_next = momentum_of(power1, beta1), momentum_of(power1 * mu_decay, beta1)
+        product = count_product(row, traits, keeps, moves, mu)
+        numerator = tl.where(keeps, mu_next / (1.0 - product * mu_next), numerator)
         slopes = has_scalar & (kind == HYPERGRADIENT)
         if tl.max(slopes.to(tl.int32), axis=0) != 0:
             # The direction of the last step, with the current betas.
-            numerator_prev, scale_prev, divides_prev = corrections(beta1, beta2, t - 1.0, rectifies, at_five)
+            power1, power2 = power(base, n - 1), power(beta2, n - 1)
+            numerator_prev, scale_prev, divides_prev = corrections(power1, power2, beta2, t - 1.0, rectifies, at_five)
             tl.store(shared + S_NUMERATOR_PREV, numerator_prev, mask=slopes)
             tl.store(shared + S_SCALE_PREV, scale_prev, mask=slopes)
             flag |= bit(divides_prev, DIVIDES_PREV)
@@ -219,4 +242,5 @@ def prepare(
         tl.store(shared + S_EPS, column(hyper, EPS, alive), mask=alive)
         tl.store(shared + S_NUMERATOR, numerator, mask=alive)
         tl.store(shared + S_SCALE, scale, mask=alive)
+        tl.store(shared + S_GRAD_NUMERATOR, (1.0 - mu) / (1.0 - product), mask=keeps)
     tl.store(flags + i, tl.where(alive, flag, 0), mask=here)

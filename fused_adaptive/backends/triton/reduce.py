@@ -153,6 +153,7 @@ def slope(
                 (flag & DIVIDES_PREV) != 0,
                 (flag & USES_MAX) != 0,
                 False,
+                scalar(shared, S_GRAD_NUMERATOR, TYPE),
             )
             for first in range(0, count, LANES):
                 inside = first + tl.arange(0, LANES) < count

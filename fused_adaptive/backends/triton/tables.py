@@ -213,6 +213,9 @@ class Tables:
                 traits |= fields.STEP_IS_DOUBLE.value
             elif step.dtype == torch.float64:
                 traits |= fields.STEP_IS_DOUBLE.value
+            product = bound.get("mu_product", {}).get(i)
+            if product is not None and product.dtype == torch.float32:
+                traits |= fields.PRODUCT_IS_FLOAT.value
             row[fields.GAIN.value] = row[fields.GAIN.value] or self.one.data_ptr()
             row[fields.PARAM.value] = p.data_ptr()
             row[fields.NUMEL.value] = p.numel()
