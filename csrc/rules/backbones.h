@@ -19,6 +19,7 @@
 
 #include "adabelief.h"
 #include "adamw.h"
+#include "nadam.h"
 #include "radam.h"
 #include "sgd.h"
 
@@ -32,6 +33,7 @@ namespace fused_adaptive {
   X(AdamWPlain)                 \
   X(AdamWAmsgrad)               \
   X(RAdamPlain)                 \
+  X(NAdamPlain)                 \
   X(AdaBeliefPlain)             \
   X(AdaBeliefAmsgrad)           \
   X(AdaBeliefRectify)           \

@@ -57,6 +57,7 @@ STATE_NAMES = {
     "SGD": ("momentum_buffer",),
     "AdamW": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
     "RAdam": ("exp_avg", "exp_avg_sq"),
+    "NAdam": ("exp_avg", "exp_avg_sq"),
     "AdaBelief": ("exp_avg", "exp_avg_var", "max_exp_avg_var"),
 }
 
@@ -89,6 +90,7 @@ STRUCTURES = {
     "AdamWPlain": Structure(2),
     "AdamWAmsgrad": Structure(3),
     "RAdamPlain": Structure(2),
+    "NAdamPlain": Structure(2, stores_direction=True),
     "AdaBeliefPlain": Structure(2),
     "AdaBeliefAmsgrad": Structure(3),
     "AdaBeliefRectify": Structure(2),

@@ -9,6 +9,7 @@ GPU.
 from .adabelief import ActiveAdaBelief, ActiveBelief, AdaBelief
 from .adam import ActiveAdam, ActiveAdamW, Adam, AdamW
 from .base import AdaptiveOptimizer
+from .nadam import ActiveNAdam, NAdam
 from .radam import ActiveRAdam, RAdam
 from .sgd import SGD, ActiveSGD
 
@@ -18,11 +19,13 @@ __all__ = [
     "ActiveAdam",
     "ActiveAdamW",
     "ActiveBelief",
+    "ActiveNAdam",
     "ActiveRAdam",
     "ActiveSGD",
     "AdaBelief",
     "Adam",
     "AdamW",
     "AdaptiveOptimizer",
+    "NAdam",
     "RAdam",
 ]

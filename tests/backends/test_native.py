@@ -198,7 +198,7 @@ def test_hypergradient_rate_is_never_negative_nor_changed_midway(by_default):
     assert pitfalls.hypergradient_rate_is_one_for_all_tensors_of_a_step()
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam", "AdaBelief"])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam", "NAdam", "AdaBelief"])
 def test_decay_is_coupled_or_decoupled_as_asked(name, by_default):
     assert pitfalls.decay_is_of_the_right_kind(name)
 

@@ -24,6 +24,7 @@ OPTIMIZERS: dict[str, tuple[type[fa.AdaptiveOptimizer], dict[str, Any]]] = {
     "AdamW": (fa.AdamW, {"lr": 0.01, "weight_decay": 0.1}),
     "AdamW-amsgrad": (fa.AdamW, {"lr": 0.01, "weight_decay": 0.1, "amsgrad": True}),
     "RAdam": (fa.RAdam, {"lr": 0.01, "weight_decay": 0.1}),
+    "NAdam": (fa.NAdam, {"lr": 0.01, "weight_decay": 0.1, "momentum_decay": 0.05}),
     "AdaBelief": (fa.AdaBelief, {"lr": 0.01, "weight_decay": 0.1}),
     "AdaBelief-plain": (fa.AdaBelief, {"lr": 0.01, "weight_decay": 0.1, "rectify": False, "amsgrad": True}),
 }

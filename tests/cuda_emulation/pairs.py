@@ -27,6 +27,7 @@ STRUCTURES: dict[str, tuple[type[fa.AdaptiveOptimizer], dict[str, Any]]] = {
     "AdamWPlain": (fa.AdamW, ADAM),
     "AdamWAmsgrad": (fa.AdamW, {**ADAM, "amsgrad": True}),
     "RAdamPlain": (fa.RAdam, ADAM),
+    "NAdamPlain": (fa.NAdam, {**ADAM, "momentum_decay": 0.05}),
     "AdaBeliefPlain": (fa.AdaBelief, {**ADAM, "rectify": False}),
     "AdaBeliefAmsgrad": (fa.AdaBelief, {**ADAM, "rectify": False, "amsgrad": True}),
     "AdaBeliefRectify": (fa.AdaBelief, ADAM),

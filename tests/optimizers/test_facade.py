@@ -17,7 +17,7 @@ import fused_adaptive as fa
 
 from ..common.cases import POLICIES, Gradients, all_equal, parameters, state_of, train
 
-NAMESAKES = [(getattr(fa, n), getattr(torch.optim, n)) for n in ("SGD", "Adam", "AdamW", "RAdam")]
+NAMESAKES = [(getattr(fa, n), getattr(torch.optim, n)) for n in ("SGD", "Adam", "AdamW", "RAdam", "NAdam")]
 KINDS = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -62,7 +62,7 @@ def test_param_groups_have_torchs_keys(ours, theirs):
     assert isinstance(ours(parameters()), torch.optim.Optimizer)
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam", "AdaBelief"])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam", "NAdam", "AdaBelief"])
 def test_names_from_the_papers_are_the_optimizers_with_activelr(name):
     active, plain = getattr(fa, f"Active{name}"), getattr(fa, name)
     one = active(parameters(), 0.03, interval=2, high=0.2, low=0.7, weight_decay=0.1)

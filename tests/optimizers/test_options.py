@@ -10,7 +10,7 @@ import torch
 import fused_adaptive as fa
 from fused_adaptive.optimizers.options import OF_GROUPS, OF_OPTIMIZER, Options
 
-PLAIN = [fa.SGD, fa.Adam, fa.AdamW, fa.RAdam, fa.AdaBelief]
+PLAIN = [fa.SGD, fa.Adam, fa.AdamW, fa.RAdam, fa.NAdam, fa.AdaBelief]
 NAMESAKES = [(fa.SGD, torch.optim.SGD), (fa.Adam, torch.optim.Adam), (fa.AdamW, torch.optim.AdamW)]
 
 
@@ -30,7 +30,7 @@ def test_signatures_show_the_options_with_their_defaults(cls):
     assert all(p.kind != inspect.Parameter.VAR_KEYWORD for p in shown.values())
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [*NAMESAKES, (fa.RAdam, torch.optim.RAdam)])
+@pytest.mark.parametrize(("ours", "theirs"), [*NAMESAKES, (fa.RAdam, torch.optim.RAdam), (fa.NAdam, torch.optim.NAdam)])
 def test_positional_arguments_are_those_of_torch(ours, theirs):
     assert positional(ours) == positional(theirs)
 

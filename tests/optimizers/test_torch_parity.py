@@ -15,7 +15,7 @@ import fused_adaptive as fa
 pytestmark = pytest.mark.usefixtures("reference_backend")
 
 NAMESAKES: dict[str, tuple[Any, Any]] = {
-    name: (getattr(fa, name), getattr(torch.optim, name)) for name in ("SGD", "Adam", "AdamW", "RAdam")
+    name: (getattr(fa, name), getattr(torch.optim, name)) for name in ("SGD", "Adam", "AdamW", "RAdam", "NAdam")
 }
 FLOATS = st.sampled_from([torch.float64, torch.float32])
 LOW = st.sampled_from([torch.bfloat16, torch.float16])
@@ -33,7 +33,9 @@ def hyperparameters(draw: Any, name: str) -> dict[str, Any]:
         return {**common, "momentum": momentum, "nesterov": nesterov, "dampening": dampening}
     common["betas"] = draw(st.sampled_from([(0.9, 0.999), (0.8, 0.95), (0.0, 0.5), (0.9, 0.0)]))
     common["eps"] = draw(st.sampled_from([1e-8, 1e-3]))
-    if name == "RAdam":
+    if name == "NAdam":
+        common["momentum_decay"] = draw(st.sampled_from([0.004, 0.0, 0.5]))
+    if name in ("RAdam", "NAdam"):
         return {**common, "decoupled_weight_decay": draw(st.booleans())}
     return {**common, "amsgrad": draw(st.booleans())}
 
@@ -121,7 +123,9 @@ def test_low_precision_equals_float32_state_rounded_once(name, data):
 FIXED_RUN = Run([(5,), (2, 3), ()], [0.1] * 10, seed=3, split=1)
 
 
-@pytest.mark.parametrize(("name", "wrong"), [("SGD", "ASGD"), ("Adam", "NAdam"), ("AdamW", "Adam"), ("RAdam", "Adam")])
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("SGD", "ASGD"), ("Adam", "NAdam"), ("AdamW", "Adam"), ("RAdam", "Adam"), ("NAdam", "Adam")]
+)
 def test_another_optimizer_is_not_bit_equal_to_torch(name, wrong):
     arguments = {"weight_decay": 0.1}
     assert first_difference(FIXED_RUN, torch.float32, name, arguments) == ""

@@ -26,7 +26,7 @@ def policy_of(optimizer: fa.AdaptiveOptimizer, group: int = 0) -> Any:
 # ---- ActiveLR ----
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam", "AdaBelief"])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam", "NAdam", "AdaBelief"])
 def test_the_default_increment_depends_on_the_backbone(name):
     expected = (0.01, None, 0.5) if name == "SGD" else (1e-4, None, 0.9)
     plain = getattr(fa, name)(parameters(), lr=0.1, policy=fa.ActiveLR(interval=3))
@@ -289,6 +289,7 @@ HYPER = [
     ("SGD", {"momentum": 0.9, "nesterov": True}),
     ("AdamW", {}),
     ("RAdam", {}),
+    ("NAdam", {}),
 ]
 
 
@@ -328,7 +329,8 @@ def test_a_changed_structure_makes_the_direction_invalid(backend):
 @pytest.mark.parametrize(
     ("name", "arguments", "known"),
     [("SGD", {"momentum": 0.9}, True), ("SGD", {}, False), ("SGD", {"momentum": 0.9, "nesterov": True}, False)]
-    + [(name, {}, True) for name in ("Adam", "AdamW", "RAdam")],
+    + [(name, {}, True) for name in ("Adam", "AdamW", "RAdam")]
+    + [("NAdam", {}, False)],
 )
 def test_a_torch_checkpoint_gives_a_direction_if_its_moments_determine_it(name, arguments, known, backend):
     theirs, ours = parameters(), parameters()

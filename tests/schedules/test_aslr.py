@@ -187,7 +187,7 @@ def test_each_tensor_draws_in_each_step():
 @pytest.mark.parametrize(
     "policy", ["fixed", "active-shrink", "tlr-gradient-tensor", "tlr-times-active", "hypergradient-global"]
 )
-@pytest.mark.parametrize("cls", [fa.SGD, fa.AdamW, fa.RAdam, fa.AdaBelief], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", [fa.SGD, fa.AdamW, fa.RAdam, fa.NAdam, fa.AdaBelief], ids=lambda cls: cls.__name__)
 def test_the_rate_is_lr_times_gain_times_draw(cls, policy):
     """A tensor moves as if the drawn rate were the lr of its group, also with decoupled decay."""
 

@@ -115,6 +115,14 @@ def adam_amsgrad(g, s0, s1, s2, r):
 
 
 @triton.jit
+def nadam(g, s0, s1, s2, r):
+    decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first, grad_numerator = r
+    mean = decay1 * s0 + weight1 * g
+    square = decay2 * s1 + (weight2 * g) * g
+    return divide(grad_numerator * g + numerator * mean, square_root(square) * scale + eps), mean, square, s2
+
+
+@triton.jit
 def belief(g, s0, s1, s2, r):
     """AdaBelief, with and without rectification."""
     decay1, weight1, decay2, weight2, numerator, scale, eps, divides, uses_max, first, grad_numerator = r

@@ -46,6 +46,7 @@ _RULES: dict[str, tuple[Any, Any, int]] = {
     "AdamWPlain": (math.adam, math.quotient, _MOMENTS),
     "AdamWAmsgrad": (math.adam_amsgrad, math.quotient_of_max, _MOMENTS),
     "RAdamPlain": (math.adam, math.quotient, _RECTIFIES),
+    "NAdamPlain": (math.nadam, None, _MOMENTS),
     "AdaBeliefPlain": (math.belief, math.quotient, _MOMENTS),
     "AdaBeliefAmsgrad": (math.belief_amsgrad, math.quotient_of_max, _MOMENTS),
     "AdaBeliefRectify": (math.belief, math.quotient, _AT_FIVE),
