@@ -8,7 +8,6 @@ two float64 per tensor, at each end of an interval (TrainableLR) or in each step
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from operator import is_
@@ -205,23 +204,3 @@ def _check_flat(index: int, param: Tensor, policy: str, process_group: Any) -> N
             f"{what}: {policy} needs inner products of the whole; pass the optimizer process_group= (the group over "
             "which it is sharded), or use torch.distributed.fsdp.fully_shard"
         )
-
-
-def check_not_partitioned(policies: Sequence[Any]) -> None:
-    """Raises ValueError for a global scalar policy in an optimizer that ZeroRedundancyOptimizer is building.
-
-    The optimizer of each rank has only some of the tensors, and nothing that ZeroRedundancyOptimizer passes to it shows
-    that. So this function searches the calling frames.
-    """
-    if "torch.distributed.optim.zero_redundancy_optimizer" not in sys.modules:
-        return
-    is_global = [p for p in policies if getattr(p, "granularity", None) == "global"]
-    frame = sys._getframe(1) if is_global else None
-    while frame is not None:
-        if type(frame.f_locals.get("self")).__name__ == "ZeroRedundancyOptimizer":
-            raise ValueError(
-                f"{type(is_global[0]).__name__}(granularity='global') cannot be right under ZeroRedundancyOptimizer, "
-                "where each rank's optimizer knows its own tensors only: use granularity='tensor', ActiveLR, or "
-                "torch.distributed.fsdp.fully_shard"
-            )
-        frame = frame.f_back

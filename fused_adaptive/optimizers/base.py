@@ -20,7 +20,7 @@ from ..core.backbone import Backbone
 from ..core.checks import check_gradients, check_hyperparameters, check_in_backward, check_parameters, tensors_of
 from ..core.eager import eager
 from ..core.plain import make_plain
-from ..core.shards import check_not_partitioned, check_split, floats_of_flat
+from ..core.shards import check_split, floats_of_flat
 from ..engine import reference_rates, torch_compile
 from ..engine.checkpoint import restore
 from ..engine.clipping import clip
@@ -98,7 +98,6 @@ class AdaptiveOptimizer(Handled):
         numbers = check_hyperparameters(group)
         policy = self._resolutions.plain(group["policy"], [group])
         check_naive([*(parse(g["policy"]) for g in self.param_groups[:1]), from_plain(policy)])
-        check_not_partitioned(from_plain(policy))
         backend = self._backend_for({**group, "policy": policy})
         param_group.update(numbers, policy=policy)
         super().add_param_group(param_group)
