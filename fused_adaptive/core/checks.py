@@ -64,7 +64,7 @@ def check_hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
     """
     checked = {name: plain_number(name, group[name]) for name in NUMBERS if name in group}
     checked |= {name: plain_flag(name, group[name]) for name in FLAGS if name in group}
-    for name in ("lr", "weight_decay", "eps", "momentum"):
+    for name in ("lr", "weight_decay", "eps", "momentum", "momentum_decay"):
         if name in checked:
             check_nonnegative(name, checked[name])
     if "betas" in group:

@@ -75,7 +75,7 @@ def test_every_policy_compiles_through_interval_ends(policy, backend):
 
 
 @pytest.mark.feature("torch.compile(fullgraph=True), no recompiles with a tensor lr")
-@pytest.mark.parametrize("name", ["SGD", "AdamW-amsgrad", "RAdam", "AdaBelief"])
+@pytest.mark.parametrize("name", ["SGD", "AdamW-amsgrad", "RAdam", "NAdam", "AdaBelief"])
 @every_backend
 def test_every_backbone_compiles(name, backend):
     assert as_eager(Case(name, "active", True), "eager", backend, maximize=True, max_grad_norm=1.0)

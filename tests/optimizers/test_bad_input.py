@@ -35,6 +35,8 @@ BAD_HYPERPARAMETERS: list[tuple[type, dict[str, Any], str]] = [
     (fa.AdamW, {"weight_decay": -0.1}, "weight_decay must be"),
     (fa.SGD, {"weight_decay": NAN}, "weight_decay must be"),
     (fa.SGD, {"momentum": -0.9}, "momentum must be"),
+    (fa.NAdam, {"momentum_decay": -0.1}, "momentum_decay must be"),
+    (fa.NAdam, {"momentum_decay": NAN}, "momentum_decay must be"),
     (fa.SGD, {"momentum": 0.9, "dampening": NAN}, "dampening must be"),
     (fa.SGD, {"nesterov": True}, "nesterov=True needs momentum > 0"),
     (fa.SGD, {"nesterov": True, "momentum": 0.9, "dampening": 0.1}, "dampening = 0"),
