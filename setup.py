@@ -143,6 +143,11 @@ class Build(build_ext):
         for option in ("build_lib", "build_temp", "inplace", "editable_mode"):
             setattr(command, option, getattr(self, option))
         command.ensure_finalized()
+        # With a torch that is for the CPU only, torch's build does not notice that a header of a .cu file has changed.
+        newest = max(Path(header).stat().st_mtime for header in extension.depends)
+        for compiled in Path(command.build_temp).glob("csrc/cuda/*.o"):
+            if compiled.stat().st_mtime < newest:
+                compiled.unlink()
         command.run()
         return architectures
 

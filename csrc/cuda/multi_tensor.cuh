@@ -67,6 +67,10 @@ __device__ FA_NOINLINE void set_up(const Step& step, Setup<T>& s) {
   s.scalars = r.as<T>();
 }
 
+// Whether an update may have to store the direction, for Hypergradient.
+template <class Backbone, int kMode>
+constexpr bool kMayStore = kMode == kRate && Backbone::kStoresDirection;
+
 // Updates some elements: all loads, then the arithmetic, then all stores.
 template <class Backbone, int kMode, bool kCoupled, class P, class Where>
 FA_DEVICE void update_elements(const Setup<Compute<P>>& s, const Scalars<Compute<P>>& r, const Where& where) {
@@ -74,7 +78,6 @@ FA_DEVICE void update_elements(const Setup<Compute<P>>& s, const Scalars<Compute
   using T = Compute<P>;
   constexpr int kStates = Backbone::kStates;
   constexpr bool kScales = (kMode & kScalesElements) != 0, kAdds = (kMode & kAddsMean) != 0;
-  constexpr bool kMayStore = kMode == kRate && Backbone::kStoresDirection;
   const Tensor& x = s.tensor;
   P p[kWidth], g[kWidth];
   T state[kStates > 0 ? kStates : 1][kWidth], mean_sum[kWidth], gain[kWidth], grad_sum[kWidth], direction[kWidth],
@@ -135,7 +138,7 @@ FA_DEVICE void update_elements(const Setup<Compute<P>>& s, const Scalars<Compute
   if constexpr (kAdds) {
     if (s.adds) where.store(mean_sum, at<T>(x, kMeanSum));
   }
-  if constexpr (kMayStore) {
+  if constexpr (kMayStore<Backbone, kMode>) {
     if (x.stores_direction) where.store(direction, at<T>(x, kPrevious));
   }
 }
@@ -177,7 +180,8 @@ template <class P>
 constexpr int kVector = 16 / sizeof(P);
 
 template <class Backbone, int kMode>
-constexpr int kArrays = 2 + Backbone::kStates + ((kMode & kScalesElements) ? 2 : 0) + ((kMode & kAddsMean) ? 1 : 0);
+constexpr int kArrays = 2 + Backbone::kStates + ((kMode & kScalesElements) ? 2 : 0) + ((kMode & kAddsMean) ? 1 : 0) +
+                        kMayStore<Backbone, kMode>;
 
 // Elements at a time without wide accesses, for arrays that are not aligned and for the end of a chunk. With more,
 // fewer blocks would fit on a multiprocessor, or registers would spill.

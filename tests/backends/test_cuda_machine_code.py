@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from fused_adaptive.core.declarations import STRUCTURES
+
 CSRC = Path(__file__).parents[2] / "csrc"
 CACHE = CSRC.parent / "build" / "machine_code"
 ARCHITECTURES = ["80", "90", "100"]
@@ -121,18 +123,18 @@ def test_no_kernel_spills(name, architecture):
     found = usages(name, architecture)
     assert {kernel: u for kernel, u in found.items() if u.spills} == {}
     if name.startswith("step_"):
-        assert len(found) == 80  # 10 backbones, 4 modes, 2 decays
+        assert len(found) == 8 * len(STRUCTURES)  # 4 modes, 2 decays
         assert {kernel: u for kernel, u in found.items() if u.stack} == {}
     if name == "step_f32":
         # At least four blocks a multiprocessor. Three are enough for kernels with seven or more arrays.
         few = {kernel: u for kernel, u in found.items() if arrays(kernel) <= 6}
-        assert len(few) == 60
+        assert len(few) == 66
         assert max(u.registers for u in few.values()) <= 64
         assert max(u.registers for u in found.values()) <= 80
     if name in ("step_bf16", "step_f16"):
         # Three blocks for kernels with four arrays, or with ActiveLR's.
         few = {k: u for k, u in found.items() if arrays(k) <= 4 or (arrays(k) <= 6 and ", 2, " in k)}
-        assert len(few) == 34
+        assert len(few) == 36
         assert max(u.registers for u in few.values()) <= 80
 
 
@@ -142,7 +144,8 @@ def arrays(kernel: str) -> int:
     assert match is not None, kernel
     backbone, structure, mode = match[1], match[2] or "", int(match[3])
     states = int(")0" not in structure) if backbone == "Sgd" else 2 + structure.endswith("true")
-    return 2 + states + (2 if mode & 2 else 0) + (mode & 1)
+    stores = mode == 0 and (backbone == "NAdam" or (backbone == "Sgd" and ")1" not in structure))
+    return 2 + states + (2 if mode & 2 else 0) + (mode & 1) + stores
 
 
 #: Modes of AdamW and ActiveAdamW with decoupled decay in mangled names.
@@ -184,8 +187,6 @@ def test_memory_is_accessed_by_16_bytes(name, architecture, mode):
     assert "STL" not in sass
 
 
-#: Registers of a thread on sm_90.
-MOST = {"AdamW": 61, "ActiveAdamW": 64}
 REGISTERS_OF_A_MULTIPROCESSOR, THREADS = 65536, 256
 
 
@@ -195,8 +196,6 @@ def test_four_blocks_fit_on_a_multiprocessor(mode, architecture):
     """Kernels of float32 parameters with decoupled decay."""
     name = f"update<fused_adaptive::AdamW<false>, {MODES[mode]}, false, float>"
     (usage,) = [u for kernel, u in usages("step_f32", architecture).items() if name in kernel]
-    if architecture == "90":
-        assert usage.registers <= MOST[mode]
     of_a_block = -(-usage.registers // 8) * 8 * THREADS  # registers are allocated in units of eight
     assert REGISTERS_OF_A_MULTIPROCESSOR // of_a_block == 4
     assert usage.spills == usage.stack == 0
