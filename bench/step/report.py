@@ -14,7 +14,7 @@ from .goals import LARGE, case_of, goals_table
 from .results import EXPLANATION, Record, fill
 
 GPU_RESULTS = Path(__file__).parents[1] / "results" / "run_gpu.json"
-#: The columns of a case in the README.
+#: The columns of a case on the page of results.
 SHORT = ("ms", "GB/s", "÷ copy", "÷ null", "× torch fused", "× foreach composition", "× torch.compile", "state B")
 
 
@@ -78,8 +78,8 @@ def _goals(record: Record) -> list[list[str]]:
     return goals_table(record, results.load(GPU_RESULTS) if GPU_RESULTS.exists() else None)
 
 
-def readme(record: Record, name: str) -> str:
-    """Returns the README's block: the goals, the largest case and the plots."""
+def block(record: Record, name: str) -> str:
+    """Returns the block of ``docs/results.md``: the goals, the largest case and the plots."""
     parts = [markdown_table(_goals(record))]
     case = case_of(record, LARGE)
     if case is not None:
@@ -87,10 +87,10 @@ def readme(record: Record, name: str) -> str:
         parts += [f"AdamW and ActiveAdamW, {LARGE} parameters, float32:", markdown_table(body)]
     if record["end_to_end"]:
         parts += ["What it is of a training step:", markdown_table(results.end_to_end_table(record))]
-    parts += [" ".join(f"![{t}](bench/results/{name}_{key}.png)" for key, t in PLOTS.items())]
+    parts += [" ".join(f"![{t}](../bench/results/{name}_{key}.png)" for key, t in PLOTS.items())]
     parts += [
         noise(record),
-        f"{EXPLANATION} All tables: [bench/results/{name}.md](bench/results/{name}.md). {where(record)}.",
+        f"{EXPLANATION} All tables: [bench/results/{name}.md](../bench/results/{name}.md). {where(record)}.",
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.step.report", description=__doc__)
     parser.add_argument("results", type=Path, help="what bench.step.run wrote")
     parser.add_argument(
-        "--readme", type=Path, help="fill the block between the marks run:begin and run:end of this file"
+        "--document", type=Path, help="fill the block between the marks run:begin and run:end of this file"
     )
     options = parser.parse_args(argv)
     record = results.load(options.results)
@@ -122,8 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             path = stem.with_name(f"{stem.name}_{key}.png")
             draw(key, record, device_of(record), path)
             print(path)
-    if options.readme is not None:
-        fill(options.readme, "run", readme(record, stem.name))
+    if options.document is not None:
+        fill(options.document, "run", block(record, stem.name))
     return 0
 
 

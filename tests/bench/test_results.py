@@ -99,7 +99,7 @@ def test_a_noisy_run_is_marked():
     for r in record["cases"][0]["rows"]:
         r["seconds"] = [s * (1 + 0.5 * (i % 2)) for i, s in enumerate(r["seconds"])]
     assert "Too noisy to compare: 7 of 7 rows" in report.noise(record)
-    assert report.noise(record) in report.readme(record, "x")
+    assert report.noise(record) in report.block(record, "x")
     assert " ~ |" in report.full(record)
 
 
@@ -222,12 +222,12 @@ def test_plots_and_tables_are_made_from_results(tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "made.json"
     results.save(made_up(), path)
-    document = tmp_path / "README.md"
+    document = tmp_path / "results.md"
     document.write_text("before\n<!-- run:begin -->\nyesterday's\n<!-- run:end -->\nafter\n", encoding="utf-8")
-    assert report.main([str(path), "--readme", str(document)]) == 0
+    assert report.main([str(path), "--document", str(document)]) == 0
     text = document.read_text(encoding="utf-8")
     assert "yesterday" not in text
-    assert report.readme(made_up(), "made") in text
+    assert report.block(made_up(), "made") in text
     for key in report.PLOTS:
         assert (tmp_path / f"made_{key}.png").stat().st_size > 5000
         assert f"made_{key}.png" in text
