@@ -60,5 +60,5 @@ def rewritten(target: str, folder: PurePosixPath, repository: str) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Shows the roles in docstrings as code."""
-    return ROLE.sub(r"<code>\1</code>", html)
+    """Shows the roles in docstrings as code, and a colon before a block as one."""
+    return ROLE.sub(r"<code>\1</code>", html).replace("::</p>", ":</p>")

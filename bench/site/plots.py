@@ -127,7 +127,7 @@ def controlled(runs: dict[str, Training], rate: str, loss: str) -> Figure:
         right.plot(epochs, run.losses, color=colour, label=label)
     labelled(left, "epoch", rate)
     labelled(right, "epoch", loss)
-    left.legend(fontsize=8)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     return figure
 
 

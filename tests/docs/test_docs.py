@@ -52,9 +52,10 @@ def test_the_default_increments_are_those_chosen_by_the_experiment():
         assert (choice["increment"], choice["low"]) == (backbone.increment, backbone.low)
 
 
-def test_benchmarks_match_the_committed_results():
-    record = results.load(ROOT / "bench" / "results" / "run_cpu.json")
-    assert block("docs/results.md", "run") == report.block(record, "run_cpu").strip()
+@pytest.mark.parametrize(("name", "mark"), [("run_cpu", "run"), ("run_gpu", "run_gpu")])
+def test_benchmarks_match_the_committed_results(name, mark):
+    record = results.load(ROOT / "bench" / "results" / f"{name}.json")
+    assert block("docs/results.md", mark) == report.block(record, name).strip()
 
 
 def test_readmes_performance_matches_the_committed_results():
