@@ -12,8 +12,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from mkdocs.structure.files import File, Files  # pyright: ignore[reportMissingImports]
-
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PICTURES = (".png", ".svg")
@@ -22,8 +20,10 @@ LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
 ROLE = re.compile(r":(?:class|meth|func|attr|data):<code>[~.]?(?:[\w.]+\.)?(\w+)</code>")
 
 
-def on_files(files: Files, config: Any, **_: Any) -> Files:
+def on_files(files: Any, config: Any, **_: Any) -> Any:
     """Adds the pictures of ``bench/results`` to the site."""
+    from mkdocs.structure.files import File  # pyright: ignore[reportMissingImports]
+
     for path in sorted((ROOT / "bench" / "results").rglob("*")):
         if path.suffix in PICTURES:
             name = path.relative_to(ROOT).as_posix()

@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
+from bench.site.hooks import on_page_content, rewritten
 
 ROOT = Path(__file__).parents[2]
 PLOTS = ROOT / "docs" / "assets" / "plots"
@@ -89,11 +91,6 @@ def test_the_site_builds_and_its_links_resolve(tmp_path):
 
 
 def test_links_out_of_the_pages_are_rewritten():
-    pytest.importorskip("mkdocs", reason="mkdocs is not installed: make docs installs it")
-    from pathlib import PurePosixPath
-
-    from bench.site.hooks import on_page_content, rewritten
-
     def of(target: str, folder: str = ".") -> str:
         return rewritten(target, PurePosixPath(folder), "repo")
 
@@ -112,7 +109,8 @@ def test_every_page_and_every_plot_is_used():
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 
     def files(entries: list) -> list[str]:
-        return [e for entry in entries for e in ([entry] if isinstance(entry, str) else files(*entry.values()))]
+        named = [value for entry in entries for value in ([entry] if isinstance(entry, str) else entry.values())]
+        return [e for value in named for e in ([value] if isinstance(value, str) else files(value))]
 
     pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
     assert sorted(files(config["nav"])) == sorted(pages)
