@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.step import compare, end_to_end, goals, report, results, run
+from bench.step import bars, compare, end_to_end, goals, report, results, run
 from bench.step.growth import fits
 
 from ..common.cases import KERNELS
@@ -231,6 +231,20 @@ def test_plots_and_tables_are_made_from_results(tmp_path):
     for key in report.PLOTS:
         assert (tmp_path / f"made_{key}.png").stat().st_size > 5000
         assert f"made_{key}.png" in text
+
+
+def test_bars_and_their_table_have_the_expected_numbers(tmp_path):
+    pytest.importorskip("matplotlib")
+    cpu, gpu = made_up(), made_up()
+    gpu["machine"]["device"] = "NVIDIA H200"
+    lines = [line.split(" | ") for line in bars.table(cpu, gpu).splitlines()]
+    assert lines[0][3:] == ["CPU", "H200, C++", "H200, Triton |"]
+    assert lines[2] == ["| AdamW", "10 x 5M", "torch's fused AdamW", "0.80", "0.80", "not measured |"]
+    assert lines[5][3:] == ["1.12", "1.12", "not measured |"]
+    assert bars.relative(cpu, "10 x 5M", ("ours", "fixed"))[0] == pytest.approx(0.8, rel=0.01)
+    assert bars.relative(cpu, "ResNet-50", ("ours", "fixed")) is None
+    bars.draw(cpu, gpu, tmp_path / "bars.png")
+    assert (tmp_path / "bars.png").stat().st_size > 5000
 
 
 @pytest.mark.parametrize("name", ["run_cpu", "run_cpu_10x5M", "run_gpu"])
