@@ -1,5 +1,5 @@
-# make demo · make playground · make test · make test-all · make bench · make build · make wheel · make lint · make format ·
-# make doctor · make clean
+# make demo · make playground · make test · make test-all · make docs · make bench · make build · make wheel · make lint ·
+# make format · make doctor · make clean
 #
 # Everything is installed into VENV on first use. A torch that is there already is kept:
 #   make test VENV=~/envs/cuda            an existing environment, completed with what is missing
@@ -24,6 +24,7 @@ ifeq ($(strip $(VENV)),)
   BROWSER :=
   PACKAGING :=
   EXPERIMENTS :=
+  DOCS :=
   export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 else
   PY := $(VENV)/bin/python
@@ -34,6 +35,7 @@ else
   BROWSER := $(VENV)/.fused_adaptive-browser
   PACKAGING := $(VENV)/.fused_adaptive-packaging
   EXPERIMENTS := $(VENV)/.fused_adaptive-experiments
+  DOCS := $(VENV)/.fused_adaptive-docs
 endif
 
 # CUDA kernels take minutes to compile and run nowhere without a GPU: there, FUSED_ADAPTIVE_BUILD=auto asks for them.
@@ -41,7 +43,7 @@ FUSED_ADAPTIVE_BUILD ?= $(if $(wildcard /dev/nvidia0),auto,cpu)
 CSRC := $(sort $(wildcard csrc/*.* csrc/*/*.*))
 BUILT := build/.extension-built
 
-.PHONY: demo playground test test-all bench build wheel lint format doctor clean
+.PHONY: demo playground test test-all docs bench build wheel lint format doctor clean
 
 demo: $(BUILT)
 	$(PY) -m bench.demo $(ARGS)
@@ -72,8 +74,16 @@ PYTEST = $(PY) -m pytest $$($(PY) -c 'import xdist' 2>/dev/null && echo '-n auto
 test: $(BUILT)
 	$(PYTEST) -m 'not heavy' $(ARGS)
 
-test-all: $(BUILT) $(TRAINERS) $(RIVALS) $(EXPERIMENTS) $(PLAYGROUND) $(BROWSER) $(PACKAGING)
+test-all: $(BUILT) $(TRAINERS) $(RIVALS) $(EXPERIMENTS) $(PLAYGROUND) $(BROWSER) $(PACKAGING) $(DOCS)
 	$(PYTEST) $(ARGS)
+
+# The site, in build/site: without a network, and with warnings as errors.
+docs: $(READY) $(DOCS)
+	$(PY) -m mkdocs build --strict $(ARGS)
+
+$(VENV)/.fused_adaptive-docs: $(READY)
+	$(PY) -m pip install -c constraints.txt mkdocs mkdocs-material 'mkdocstrings[python]'
+	touch $@
 
 build: $(READY)
 	rm -f $(BUILT)

@@ -1,4 +1,4 @@
-"""Runs the tests under other versions of Python and torch, and writes README's table of environments.
+"""Runs the tests under other versions of Python and torch, and writes the table of environments in ``docs/matrix.md``.
 
 ::
 
@@ -29,7 +29,7 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "build" / "environments"
-RESULTS, README = ROOT / "docs" / "environments.json", ROOT / "README.md"
+RESULTS, DOCUMENT = ROOT / "docs" / "environments.json", ROOT / "docs" / "matrix.md"
 BEGIN, END = "<!-- environments:begin -->", "<!-- environments:end -->"
 
 #: Interpreter and torch: the oldest, one between, and the newest that is available.
@@ -136,9 +136,9 @@ def sort_key(result: dict[str, Any]) -> list[int]:
 
 
 def write_table(results: list[dict[str, Any]]) -> None:
-    text = README.read_text(encoding="utf-8")
+    text = DOCUMENT.read_text(encoding="utf-8")
     head, rest = text.split(BEGIN)
-    README.write_text(f"{head}{BEGIN}\n{table(results)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    DOCUMENT.write_text(f"{head}{BEGIN}\n{table(results)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
 def main() -> None:

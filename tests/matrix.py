@@ -1,4 +1,4 @@
-"""Makes README's table of features and backends from the outcomes of the tests.
+"""Makes the table of features and backends from the outcomes of the tests.
 
 A marker says which feature a test covers::
 
@@ -9,7 +9,7 @@ A marker says which feature a test covers::
 
 A test with a parameter ``backend`` needs no ``backend=``; with the marker ``gpu``, "native" is "native-cuda". Then::
 
-    python -m tests.matrix                # runs the marked tests, writes docs/matrix.json and README's table
+    python -m tests.matrix                # runs the marked tests, writes docs/matrix.json and the table in matrix.md
     python -m tests.matrix tests/training …   # runs the marked tests of these files; keeps the other results
     python -m tests.matrix --only PART …  # runs the tests of features whose names contain one of these
     python -m tests.matrix --table        # only writes the table, from the existing results
@@ -29,7 +29,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-RESULTS, README = ROOT / "docs" / "matrix.json", ROOT / "README.md"
+RESULTS, DOCUMENT = ROOT / "docs" / "matrix.json", ROOT / "docs" / "matrix.md"
 #: What has run on a GPU, from ``bench/gpu_check.sh``.
 ON_GPU = ROOT / "bench" / "results" / "gpu_checks.json"
 BEGIN, END = "<!-- matrix:begin -->", "<!-- matrix:end -->"
@@ -268,9 +268,9 @@ def count(features: Features) -> int:
 
 
 def write_table(results: dict[str, Any]) -> None:
-    text = README.read_text(encoding="utf-8")
+    text = DOCUMENT.read_text(encoding="utf-8")
     head, rest = text.split(BEGIN)
-    README.write_text(f"{head}{BEGIN}\n{table(results)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    DOCUMENT.write_text(f"{head}{BEGIN}\n{table(results)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ examples:
   python -m bench.demo --quick                               an impression of it
   python -m bench.demo --methods sgd active-sgd --lrs 1e-4 1e-2 1
   python -m bench.demo --report build/demo/demo.json         tables and plots of an earlier run, no training
-  python -m bench.demo --readme README.md --report bench/results/demo.json
+  python -m bench.demo --readme docs/quickstart.md --report bench/results/demo.json
 
 methods:
 """

@@ -1,4 +1,4 @@
-"""The output of the demo: tables, findings, the README's block and the JSON file."""
+"""The output of the demo: tables, findings, the block of docs/quickstart.md and the JSON file."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def _verdict(ours: float | None, theirs: float | None, digits: int) -> tuple[str
     return verdict, f" ({difference:+.1f})"
 
 
-# ---- README ----
+# ---- docs/quickstart.md ----
 
 
 def rewrite_block(text: str, results: Results) -> str:

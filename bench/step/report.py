@@ -14,7 +14,7 @@ from .goals import LARGE, case_of, goals_table
 from .results import EXPLANATION, Record, fill
 
 GPU_RESULTS = Path(__file__).parents[1] / "results" / "run_gpu.json"
-#: The columns of a case in the README.
+#: The columns of a case on the page of results.
 SHORT = ("ms", "GB/s", "÷ copy", "÷ null", "× torch fused", "× foreach composition", "× torch.compile", "state B")
 
 
@@ -78,19 +78,22 @@ def _goals(record: Record) -> list[list[str]]:
     return goals_table(record, results.load(GPU_RESULTS) if GPU_RESULTS.exists() else None)
 
 
-def readme(record: Record, name: str) -> str:
-    """Returns the README's block: the goals, the largest case and the plots."""
-    parts = [markdown_table(_goals(record))]
+def block(record: Record, name: str) -> str:
+    """Returns a block of ``docs/results.md``: the goals with the results of a CPU, the largest case and the plots."""
+    parts = [markdown_table(_goals(record))] if device_of(record) == "cpu" else []
     case = case_of(record, LARGE)
     if case is not None:
-        body = results.table(case, results.caches_of(case)[0], device_of(record), SHORT)
-        parts += [f"AdamW and ActiveAdamW, {LARGE} parameters, float32:", markdown_table(body)]
+        head, *rows = results.table(case, results.caches_of(case)[0], device_of(record), SHORT)
+        parts += [f"AdamW and ActiveAdamW, {LARGE} parameters, float32:"]
+        parts += [markdown_table([head, *(row for row in rows if len(row) == len(head))])]
+        missing = dict.fromkeys(f"{row[1]} ({row[-1]})" for row in rows if len(row) < len(head))
+        parts += [f"Not among them: {'; '.join(missing)}."] if missing else []
     if record["end_to_end"]:
         parts += ["What it is of a training step:", markdown_table(results.end_to_end_table(record))]
-    parts += [" ".join(f"![{t}](bench/results/{name}_{key}.png)" for key, t in PLOTS.items())]
+    parts += [" ".join(f"![{t}](../bench/results/{name}_{key}.png)" for key, t in plots_of(record).items())]
     parts += [
         noise(record),
-        f"{EXPLANATION} All tables: [bench/results/{name}.md](bench/results/{name}.md). {where(record)}.",
+        f"{EXPLANATION} All tables: [bench/results/{name}.md](../bench/results/{name}.md). {where(record)}.",
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -102,12 +105,18 @@ PLOTS = {
 }
 
 
+def plots_of(record: Record) -> dict[str, str]:
+    """Returns the plots, without that of growth where it was not measured."""
+    return {key: title for key, title in PLOTS.items() if key != "tensors" or record["growth"]}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.step.report", description=__doc__)
     parser.add_argument("results", type=Path, help="what bench.step.run wrote")
     parser.add_argument(
-        "--readme", type=Path, help="fill the block between the marks run:begin and run:end of this file"
+        "--document", type=Path, help="fill the block between the marks NAME:begin and NAME:end of this file"
     )
+    parser.add_argument("--block", default="run", metavar="NAME", help="default: run")
     options = parser.parse_args(argv)
     record = results.load(options.results)
     stem = options.results.with_suffix("")
@@ -118,12 +127,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         print(f"no plots: {error}")
     else:
-        for key in PLOTS:
+        for key in plots_of(record):
             path = stem.with_name(f"{stem.name}_{key}.png")
             draw(key, record, device_of(record), path)
             print(path)
-    if options.readme is not None:
-        fill(options.readme, "run", readme(record, stem.name))
+    if options.document is not None:
+        fill(options.document, options.block, block(record, stem.name))
     return 0
 
 

@@ -37,7 +37,7 @@ def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--quick", action="store_true", help="under a minute: does everything work here?")
     add("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
     add("--threads", type=int, help="of the CPU; default: torch's")
-    group = parser.add_argument_group("what to measure", "With none of these, a set that was chosen for the README.")
+    group = parser.add_argument_group("what to measure", "With none of these, a set chosen for the documentation.")
     add = group.add_argument
     add("--shapes", nargs="+", metavar="LIST", help=f"{', '.join(LISTS)}; a size as 1e7; 20x1e4. Default: 10x5M")
     add("--backbones", nargs="+", choices=list(BACKBONES), help="default: AdamW")

@@ -40,7 +40,7 @@ class ActiveLR(Policy):
             ends an interval.
         increment: amount by which a learning rate grows, absolute, >= 0. Default: 0.01 with SGD, 1e-4 with the adaptive
             backbones, by experiment (the paper prints 0.1, with which SGD with momentum trains badly:
-            ``docs/policies.md``); none in a tuple with TrainableLR.
+            ``docs/policies/active.md``); none in a tuple with TrainableLR.
         high: amount by which a gain grows instead, relative to lr, >= 0. Default None; 0.1 in a tuple with TrainableLR.
         low: factor by which a gain shrinks, in (0, 1]. Default 0.9; 0.5 with SGD's default increment.
         on_zero: ``"hold"`` (default) keeps the gain where signs cannot be compared: at the end of the first interval,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.step import compare, end_to_end, goals, report, results, run
+from bench.step import bars, compare, end_to_end, goals, report, results, run
 from bench.step.growth import fits
 
 from ..common.cases import KERNELS
@@ -99,7 +99,7 @@ def test_a_noisy_run_is_marked():
     for r in record["cases"][0]["rows"]:
         r["seconds"] = [s * (1 + 0.5 * (i % 2)) for i, s in enumerate(r["seconds"])]
     assert "Too noisy to compare: 7 of 7 rows" in report.noise(record)
-    assert report.noise(record) in report.readme(record, "x")
+    assert report.noise(record) in report.block(record, "x")
     assert " ~ |" in report.full(record)
 
 
@@ -222,15 +222,29 @@ def test_plots_and_tables_are_made_from_results(tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "made.json"
     results.save(made_up(), path)
-    document = tmp_path / "README.md"
+    document = tmp_path / "results.md"
     document.write_text("before\n<!-- run:begin -->\nyesterday's\n<!-- run:end -->\nafter\n", encoding="utf-8")
-    assert report.main([str(path), "--readme", str(document)]) == 0
+    assert report.main([str(path), "--document", str(document)]) == 0
     text = document.read_text(encoding="utf-8")
     assert "yesterday" not in text
-    assert report.readme(made_up(), "made") in text
+    assert report.block(made_up(), "made") in text
     for key in report.PLOTS:
         assert (tmp_path / f"made_{key}.png").stat().st_size > 5000
         assert f"made_{key}.png" in text
+
+
+def test_bars_and_their_table_have_the_expected_numbers(tmp_path):
+    pytest.importorskip("matplotlib")
+    cpu, gpu = made_up(), made_up()
+    gpu["machine"]["device"] = "NVIDIA H200"
+    lines = [line.split(" | ") for line in bars.table(cpu, gpu).splitlines()]
+    assert lines[0][3:] == ["CPU", "H200, C++", "H200, Triton |"]
+    assert lines[2] == ["| AdamW", "10 x 5M", "torch's fused AdamW", "0.80", "0.80", "not measured |"]
+    assert lines[5][3:] == ["1.12", "1.12", "not measured |"]
+    assert bars.relative(cpu, "10 x 5M", ("ours", "fixed"))[0] == pytest.approx(0.8, rel=0.01)
+    assert bars.relative(cpu, "ResNet-50", ("ours", "fixed")) is None
+    bars.draw(cpu, gpu, tmp_path / "bars.png")
+    assert (tmp_path / "bars.png").stat().st_size > 5000
 
 
 @pytest.mark.parametrize("name", ["run_cpu", "run_cpu_10x5M", "run_gpu"])
@@ -240,8 +254,8 @@ def test_committed_documents_match_the_committed_results(name):
         pytest.skip(f"there is no {name}.json")
     record = results.load(path)
     assert path.with_suffix(".md").read_text(encoding="utf-8") == report.full(record)
-    whole = name != "run_cpu_10x5M"  # a single case has no curves
-    assert all(path.with_name(f"{name}_{key}.png").exists() == whole for key in report.PLOTS)
+    plots = {} if name == "run_cpu_10x5M" else report.plots_of(record)  # a single case has no curves
+    assert {key for key in report.PLOTS if path.with_name(f"{name}_{key}.png").exists()} == set(plots)
 
 
 @pytest.mark.heavy

@@ -8,15 +8,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 import fused_adaptive as fa
 from bench.demo.report import markdown, rate_rows
 from bench.experiments import defaults, increments
-from bench.step import report, results
+from bench.step import bars, report, results
 from fused_adaptive.optimizers.adam import AdamWBackbone
 from fused_adaptive.optimizers.sgd import SGDBackbone
 
@@ -24,88 +22,25 @@ from .. import environments
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")] + sorted(
-    (ROOT / "docs").glob("*")
+    path for path in (ROOT / "docs").rglob("*") if path.suffix in (".md", ".json")
 )
-SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def given() -> dict[str, Any]:
-    """Returns the names that snippets use: a model, data and a loss."""
-    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
-    data = torch.utils.data.TensorDataset(torch.randn(40, 4), torch.randint(3, (40,)))
-    loader, loss_fn = torch.utils.data.DataLoader(data, batch_size=8), torch.nn.functional.cross_entropy
-    return {"model": model, "loader": loader, "loss_fn": loss_fn, "k": 5}
+def block(document: str, name: str) -> str:
+    """Returns what stands between the marks of that name."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return text.split(f"<!-- {name}:begin -->")[1].split(f"<!-- {name}:end -->")[0].strip()
 
 
-def run_snippets(document: str, names: dict[str, Any]) -> None:
-    snippets = SNIPPET.findall((ROOT / document).read_text(encoding="utf-8"))
-    assert snippets
-    for snippet in snippets:
-        exec(compile(snippet, document, "exec"), names)
-
-
-def test_readme_snippets_run_in_order(tmp_path, capsys):
-    names = given() | {"path": tmp_path / "checkpoint.pt"}
-    run_snippets("README.md", names)
-    assert "'mean'" in capsys.readouterr().out
-    assert names["path"].exists()
-
-
-@pytest.mark.parametrize("document", ["docs/policies.md", "docs/clipping.md"])
-def test_snippets_run_in_order(document):
-    run_snippets(document, given())
-
-
-@pytest.mark.filterwarnings("ignore")  # warnings of the trainers
-def test_snippets_on_controllers_and_trainers_run_in_order(tmp_path, capsys):
-    pytest.importorskip("lightning")
-    transformers = pytest.importorskip("transformers")
-    names = given()
-    evaluate = lambda model: sum(names["loss_fn"](model(x), y).item() for x, y in names["loader"])  # noqa: E731
-
-    def train_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> float:
-        for x, y in names["loader"]:
-            optimizer.zero_grad()
-            names["loss_fn"](model(x), y).backward()
-            optimizer.step()
-        return evaluate(model)
-
-    arguments = transformers.TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
-    names |= {"evaluate": evaluate, "train_epoch": train_epoch, "epochs": 3, "arguments": arguments}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MPLBACKEND", "agg")
-        run_snippets("docs/controllers.md", names)
-    optimizer = torch.optim.SGD(names["model"].parameters(), lr=0.1)
-    names |= {"optimizer": optimizer, "scheduler": torch.optim.lr_scheduler.ConstantLR(optimizer)}
-    run_snippets("docs/training.md", names)
-    assert "None" not in capsys.readouterr().out
-
-
-def test_snippets_on_distributed_training_run_in_order(tmp_path):
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo", rank=0, world_size=1, init_method=f"file://{tmp_path}/rendezvous")
-    try:
-        names = given()
-        flat = [p.detach().flatten().requires_grad_() for p in names["model"].parameters()]
-        names |= {"flat_shards": flat, "group": dist.group.WORLD, "path": tmp_path / "checkpoint"}
-        run_snippets("docs/distributed.md", names)
-    finally:
-        dist.destroy_process_group()
-
-
-def test_readme_table_matches_the_committed_results():
+def test_the_demos_table_matches_the_committed_results():
     demo = json.loads((ROOT / "bench" / "results" / "demo.json").read_text())
-    block = README.split("<!-- demo:begin -->")[1].split("<!-- demo:end -->")[0]
-    assert block.strip() == markdown(rate_rows(demo)).strip()
+    assert block("docs/quickstart.md", "demo") == markdown(rate_rows(demo)).strip()
 
 
 @pytest.mark.parametrize(("name", "show"), [("increments", increments.table), ("defaults", defaults.summary)])
 def test_tables_of_the_experiments_match_the_committed_results(name, show):
     found = json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
-    text = (ROOT / "docs" / "policies.md").read_text()
-    assert text.split(f"<!-- {name}:begin -->")[1].split(f"<!-- {name}:end -->")[0].strip() == show(found).strip()
+    assert block("docs/policies/active.md", name) == show(found).strip()
 
 
 def test_the_default_increments_are_those_chosen_by_the_experiment():
@@ -117,16 +52,24 @@ def test_the_default_increments_are_those_chosen_by_the_experiment():
         assert (choice["increment"], choice["low"]) == (backbone.increment, backbone.low)
 
 
-def test_readme_timings_match_the_committed_results():
-    record = results.load(ROOT / "bench" / "results" / "run_cpu.json")
-    block = README.split("<!-- run:begin -->")[1].split("<!-- run:end -->")[0]
-    assert block.strip() == report.readme(record, "run_cpu").strip()
+@pytest.mark.parametrize(("name", "mark"), [("run_cpu", "run"), ("run_gpu", "run_gpu")])
+def test_benchmarks_match_the_committed_results(name, mark):
+    record = results.load(ROOT / "bench" / "results" / f"{name}.json")
+    assert block("docs/results.md", mark) == report.block(record, name).strip()
 
 
-def test_readme_environments_match_the_committed_results():
+def test_readmes_performance_matches_the_committed_results():
+    cpu, gpu = (results.load(ROOT / "bench" / "results" / f"run_{where}.json") for where in ("cpu", "gpu"))
+    assert block("README.md", "performance") == bars.table(cpu, gpu).strip()
+
+
+def test_environments_match_the_committed_results():
     tried = json.loads((ROOT / "docs" / "environments.json").read_text())
-    block = README.split(environments.BEGIN)[1].split(environments.END)[0]
-    assert block.strip() == environments.table(tried).strip()
+    assert block("docs/matrix.md", "environments") == environments.table(tried).strip()
+
+
+def test_readme_is_short():
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 130
 
 
 def test_counts_of_environments_match_pytests_report(tmp_path):
@@ -145,9 +88,13 @@ def test_counts_of_environments_match_pytests_report(tmp_path):
     )
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+def without_math(text: str) -> str:
+    return re.sub(r"\$\$.*?\$\$|\$[^$\n]+\$", "", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_linked_files_exist(document):
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", without_math(document.read_text(encoding="utf-8"))):
         assert target.startswith("http") or (document.parent / target).exists(), target
 
 
@@ -161,7 +108,9 @@ def missing_paths(text: str) -> list[str]:
     return [path for path in named if path not in WRITTEN and not any(ROOT.glob(path.rstrip("/")))]
 
 
-@pytest.mark.parametrize("document", [d for d in DOCUMENTS if d.suffix == ".md"], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "document", [d for d in DOCUMENTS if d.suffix == ".md"], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_named_paths_exist(document):
     assert missing_paths(document.read_text(encoding="utf-8")) == []
 

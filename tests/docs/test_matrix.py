@@ -1,4 +1,4 @@
-"""README's matrix matches docs/matrix.json, which matches the markers of the tests."""
+"""The table of docs/matrix.md matches docs/matrix.json, which matches the markers of the tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def results() -> dict:
 
 
 def test_the_table_matches_the_results():
-    block = matrix.README.read_text(encoding="utf-8").split(matrix.BEGIN)[1].split(matrix.END)[0]
+    block = matrix.DOCUMENT.read_text(encoding="utf-8").split(matrix.BEGIN)[1].split(matrix.END)[0]
     assert block.strip() == matrix.table(results()).strip(), "run `python -m tests.matrix --table`"
 
 
