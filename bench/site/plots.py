@@ -171,6 +171,7 @@ PLOTS: dict[str, Callable[[], Figure]] = {
     "adam": lambda: sweep("Adam"),
     "adamw": lambda: sweep("AdamW"),
     "radam": lambda: sweep("RAdam"),
+    "nadam": lambda: sweep("NAdam"),
     "adabelief": lambda: sweep("AdaBelief"),
     "fixed": fixed,
     "active": active,
