@@ -77,7 +77,7 @@ def test_low_precision_is_converted_and_rounded_as_in_torch(dtype):
     """Covers all numbers of the format, and a million float32 numbers of all sizes, with ties, infinities and NaN."""
 
     def descend(param: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
-        hypers = [1.0] + [0.0] * 8  # p ← p − g
+        hypers = [1.0] + [0.0] * 9  # p ← p − g
         backbone = native.STRUCTURE_NUMBERS["SgdPlain"]
         torch.ops.fused_adaptive.step([param], [grad], [], [], backbone, False, False, hypers, [], [])
         return param
@@ -102,7 +102,7 @@ def functional_arguments(capacity: int = 300) -> tuple:
     params = [torch.randn(capacity), torch.randn(3, 5)]
     grads = [torch.randn_like(p) for p in params]
     state = [torch.zeros_like(p) for _ in range(2) for p in params] + [torch.zeros(()) for _ in params]
-    hypers = [0.01, 0.1, 0.9, 0.999, 1e-8] + [0.0] * 4
+    hypers = [0.01, 0.1, 0.9, 0.999, 1e-8] + [0.0] * 5
     roles = [native.ROLE_NUMBERS[name] for name in ("state0", "state1", "step")]
     return params, grads, state, roles, native.STRUCTURE_NUMBERS["AdamWPlain"], False, False, hypers, [], []
 
@@ -198,7 +198,7 @@ def test_hypergradient_rate_is_never_negative_nor_changed_midway(by_default):
     assert pitfalls.hypergradient_rate_is_one_for_all_tensors_of_a_step()
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam", "NAdam", "AdaBelief"])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam", "AdaBelief"])
 def test_decay_is_coupled_or_decoupled_as_asked(name, by_default):
     assert pitfalls.decay_is_of_the_right_kind(name)
 

@@ -15,7 +15,7 @@ from fused_adaptive.backends import native
 from fused_adaptive.core import declarations
 from fused_adaptive.core.state import State
 
-from ..common.cases import CASES, KERNELS, Case, Gradients, every_case, parameters
+from ..common.cases import CASES, KERNELS, OPTIMIZERS, Case, Gradients, every_case, parameters
 from ..common.tolerances import EPSILON, step_bound, step_roundings
 
 STEPS = 10  # at least three intervals of every policy
@@ -214,4 +214,4 @@ def test_a_wrong_variant_exceeds_the_bound(name, dtype, monkeypatch):
 
 
 def test_the_matrix_is_complete():
-    assert len(CASES) == 2 * (9 * 12 + 3 * 2)
+    assert len(CASES) == 2 * (len(OPTIMIZERS) * 12 + 3 * 2)

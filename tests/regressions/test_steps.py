@@ -307,7 +307,7 @@ def decay_is_of_the_right_kind(name: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam", "NAdam", "AdaBelief"])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam", "AdaBelief"])
 def test_decay_is_coupled_or_decoupled_as_asked(name):
     assert decay_is_of_the_right_kind(name)
     with broken(reference.ParamView, "coupled_grad", lambda self, param=None: self.grad()):
