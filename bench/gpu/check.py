@@ -161,6 +161,7 @@ def wait(process: subprocess.Popen[bytes], limit: float) -> int | None:
         process.wait(10)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
     return None
 
 

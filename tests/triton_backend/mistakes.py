@@ -38,11 +38,11 @@ def wrong_backbone(monkeypatch):
 
 
 def wrong_bias(monkeypatch):
-    """Uses bias corrections of the last step."""
+    """Uses the second moment's bias correction of the next step."""
 
     @triton.jit
-    def late(beta1, beta2, t, rectifies, at_five):
-        return corrections(beta1, beta2, t + 1.0, rectifies, at_five)
+    def late(power1, power2, beta2, t, rectifies, at_five):
+        return corrections(power1, power2 * beta2, beta2, t + 1.0, rectifies, at_five)
 
     monkeypatch.setattr(prepare, "corrections", late)
 
