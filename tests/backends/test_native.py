@@ -50,11 +50,11 @@ def test_threads_change_no_bit(case):
 
 
 BITS = """
-import sys, torch
+import itertools, sys, torch
 from tests.backends.test_native import SOME_CASES, run
 assert torch.ops.fused_adaptive.cpu_capability() == sys.argv[1], "this processor has less"
-dtypes = (torch.float32, torch.bfloat16, torch.float16)
-torch.save([run(case, dtype=dtype) for case in SOME_CASES[::3] for dtype in dtypes], sys.argv[2])
+dtypes = itertools.cycle((torch.float32, torch.bfloat16, torch.float16))  # conversions do not depend on the case
+torch.save([run(case, dtype=dtype) for case, dtype in zip(SOME_CASES[::3], dtypes)], sys.argv[2])
 """
 
 

@@ -62,7 +62,11 @@ class Captured:
 BELIEVED = ("cuda/executor.cpp", "if (was_captured_ || found_grads_ != grads_)", "if (found_grads_ != grads_)")
 
 
-@pytest.mark.parametrize("patches", [[], [BELIEVED]], ids=["as it is", "what was sent is believed"])
+@pytest.mark.parametrize(
+    "patches",
+    [[], pytest.param([BELIEVED], marks=pytest.mark.heavy)],
+    ids=["as it is", "what was sent is believed"],
+)
 def test_eager_steps_between_replays_use_their_own_gradients(patches):
     runs = [Captured(patches).run("ererereer", captured) for captured in (False, True)]
     assert all(map(torch.equal, *runs)) == (not patches)
@@ -102,6 +106,7 @@ def test_blocks_are_counted_after_a_fence():
     assert own.emulated.lib.emulation_unfenced() == 0
 
 
+@pytest.mark.heavy
 def test_a_fence_before_the_barrier_is_noticed():
     barrier = "FA_SHARED(bool, last);\n  __syncthreads();"
     early = [("cuda/device.cuh", barrier, barrier.replace("__sync", "__threadfence();\n  __sync"))]

@@ -30,7 +30,7 @@ MUTANTS = {
         ("cuda/device.cuh", "near && step.powers[x.group].t == t;", "near && step.powers[x.group].t >= 0;")
     ],
 }
-LIGHT = list(MUTANTS)[:4]
+LIGHT = list(MUTANTS)[:2]
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.heavy] * (n not in LIGHT)) for n in MUTANTS])

@@ -100,7 +100,7 @@ POLICIES = {
 
 @feature
 @every_backend
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", ["active", *(pytest.param(p, marks=pytest.mark.heavy) for p in ("both", "tlr"))])
 def test_with_optimizers(policy, backend, tmp_path):
     """``optimizers=(optimizer, scheduler)`` with at least two interval ends, clipping, and a warm-up."""
 
