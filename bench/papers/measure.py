@@ -96,6 +96,9 @@ def _with_commit(job: Any, train: Any, made_at: str | None) -> Run:
 
 
 def _line(run: Run) -> str:
-    shown = {k: v for k, v in run.items() if k not in (*LISTS, "setting", "commit", "timing") and v is not None}
-    last = f"  {run['test'][-1]}" if run.get("test") else ""
+    """Returns what is printed of a finished run: its numbers, and the last result of a history."""
+    left_out = (*LISTS, "setting", "commit", "timing")
+    shown = {k: v for k, v in run.items() if k not in left_out and not isinstance(v, (list, dict, type(None)))}
+    history = run.get("test")  # the controllers' program has the number of test images there
+    last = f"  {history[-1]}" if isinstance(history, list) and history else ""
     return " ".join(f"{key}={value}" for key, value in shown.items()) + last

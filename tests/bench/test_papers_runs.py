@@ -206,6 +206,11 @@ def test_a_part_of_the_runs_is_shown_without_a_verdict(experiment, tmp_path, mon
     assert report.draw("rules", "cpu") == tmp_path / "results" / "rules.png"
 
 
+def test_a_finished_run_is_printed_whatever_its_program_notes():
+    assert measure._line({"method": "aalr", "test": 10_000, "history": [[0, 1]], "seed": None}) == "method=aalr"
+    assert measure._line({"method": "plain", "test": [80.0, 81.5], "commit": "c"}) == "method=plain  81.5"
+
+
 def test_the_program_lists_runs_and_resumes(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(measure, "BUILD", tmp_path)
     assert program.main(["--list"]) == 0
