@@ -103,7 +103,7 @@ SHARED = r"end_active|prepare|finish"
 #: Names of the variants that each part of the matrix runs.
 PARTS = {
     "momentum": rf"update \w+ sgd|measure|slope \w+ (stored|momentum)|{SHARED}",
-    "moments": rf"update \w+ adam|measure \w+ (?!displacement)|slope \w+ quotient|{SHARED}",
+    "moments": rf"update \w+ n?adam|measure \w+ (?!displacement)|slope \w+ quotient|{SHARED}",
     "variances": rf"update \w+ belief|measure \w+ (?!displacement)|slope \w+ quotient|{SHARED}",
 }
 
