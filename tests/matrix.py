@@ -23,6 +23,7 @@ import os
 import platform
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -215,17 +216,16 @@ def merge(into: dict[str, Any], cell: dict[str, Any]) -> None:
             own[outcome] = own.get(outcome, 0) + number
 
 
-def with_gpu(features: Features) -> Features:
-    """Returns a copy with the outcomes of tests that have run on a GPU."""
-    copy: Features = json.loads(json.dumps(features))
-    for run in json.loads(ON_GPU.read_text())["runs"]:
-        for of_feature in copy.values():
-            for backend, cell in of_feature.items():
-                word = backend.partition("-")[0]
-                for test, own in cell["tests"].items():
-                    for name in (test, f"{test}[{word}]"):
-                        for outcome, number in run["tests"].get(name, {}).items():
-                            own[GPU if outcome == "passed" else outcome] = number
+def with_gpu(features: Features, runs: list[dict[str, Any]]) -> Features:
+    """Returns a copy with the outcomes of tests that have run on a GPU. ``runs``: those of a test's last run count."""
+    copy = deepcopy(features)
+    last = {test: outcomes for run in runs for test, outcomes in run["tests"].items()}
+    for of_feature in copy.values():
+        for backend, cell in of_feature.items():
+            word = backend.partition("-")[0]
+            for test, own in cell["tests"].items():
+                for outcome, number in {**last.get(test, {}), **last.get(f"{test}[{word}]", {})}.items():
+                    own[GPU if outcome == "passed" else outcome] = number
     return copy
 
 
@@ -247,14 +247,15 @@ def verdict(cell: dict[str, Any] | None) -> str:
 
 def table(results: dict[str, Any]) -> str:
     """Returns the results as Markdown."""
-    features = with_gpu(results["features"])
+    runs = json.loads(ON_GPU.read_text())["runs"]
+    features = with_gpu(results["features"], runs)
     columns = [name for name in BACKENDS if any(name in cells for cells in features.values())]
     lines = ["| | " + " | ".join(BACKENDS[name] for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     known = [name for name in ORDER if name in features]
     for feature in known + sorted(set(features) - set(known)):
         cells = [verdict(features[feature].get(name)) for name in columns]
         lines.append(f"| {feature} | " + " | ".join(cells) + " |")
-    where, on_gpu = results["where"], json.loads(ON_GPU.read_text())["runs"][-1]["machine"]
+    where, on_gpu = results["where"], runs[-1]["machine"]
     here = f"torch {where['torch']}, Python {where['python']}, {where['gpu'] or 'no GPU'}"
     there = f"{on_gpu['device']}, torch {on_gpu['torch']}, where not all of a row's cases have run"
     lines += ["", f"From {count(results['features'])} tests; {here}. {GPU}: {there}."]

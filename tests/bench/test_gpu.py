@@ -246,3 +246,21 @@ def test_a_step_of_the_check_reports_its_outcome(tmp_path):
     assert outcome("", left=1)["outcome"] == "not run"
     missing = gpu_check.run(gpu_check.Step("x", ("/nonexistent",), 60), tmp_path, 60)
     assert missing["outcome"] == "not run"
+
+
+JUNIT = """<testsuites><testsuite>
+<testcase classname="tests.gpu.test_graphs" name="test_masters[native-active-split]"/>
+<testcase classname="tests.gpu.test_graphs" name="test_masters[native-fixed-split]"><failure message="no"/></testcase>
+<testcase classname="tests.gpu.test_graphs" name="test_masters[triton-fixed-split]"><skipped message="no"/></testcase>
+<testcase classname="tests.gpu.test_parity" name="test_ten[AdamW-active]"/>
+<testcase time="0.1"/>
+</testsuite></testsuites>"""
+
+
+def test_outcomes_are_counted_by_test_and_backend(tmp_path):
+    (tmp_path / "native.xml").write_text(JUNIT)
+    assert gpu_check.outcomes_of(tmp_path / "native.xml") == {
+        "tests/gpu/test_graphs.py::test_masters[native]": {"passed": 1, "failure": 1},
+        "tests/gpu/test_graphs.py::test_masters[triton]": {"skipped": 1},
+        "tests/gpu/test_parity.py::test_ten": {"passed": 1},
+    }

@@ -61,6 +61,25 @@ def test_text_of_a_cell():
     assert says("skipped", reason="no GPU") == "no GPU: not run"
     assert says("skipped", reason="needs 16 GB") == "not run"
     assert says("passed", "failed") == "**fails**"
+    assert says("PTX", "GPU") == "GPU"
+    assert says("GPU", "failure") == "**fails**"
+
+
+def test_the_last_run_on_a_gpu_counts():
+    def cell(**outcomes: int) -> dict:
+        return {"tests": {"a.py::test_graph": outcomes}}
+
+    features = {"graphs": {"native-cuda": cell(emulated=2), "triton": cell(emulated=2), "reference": cell(passed=1)}}
+    names = [f"a.py::test_graph[{backend}]" for backend in ("native", "triton")]
+    runs = [{"tests": {names[0]: {"failure": 1, "passed": 1}}}, {"tests": {names[0]: {"passed": 2}}}]
+    found = matrix.with_gpu(features, runs)["graphs"]
+    assert {b: matrix.verdict(c) for b, c in found.items()} == {
+        "native-cuda": "GPU",
+        "triton": "emulated",
+        "reference": "yes",
+    }
+    assert matrix.verdict(matrix.with_gpu(features, runs[:1])["graphs"]["native-cuda"]) == "**fails**"
+    assert features["graphs"]["native-cuda"] == cell(emulated=2)
 
 
 SAMPLE = """
