@@ -85,20 +85,9 @@ def together(out: Path) -> list[Step]:
 def alone(out: Path) -> list[Step]:
     """Returns what is timed, in order of worth: a limit on the whole cuts the last."""
     module = (sys.executable, "-m")
-    lists = (
-        "--shapes",
-        "1e8",
-        "10x5M",
-        "resnet50",
-        "2000x1000",
-        "--rivals",
-        "torch",
-        "--parts",
-        "cases",
-        "--seconds",
-        "2",
-    )
-    timing = (*module, "bench.step.run", "--device", "cuda", *lists, "--output", str(out / "run.json"))
+    shapes = ("1e8", "10x5M", "resnet50", "2000x1000")
+    limits = ("--rivals", "torch", "--parts", "cases", "--seconds", "2", "--output", str(out / "run.json"))
+    timing = (*module, "bench.step.run", "--device", "cuda", "--shapes", *shapes, *limits)
     bandwidth = (*module, "bench.gpu.bandwidth")
     counters = (installed("ncu"), "--clock-control", "none", "-k", "regex:update", "--section", "SpeedOfLight")
     counters += ("--section", "MemoryWorkloadAnalysis", "--section", "Occupancy", "--section", "WarpStateStats")

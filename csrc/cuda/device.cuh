@@ -204,11 +204,7 @@ FA_DEVICE void put_counts(const Values& values, const Numbers n) {
   const auto put = [](auto* at, auto value) {
     if (at != nullptr) *at = value;
   };
-  if (n.step_is_double) {
-    put(static_cast<double*>(n.step), values.counts.step);
-  } else {
-    put(static_cast<float*>(n.step), static_cast<float>(values.counts.step));
-  }
+  n.set_step(values.counts.step);
   n.set_product(values.counts.mu_product);
   put(n.active_step, values.counts.active_step);
   put(n.active_applied, values.counts.active_applied);

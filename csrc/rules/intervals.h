@@ -16,37 +16,32 @@ struct Numbers {
   bool step_is_double;
   bool product_is_float;  // mu_product is rounded to float32, also where a copy of it is a double
 
-  FA_INLINE double step_count() const {
-    if (step == nullptr) return 0;
-    return step_is_double ? *static_cast<double*>(step) : static_cast<double>(*static_cast<float*>(step));
-  }
-  FA_INLINE void count_step() const {
-    if (step == nullptr) return;
-    if (step_is_double) {
-      *static_cast<double*>(step) += 1;
-    } else {
-      *static_cast<float*>(step) += 1;
-    }
-  }
-  FA_INLINE double product() const {
-    if (mu_product == nullptr) return 1;
-    return step_is_double ? *static_cast<double*>(mu_product) : static_cast<double>(*static_cast<float*>(mu_product));
-  }
+  FA_INLINE double step_count() const { return read(step, 0); }
+  FA_INLINE void set_step(double count) const { write(step, count); }
+  FA_INLINE void count_step() const { set_step(step_count() + 1); }
+  FA_INLINE double product() const { return read(mu_product, 1); }
   // Returns mu_product after a step with this momentum.
   FA_INLINE double next_product(double mu) const {
     return product_is_float ? static_cast<double>(static_cast<float>(product()) * static_cast<float>(mu))
                             : product() * mu;
   }
-  FA_INLINE void set_product(double product) const {
-    if (mu_product == nullptr) return;
-    if (step_is_double) {
-      *static_cast<double*>(mu_product) = product;
-    } else {
-      *static_cast<float*>(mu_product) = static_cast<float>(product);
-    }
-  }
+  FA_INLINE void set_product(double product) const { write(mu_product, product); }
   FA_INLINE void count_rounding() const {
     if (rounding_step != nullptr) *rounding_step += 1;
+  }
+
+ private:
+  FA_INLINE double read(const void* at, double otherwise) const {
+    if (at == nullptr) return otherwise;
+    return step_is_double ? *static_cast<const double*>(at) : static_cast<double>(*static_cast<const float*>(at));
+  }
+  FA_INLINE void write(void* at, double number) const {
+    if (at == nullptr) return;
+    if (step_is_double) {
+      *static_cast<double*>(at) = number;
+    } else {
+      *static_cast<float*>(at) = static_cast<float>(number);
+    }
   }
 };
 

@@ -202,9 +202,9 @@ class TritonPlan:
                     self._measure(tables, unit)
         self._first.difference_update(moved)
         if not self.on_device:
-            for i in moved if "mu_product" in self._bound else ():
-                state, group = self._views[i].state, self._views[i].group
-                state["mu_product"] *= self._views[i].backbone.momentum(state["step"].item() + 1, group)
+            for i in self._bound.get("mu_product", {}).keys() & set(moved):
+                view = self._views[i]
+                view.state["mu_product"] *= view.backbone.momentum(view.state["step"].item() + 1, view.group)
             resting = [i for i in moved if id(self._views[i].group) in self._numbers.resting]
             self._counts.step(ending, moved, resting)
         for param, dense in self._copies:
