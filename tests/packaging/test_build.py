@@ -353,6 +353,7 @@ def wheel_by_way_of_sdist(tree: Path, **variables: str) -> tuple[Path, set[str]]
         return wheel, set(archive.namelist())
 
 
+@pytest.mark.heavy
 @needs_compiler
 @needs_pip
 def test_sdist_and_wheel(tmp_path):
