@@ -144,7 +144,7 @@ class Build(build_ext):
             setattr(command, option, getattr(self, option))
         command.ensure_finalized()
         # With a torch that is for the CPU only, torch's build does not notice that a header of a .cu file has changed.
-        newest = max(Path(header).stat().st_mtime for header in extension.depends)
+        newest = max((Path(header).stat().st_mtime for header in extension.depends), default=0.0)
         for compiled in Path(command.build_temp).glob("csrc/cuda/*.o"):
             if compiled.stat().st_mtime < newest:
                 compiled.unlink()
