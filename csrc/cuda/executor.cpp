@@ -60,6 +60,22 @@ class CudaExecutor : public Executor {
     return all;
   }
 
+  std::vector<int64_t> uninitialized(const Plan& plan) const override {
+    if (!on_device_ || mirrors_.empty()) return Executor::uninitialized(plan);
+    const DeviceGuard guard(device_);
+    const cudaStream_t stream = current_stream(device_);
+    std::vector<Mirror> counted(plan.members.size());
+    check(cudaMemcpyAsync(counted.data(), mirrors_memory_.at<Mirror>(), counted.size() * sizeof(Mirror),
+                          cudaMemcpyDeviceToHost, stream),
+          "cudaMemcpyAsync");
+    check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+    std::vector<int64_t> found;
+    for (size_t i = 0; i < counted.size(); ++i) {
+      if (counted[i].step == 0) found.push_back(static_cast<int64_t>(i));
+    }
+    return found;
+  }
+
   void end_interval(Plan& plan, const std::vector<Hyper>& hypers) override {
     const DeviceGuard guard(device_);
     begin(plan, hypers);

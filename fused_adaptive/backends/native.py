@@ -23,6 +23,7 @@ from . import reference
 from .plans import (
     POLICIES,
     GroupNumbers,
+    Unfilled,
     collect_state,
     dense_copies,
     dense_gradient,
@@ -88,9 +89,11 @@ def step(
     On a GPU the host neither waits for the device nor reads from it.
     """
     on_host = found_inf is not None and _is_on_host(found_inf)
-    if on_host and bool(found_inf):
-        participants.check_gradients()
-        return
+    if on_host:
+        if bool(found_inf):
+            participants.check_gradients()
+            return
+        found_inf = None
     plans = ready(participants, _plans, "native")
     if plans is None:
         reference.step(participants, found_inf, grad_scale, random_rates)
@@ -99,7 +102,7 @@ def step(
     for plan in plans:
         participants.keep(plan.step(found_inf, grad_scale, table))
     if random_rates is not None:
-        random_rates.count(None if on_host else found_inf)
+        random_rates.count(found_inf)
 
 
 def end_interval(participants: Participants) -> None:
@@ -113,13 +116,13 @@ def register_fakes() -> None:
     torch.library.register_fake("fused_adaptive::step", lambda *_, **__: None, allow_override=True)
 
 
-def _plans(participants: Participants) -> list[NativePlan] | None:
+def _plans(participants: Participants, for_step: bool) -> list[NativePlan] | None:
     """Returns one plan per device and location of the counters; None if one gain is shared by several plans."""
     if participants.plans is None:
         views_of = views_of_plans(participants, _on_device)
         if views_of is None:
             return None
-        participants.plans = [NativePlan(views, participants) for views in views_of]
+        participants.plans = [NativePlan(views, participants, for_step) for views in views_of]
     return participants.plans
 
 
@@ -146,25 +149,26 @@ class NativePlan:
     Args:
         views: the device's views, with complete state.
         participants: all participants of the step.
+        for_step: whether it is built for a step, which creates momentum buffers.
     """
 
-    def __init__(self, views: Sequence[ParamView], participants: Participants) -> None:
+    def __init__(self, views: Sequence[ParamView], participants: Participants, for_step: bool) -> None:
         self.device = views[0].param.device
         self._views = views
         self._params = [view.param for view in views]
         self._numbers = GroupNumbers(views)
         self._groups = self._numbers.groups
         self._backbone = views[0].backbone
-        # A parameter with gaps or overlaps in memory is updated in a dense copy, which is then copied back.
+        # A parameter with gaps in memory is updated in a dense copy, which is then copied back.
         self._parked = parked_members(views)
         self._dense = dense_copies(self._params, self._parked)
         pairs = enumerate(zip(self._params, self._dense, strict=True))
         self._copies = [(p, d) for i, (p, d) in pairs if p is not d and i not in self._parked]
         self._grads: list[Tensor] = []
         self._absent: list[int] = []
-        self._build(participants)
+        self._build(participants, for_step)
 
-    def _build(self, participants: Participants) -> None:
+    def _build(self, participants: Participants, for_step: bool) -> None:
         ops, views = torch.ops.fused_adaptive, self._views
         group_numbers = {id(group): i for i, group in enumerate(self._groups)}
         number = self._number = ops.plan_new(
@@ -178,7 +182,8 @@ class NativePlan:
         )
         weakref.finalize(self, ops.plan_free, number)
         ops.plan_seeds(number, [group.get("rounding_seed", 0) for group in self._groups])
-        bound, first = collect_state(views, self._dense, self._backbone, self._parked)
+        bound, first = collect_state(views, self._dense, self._backbone, self._parked, for_step)
+        self._unfilled = Unfilled(views, first)
         if first:
             ops.plan_first(number, first)
         if self._parked:
@@ -274,6 +279,8 @@ class NativePlan:
         for param, dense in self._copies:
             param.copy_(dense)
         self._grads = []  # so that a gradient does not outlive its parameter's .grad
+        if found_inf is None and self._unfilled.members:
+            self._unfilled.remove(set(range(len(self._params))).difference(self._absent))
         return self._follow(traces, random_rates, scale, inf, *lrs)
 
     def end_interval(self) -> Sequence[Any]:
@@ -284,6 +291,10 @@ class NativePlan:
         traces = torch.ops.fused_adaptive.plan_end_interval(self._number, self._numbers.read(self.device)[0])
         self._raise_failure()
         return self._follow(traces)
+
+    def unfilled(self) -> list[ParamView]:
+        """Returns the views whose momentum buffer the plan has created and no step has filled."""
+        return self._unfilled.views(lambda: torch.ops.fused_adaptive.plan_uninitialized(self._number))
 
     def _follow(self, traces: int, *inputs: Tensor | None) -> Sequence[Any]:
         """Records the stream for memory used on it, and returns the objects to keep (``Traces``, csrc/plan/plan.h)."""

@@ -42,26 +42,30 @@ class AnyPlan(Protocol):
 
     def end_interval(self) -> Sequence[Any]: ...
 
+    def unfilled(self) -> list[ParamView]: ...
+
 
 P = TypeVar("P", bound=AnyPlan)
 
 
 def ready(
-    participants: Participants, plans_of: Callable[[Participants], list[P] | None], backend: str
+    participants: Participants, plans_of: Callable[[Participants, bool], list[P] | None], backend: str
 ) -> list[P] | None:
     """Returns the plans with this step's gradients, checked; None if the reference backend must run the step.
 
     Args:
         participants: the participants of the step.
         plans_of: returns the backend's plans and keeps them in ``participants.plans``; None if it has no plans for
-            these tensors.
+            these tensors. The second argument says whether they are for a step, which creates momentum buffers.
         backend: the name of the backend, for the error message.
 
     Raises:
         RuntimeError: if the backend cannot use the parameters, gradients or state.
     """
     for _ in range(2):
-        plans = None if participants.uses_reference else plans_of(participants)
+        if participants.plans is None:
+            participants.follow_data()
+        plans = None if participants.uses_reference else plans_of(participants, True)
         if plans is None:
             participants.uses_reference = True
             return None
@@ -75,18 +79,19 @@ def ready(
                 numbers_of(group, lr_on_device=isinstance(group["lr"], Tensor))
             return plans
         participants.check_gradients()  # its error for a gradient of the wrong shape is clearer than one for state
-        participants.plans = None
+        participants.drop_plans()
     raise RuntimeError(
         f"the {backend} backend cannot use these parameters, gradients or state; use backend='reference'"
     )
 
 
-def end_interval(participants: Participants, plans_of: Callable[[Participants], list[P] | None]) -> None:
+def end_interval(participants: Participants, plans_of: Callable[[Participants, bool], list[P] | None]) -> None:
     """Ends the running interval of every policy, outside of a step."""
-    plans = None if participants.uses_reference else plans_of(participants)
+    plans = None if participants.uses_reference else plans_of(participants, False)
     if plans is not None and not all(plan.holds() for plan in plans):
-        participants.plans = None
-        plans = plans_of(participants)
+        participants.drop_plans()
+        participants.follow_data()
+        plans = plans_of(participants, False)
     if plans is None:
         reference.end_interval(participants)
         return
@@ -152,7 +157,7 @@ def parked_members(views: Sequence[ParamView]) -> dict[int, Tensor]:
 
 
 def dense_copies(params: Sequence[Tensor], parked: Mapping[int, Tensor]) -> list[Tensor]:
-    """Returns the tensors to update: the parameters, or a new dense tensor for one with gaps or overlaps in memory."""
+    """Returns the tensors to update: the parameters, or a new dense tensor for one with gaps in memory."""
     params = [parked.get(i, p) for i, p in enumerate(params)]
     strides = [torch.empty_like(p, device="meta").stride() for p in params]
     dense = [p.stride() == dense_strides and not is_lazy(p) for p, dense_strides in zip(params, strides, strict=True)]
@@ -160,11 +165,22 @@ def dense_copies(params: Sequence[Tensor], parked: Mapping[int, Tensor]) -> list
 
 
 def collect_state(
-    views: Sequence[ParamView], dense: Sequence[Tensor], backbone: Backbone, parked: Container[int]
+    views: Sequence[ParamView],
+    dense: Sequence[Tensor],
+    backbone: Backbone,
+    parked: Container[int],
+    for_step: bool,
 ) -> tuple[dict[str, dict[int, Tensor]], list[int]]:
     """Collects the state tensors of a plan, and creates or copies them where the update requires it.
 
     Leaves out the state of parked members that only an update uses.
+
+    Args:
+        views: the views of the plan.
+        dense: the tensors to update.
+        backbone: the backbone of the views.
+        parked: the members without memory.
+        for_step: whether the momentum buffers of members with a gradient are created.
 
     Returns:
         A dict from role to a dict from member to tensor, and the list of members whose momentum buffer was just
@@ -180,7 +196,7 @@ def collect_state(
             _check_memory(view.param, "data", view)
         # Only the entries of the group's backbone and policies; others may be left from previous policies.
         named = specs(backbone, view.group, view.param.dtype)
-        if "momentum_buffer" in named and "momentum_buffer" not in view.state and view.applies:
+        if for_step and view.applies and "momentum_buffer" in named and "momentum_buffer" not in view.state:
             view.state["momentum_buffer"] = torch.zeros_like(param, dtype=state_dtype(param))
             first.append(i)
         for name in named:
@@ -198,6 +214,38 @@ def collect_state(
                 value = view.state[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
             bound.setdefault(role, {})[i] = value
     return bound, first
+
+
+class Unfilled:
+    """The members of a plan whose momentum buffers were created and have no value yet, as far as the host knows.
+
+    Args:
+        views: the views of the plan.
+        members: those whose buffers were just created.
+    """
+
+    def __init__(self, views: Sequence[ParamView], members: list[int]) -> None:
+        self._views, self.members = views, members
+
+    def remove(self, filled: Container[int]) -> None:
+        """Removes members after a step that was not skipped."""
+        if self.members:
+            self.members = [i for i in self.members if i not in filled]
+
+    def views(self, uncounted: Callable[[], Container[int]]) -> list[ParamView]:
+        """Returns the views of the members.
+
+        Args:
+            uncounted: returns the members that no step has updated. It may wait for the device, so it is not called
+                without need: zeros are as good a buffer as none without dampening, and a graph that is being captured
+                follows a step.
+        """
+        views = [self._views[i] for i in self.members]
+        if all(view.group["dampening"] == 0 for view in views) or is_capturing(views[0].param.device):
+            return []
+        unknown = uncounted()
+        self.members = [i for i in self.members if i in unknown]
+        return [self._views[i] for i in self.members]
 
 
 def _check_memory(tensor: Tensor, name: str, view: ParamView) -> None:

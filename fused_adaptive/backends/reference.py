@@ -53,6 +53,7 @@ def step(
         )
     if found_inf is not None and bool(found_inf):
         return
+    participants.follow_data()
     for group in participants.groups:
         numbers_of(group)
     for view in participants.views:  # views are kept between steps; these two attributes are of this step only

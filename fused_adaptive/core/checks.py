@@ -175,6 +175,8 @@ def _problem(param: Tensor, grad: Tensor) -> tuple[str, str] | None:
             f"is on {grad.device} and the parameter on {param.device}: move the model before the forward pass, then "
             "backward again"
         )
+    if 0 in param.stride() and any(s == 0 and n > 1 for s, n in zip(param.stride(), param.shape, strict=True)):
+        return "data", "has elements that share memory, as expand() makes them: clone() it"
     return None
 
 

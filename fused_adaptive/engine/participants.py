@@ -52,6 +52,7 @@ class Participants:
         owner: weak reference to the optimizer.
         key: unique in this process.
         captured: memory that CUDA graphs point to. The list is the optimizer's, so it outlives this object.
+        incomplete: parameters whose next update creates state, as SGD's first one does.
     """
 
     views: list[ParamView]
@@ -66,7 +67,9 @@ class Participants:
     owner: Any = None
     key: int = field(default_factory=count(1).__next__)
     captured: list[Any] = field(default_factory=list, repr=False)
+    incomplete: list[Tensor] = field(default_factory=list, repr=False)
     _waiting: list[Tensor] = field(default_factory=list, repr=False)
+    _forms: list[Any] = field(default_factory=list, repr=False)
     _fingerprint: Fingerprint | None = field(default=None, repr=False)
 
     def is_current(self, groups: Groups, states: States) -> bool:
@@ -81,6 +84,42 @@ class Participants:
     def has_newcomers(self) -> bool:
         """Returns whether a parameter that is not in ``views`` has a gradient."""
         return not all(map(is_, [p.grad for p in self._waiting], repeat(None)))
+
+    def renew(self, states: States) -> None:
+        """Takes the state that a step has created for the participants' own."""
+        self._fingerprint = Fingerprint(self.backbone, self.groups, states)
+        self.incomplete = _incomplete(self.views, self.params)
+
+    def drop_plans(self) -> None:
+        """Frees the plans."""
+        self.drop_unfilled()
+        self.plans = None
+
+    def drop_unfilled(self) -> None:
+        """Removes the momentum buffers that plans have created and no step has filled, and the plans with them.
+
+        Only these plans know that the first update has to fill them. Such buffers exist if AMP has skipped every step
+        on the device, or a step has raised an error.
+        """
+        unfilled = [view for plan in self.plans or () for view in plan.unfilled()]
+        for view in unfilled:
+            del view.state["momentum_buffer"]
+        for shard in self.shards:
+            if "momentum_buffer" in shard.state and "momentum_buffer" not in shard.view.state:
+                del shard.state["momentum_buffer"]
+        if unfilled:
+            self.plans = None
+
+    def follow_data(self) -> None:
+        """Converts state if parameters' data have changed their dtype since the last call.
+
+        Raises:
+            RuntimeError: for state of another shape than its parameter.
+        """
+        forms = [(view.param.dtype, view.param.shape) for view in self.views]
+        for view in self.views if self._forms not in ([], forms) else ():
+            _convert(view, specs(self.backbone, view.group, view.param.dtype))
+        self._forms = forms
 
     def keep(self, captured: Sequence[Any]) -> None:
         """Keeps memory that launches in a captured CUDA graph point to, as long as the optimizer lives."""
@@ -179,9 +218,18 @@ def _participants(
         backbone,
         [g for g in groups if id(g) not in active and any(policy.counter for policy in from_plain(g["policy"]))],
         shards,
+        incomplete=_incomplete(views, params),
         _waiting=[p for group in groups for p in group["params"] if id(p) not in collected],
         _fingerprint=Fingerprint(backbone, groups, states),
     )
+
+
+def _incomplete(views: Sequence[ParamView], params: Sequence[Tensor]) -> list[Tensor]:
+    """Returns the parameters whose state lacks an optional entry."""
+    groups = {id(view.group): view for view in views}
+    names = {key: {n for n, s in v.backbone.state_spec(v.group).items() if s.optional} for key, v in groups.items()}
+    pairs = zip(views, params, strict=True)
+    return [p for view, p in pairs if names[id(view.group)] - view.state.keys()]
 
 
 def _convert(view: ParamView, spec: dict[str, StateSpec]) -> None:

@@ -118,7 +118,8 @@ def traced_step(optimizer: Handled, grad_scale: Tensor | None, found_inf: Tensor
     """
     participants = optimizer._participants
     # Lists, no generators: Dynamo keeps traced generators in reference cycles with everything that it traces here.
-    if participants is None or any([p.grad is not None for p in participants._waiting]):  # noqa: C419
+    without_state = [] if participants is None else [*participants._waiting, *participants.incomplete]
+    if participants is None or any([p.grad is not None for p in without_state]):  # noqa: C419
         _NO_GRAPH(NO_STATE)
         raise RuntimeError(NO_STATE)
     if any([policy.naive for policy in participants.members]):  # noqa: C419
@@ -190,6 +191,8 @@ def _compiled_step(
     optimizer._opt_called = True  # torch's schedulers read it
     bound = optimizer._bound
     if bound is None or bound.of is not participants or not _is_bound_to(bound, params, state):
+        if any(plan.unfilled() for plan in participants.plans or ()):  # AMP has skipped every step
+            raise RuntimeError(NO_STATE)
         bound = Bound(participants, params, state)
         # Copies exist during this call only.
         optimizer._bound = bound if all(map(_same, params, participants.params)) else None

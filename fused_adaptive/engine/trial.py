@@ -71,13 +71,11 @@ class Trial(NamedTuple):
     Args:
         policy: policy of all tensors.
         participants: tensors that have state.
-        is_new: whether the participants have just been collected.
         found_inf, grad_scale: from AMP and clipping.
     """
 
     policy: TrainableLR
     participants: Participants
-    is_new: bool
     found_inf: Tensor | None
     grad_scale: Tensor | None
 

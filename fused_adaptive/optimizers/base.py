@@ -102,7 +102,7 @@ class AdaptiveOptimizer(Handled):
         param_group.update(numbers, policy=policy)
         super().add_param_group(param_group)
         reference_rates.meet(param_group)
-        self._participants = self._bound = None
+        self._drop_participants()
         self._backend = backend
 
     @overload
@@ -292,9 +292,8 @@ class AdaptiveOptimizer(Handled):
         """Performs the step and returns None. If a trial must come before the update, only returns the trial."""
         grad_scale, found_inf = self._amp()
         participants = self._current()
-        is_new = participants is None or participants.has_newcomers()
         only_makes_state = False
-        if participants is None or is_new:
+        if participants is None or participants.has_newcomers():
             # All checks run before state is created. In later steps only the backend checks.
             check_gradients(self.param_groups)
             self._settle_policies()
@@ -318,8 +317,8 @@ class AdaptiveOptimizer(Handled):
                 participants.check_gradients()  # raises an error that names the parameter, of a sparse gradient, say
                 raise
         if naive is not None:
-            return Trial(naive, participants, is_new, found_inf, grad_scale)
-        self._update(participants, is_new, found_inf, grad_scale, only_makes_state)
+            return Trial(naive, participants, found_inf, grad_scale)
+        self._update(participants, found_inf, grad_scale, only_makes_state)
         return None
 
     def _amp(self) -> tuple[Tensor | None, Tensor | None]:
@@ -330,19 +329,17 @@ class AdaptiveOptimizer(Handled):
     def _finish(self, trial: Trial, closure: Callable[[], Any]) -> None:
         params = list(chain.from_iterable(group["params"] for group in self.param_groups))
         evaluate_trial(trial, params, closure)
-        self._update(trial.participants, trial.is_new, trial.found_inf, trial.grad_scale)
+        self._update(trial.participants, trial.found_inf, trial.grad_scale)
 
     def _update(
         self,
         participants: Participants,
-        is_new: bool,
         found_inf: Tensor | None,
         grad_scale: Tensor | None,
         only_makes_state: bool = False,
     ) -> None:
         """Performs the update. Updates this rank's shards of DTensors."""
         participants.localize_gradients()
-        entries = self._count_entries() if is_new else 0
         self._backend.step(participants, found_inf, grad_scale, None if only_makes_state else self._random_rates)
         if only_makes_state:  # torch.distributed.checkpoint steps like this to create state; no interval has begun
             for policy, views in participants.members.items():
@@ -350,12 +347,9 @@ class AdaptiveOptimizer(Handled):
         else:
             count_idle_calls(participants.idle, found_inf)
         participants.write_back()
-        if is_new and entries != self._count_entries():
-            self._collect()  # the update has created SGD's buffers, which torch.compile must trace
-
-    def _count_entries(self) -> int:
-        """Returns the number of state entries of all parameters; other keys of ``state`` are not counted."""
-        return sum(len(self.state.get(p, ())) for group in self.param_groups for p in group["params"])
+        if any(p.grad is not None for p in participants.incomplete):  # the update has created SGD's buffers
+            self._bound = None
+            participants.renew(self.state)
 
     def _current(self) -> Participants | None:
         """Returns the participants of the last step if nothing has changed since, else None."""
@@ -369,7 +363,7 @@ class AdaptiveOptimizer(Handled):
     def _collect(self, in_step: bool = True) -> Participants:
         backends.check_masters(self._backend, self.param_groups)
         # Before collecting, so that state which the user has dropped is freed before new state is created.
-        self._participants = self._bound = None
+        self._drop_participants()
         participants = collect(
             self.backbone, self.param_groups, self.state, self._memberships, self.process_group, in_step
         )
@@ -379,6 +373,11 @@ class AdaptiveOptimizer(Handled):
             self._participants = participants
             torch_compile.announce(self, participants)
         return participants
+
+    def _drop_participants(self) -> None:
+        if self._participants is not None:
+            self._participants.drop_unfilled()
+        self._participants = self._bound = None
 
     @eager
     def _complete(self) -> Participants:
@@ -390,7 +389,9 @@ class AdaptiveOptimizer(Handled):
         return self._collect(in_step=False)
 
     def _apply_changes(self) -> None:
-        """Adapts state to policies and structure that were set in the param groups; changes nothing else."""
+        """Adapts state to policies and structure that were set in the param groups; drops momentum without a value."""
+        if self._participants is not None:
+            self._participants.drop_unfilled()
         if self._current() is None:
             self._settle_policies()
             memberships = memberships_of_groups(self.backbone, self.param_groups, self.state)

@@ -94,7 +94,7 @@ class GradientRelease:
         # GradScaler then passes its scale to step(), which raises an error that says what is wrong.
         self._amp_scaling_before = optimizer._step_supports_amp_scaling
         optimizer._step_supports_amp_scaling = True
-        optimizer._participants = None  # frees the memory of its plan, which is not used any more
+        optimizer._drop_participants()  # frees the memory of its plan, which is not used any more
         optimizer._release = self
 
     @property

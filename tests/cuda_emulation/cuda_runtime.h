@@ -75,7 +75,7 @@ T __ldcs(const T* from) {
 }
 
 enum cudaError_t { cudaSuccess, cudaErrorStreamCaptureUnsupported, cudaErrorNoKernelImageForDevice };
-enum cudaMemcpyKind { cudaMemcpyHostToDevice };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrComputeCapabilityMajor };
 enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
 using cudaStream_t = void*;
@@ -103,6 +103,9 @@ inline cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStre
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
   if (emulation::is_capturing) return cudaErrorStreamCaptureUnsupported;
   return std::memcpy(to, from, bytes), cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  return emulation::is_capturing ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
 }
 struct cudaFuncAttributes {};
 template <class Kernel>

@@ -21,6 +21,7 @@ SUITES = {
     "oracle": ("tests/parity/test_oracle.py", "agrees and native"),
     "changes": ("tests/engine/test_participants.py", "native and (seen or many_changes)"),
     "masters": ("tests/core/test_masters.py", "native"),
+    "momentum": ("tests/engine/test_first_momentum.py", "native and not inductor"),
     "clipping": ("tests/engine/test_clipping.py", "native"),
     "graphs": ("tests/gpu/test_graphs.py", "native"),
     "compiled": ("tests/engine/test_compile.py", "native and aot_eager or skipped or draws"),

@@ -256,8 +256,8 @@ def test_a_hundred_groups_equal_a_hundred_optimizers(backend):
     if backend == "native":
         build = native.NativePlan._build
 
-        def with_the_first_groups_numbers(self: Any, participants: Any) -> None:
-            build(self, participants)
+        def with_the_first_groups_numbers(self: Any, *arguments: Any) -> None:
+            build(self, *arguments)
             self._numbers.groups = self._groups[:1] * len(self._groups)
 
         with broken(native.NativePlan, "_build", with_the_first_groups_numbers):

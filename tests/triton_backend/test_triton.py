@@ -121,6 +121,12 @@ def test_kernels_have_no_races():
     run_tests("tests/triton_backend/order.py")
 
 
+@needs_triton
+@pytest.mark.heavy
+def test_the_first_momentum():
+    run_tests("tests/engine/test_first_momentum.py", "-k", "triton and not inductor")
+
+
 GRAPHS = "tests/gpu/test_graphs.py"
 
 

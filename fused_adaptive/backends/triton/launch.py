@@ -41,7 +41,7 @@ def end_interval(participants: Participants) -> None:
     plans.end_interval(participants, _plans)
 
 
-def _plans(participants: Participants) -> list[TritonPlan] | None:
+def _plans(participants: Participants, for_step: bool) -> list[TritonPlan] | None:
     """Returns one plan per device and location of counters.
 
     Returns None if tensors of several plans share a gain, or if a gain depends on inner products over several ranks.
@@ -53,5 +53,5 @@ def _plans(participants: Participants) -> list[TritonPlan] | None:
         views_of = plans.views_of_plans(participants, on_device)
         if views_of is None:
             return None
-        participants.plans = [TritonPlan(views, participants) for views in views_of]
+        participants.plans = [TritonPlan(views, participants, for_step) for views in views_of]
     return participants.plans

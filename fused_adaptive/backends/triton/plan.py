@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from itertools import pairwise
 from operator import eq
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.declarations import ROLES
-from ...core.state import state_dtype
 from ...core.view import ParamView
 from ...policies import Hypergradient, Policy, TrainableLR
 from .. import plans
 from ..written import Written
+from .checks import check_state
 from .counts import COUNTERS, HostCounts
 from .interpreter import is_interpreted
 from .kernels import end_active, update
@@ -52,9 +50,10 @@ class TritonPlan:
     Args:
         views: parameters with complete state.
         participants: participants to which the views belong.
+        for_step: whether it is built for a step, which creates momentum buffers.
     """
 
-    def __init__(self, views: Sequence[ParamView], participants: Participants) -> None:
+    def __init__(self, views: Sequence[ParamView], participants: Participants, for_step: bool) -> None:
         self.device = views[0].param.device
         self.on_device = on_device(views[0])
         self._views = views
@@ -66,9 +65,9 @@ class TritonPlan:
         pairs = enumerate(zip(self._params, self._dense, strict=True))
         self._copies = [(p, d) for i, (p, d) in pairs if p is not d and i not in self._parked]
         self._of_one = [i for i, p in enumerate(self._params) if p.numel() == 1]
-        self._bound, first = plans.collect_state(views, self._dense, views[0].backbone, self._parked)
-        self._first = set(first)
-        self._check_state()
+        self._bound, first = plans.collect_state(views, self._dense, views[0].backbone, self._parked, for_step)
+        self._unfilled = plans.Unfilled(views, first)
+        check_state(self._bound, views, self._dense, self._parked, self.on_device)
         position = {id(view): i for i, view in enumerate(views)}
         parted = {
             policy: [position[id(s)] for s in members if id(s) in position]
@@ -97,34 +96,6 @@ class TritonPlan:
         self._has_mirrors = False
         self._streams: list[int] = []  # streams that have used the tables
         self._written = Written(self._params, self._bound.values())
-
-    def _check_state(self) -> None:
-        """Checks shapes, dtypes, devices and overlaps of state, since kernels only get addresses."""
-        ranges = []
-        for role, own in self._bound.items():
-            for i, t in own.items():
-                p, index = self._dense[i], self._views[i].index
-                shaped = t.shape == p.shape and (t.dim() or p.dim() == 0) and ROLES[role].shaped
-                device = self.device if self.on_device or role not in COUNTERS else torch.device("cpu")
-                if not (shaped or (not ROLES[role].shaped and t.numel() == 1)) or t.dtype not in _dtypes(role, p):
-                    raise RuntimeError(
-                        f"the state {role!r} of parameter {index} has the wrong shape or dtype ({t.dtype})"
-                    )
-                if t.device != device:
-                    raise RuntimeError(
-                        f"the state {role!r} of parameter {index} is on {t.device} and has to be on {device}: choose "
-                        "capturable and fused at construction, before there is state"
-                    )
-                if shaped:
-                    ranges.append((t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()))
-        updated = [p for i, p in enumerate(self._dense) if i not in self._parked]
-        ranges += [(p.data_ptr(), p.data_ptr() + p.numel() * p.element_size()) for p in updated]
-        ranges = sorted(r for r in ranges if r[0] != r[1])
-        if any(a[1] > b[0] for a, b in pairwise(ranges)):
-            raise RuntimeError(
-                "two of the optimizer's parameters or state tensors share memory: an update in place would write it "
-                "twice; clone one of them"
-            )
 
     def holds(self) -> bool:
         """Returns whether parameters and state have the addresses and layouts that they had when the plan was built."""
@@ -200,7 +171,8 @@ class TritonPlan:
             for unit in tables.units:
                 if not _measures_before(unit.policy) and ending[unit.policy]:
                     self._measure(tables, unit)
-        self._first.difference_update(moved)
+        if found_inf is None:
+            self._unfilled.remove(moved)
         if not self.on_device:
             for i in self._bound.get("mu_product", {}).keys() & set(moved):
                 view = self._views[i]
@@ -212,6 +184,14 @@ class TritonPlan:
         self._grads = []  # the plan must not keep gradients alive between steps
         self._written.raise_versions([i for i, pointer in enumerate(self._pointers) if not pointer])
         return self._captured(inputs)
+
+    def unfilled(self) -> list[ParamView]:
+        """Returns the views whose momentum buffer the plan has created and no step has filled."""
+        return self._unfilled.views(self._uncounted)
+
+    def _uncounted(self) -> list[int]:
+        counts = self._mirrors.view(torch.float64).view(len(self._views), -1)[:, COUNTERS.index("step")]
+        return (counts == 0).nonzero().flatten().tolist()
 
     def end_interval(self) -> Sequence[Any]:
         """Ends the running interval of every policy. Returns the same as ``step``."""
@@ -271,7 +251,8 @@ class TritonPlan:
         self._note_stream(self._tables)
         self._uploader.send(self._pointers or [0] * len(self._views), self._numbers, capturing)
         if not self._has_mirrors or (not self.on_device and self._counts.have_changed()):
-            self._uploader.copy(self._counts.rows(self._first, len(self._views), self.on_device), self._mirrors)
+            rows = self._counts.rows(self._unfilled.members, len(self._views), self.on_device)
+            self._uploader.copy(rows, self._mirrors)
             self._counts.remember()
             self._has_mirrors = True
         return self._tables
@@ -369,13 +350,6 @@ class TritonPlan:
             else:
                 ending[policy] = policy.ends([self._views[self._members[policy][0]]])
         return ending
-
-
-def _dtypes(role: str, param: Tensor) -> tuple[torch.dtype, ...]:
-    declared = ROLES[role].dtype
-    if declared == "step":
-        return torch.float32, torch.float64
-    return (state_dtype(param) if declared == "state" else getattr(torch, declared),)
 
 
 def _forms(tensors: Sequence[Tensor]) -> list[Any]:
