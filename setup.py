@@ -47,7 +47,9 @@ class Missing(Exception):
 
 def choice(variable: str, *values: str) -> str:
     value = os.environ.get(variable) or values[0]
-    return value if value in values else sys.exit(f"{variable}={value}: choose one of {', '.join(values)}")
+    if value not in values:
+        sys.exit(f"{variable}={value}: choose one of {', '.join(filter(None, values))}")
+    return value
 
 
 def sources(*patterns: str) -> list[str]:
@@ -74,6 +76,14 @@ def find_compiler_and_torch():
     return cpp_extension
 
 
+def check_that_torch_has_cuda() -> None:
+    find_compiler_and_torch()
+    import torch
+
+    if torch.version.cuda is None:
+        raise Missing("this torch has no CUDA; FUSED_ADAPTIVE_BUILD=auto compiles kernels for GPUs all the same")
+
+
 def find_cuda() -> tuple[Path, Path, str]:
     """CUDA's folder, that of its static run-time library, and the architectures to build for."""
     given = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
@@ -97,14 +107,16 @@ class Build(build_ext):
     """Tries CUDA and CPU kernels, then the CPU kernels alone, then does without, and writes down what came of it."""
 
     def run(self) -> None:
-        asked = choice("FUSED_ADAPTIVE_BUILD", "auto", "cpu", "none")
+        asked = choice("FUSED_ADAPTIVE_BUILD", "", "auto", "cpu", "none")
         required = choice("FUSED_ADAPTIVE_REQUIRE_EXT", "0", "1", "cpu")
         cuda, left_out, errors = None, {}, ""
         for part in ("cuda", "cpu"):
-            if asked not in ("auto", part):
+            if asked not in ("", "auto", part):
                 left_out[part] = f"FUSED_ADAPTIVE_BUILD={asked} did not ask for it"
                 continue
             try:
+                if part == "cuda" and not (asked or os.environ.get("TORCH_CUDA_ARCH_LIST")):
+                    check_that_torch_has_cuda()
                 cuda = self.build_with(part)
                 break
             except Exception as error:

@@ -3,7 +3,7 @@
 bfloat16 has 8 bits of precision, so that small updates round away and a model stops learning. With ``master="split"``
 every weight trains as an exact float32 for 2 more bytes, instead of 4 for a float32 copy.
 
-    pip install fused_adaptive scikit-learn
+    pip install --no-build-isolation . scikit-learn
     python examples/bf16_split.py
 """
 

@@ -2,7 +2,7 @@
 
 It reads the texts of Python's own manual that come with ``pydoc``, byte by byte.
 
-    pip install fused_adaptive
+    pip install --no-build-isolation .
     torchrun --standalone --nproc-per-node 2 examples/gpt.py --parallel fsdp --steps 100 --checkpoint checkpoints/gpt
     torchrun --standalone --nproc-per-node 2 examples/gpt.py --parallel fsdp --steps 200 --checkpoint checkpoints/gpt
 
@@ -12,6 +12,7 @@ The second command goes on where the first one has stopped, with the bits that a
 import argparse
 import gc
 import os
+import shutil
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -96,6 +97,16 @@ def resume(folder, model, optimizer):
     return int(loaded["step"])
 
 
+def save(saved, folder):
+    """Writes the checkpoint beside the old one, which is removed when the new one is complete."""
+    new = folder.with_name(f"{folder.name}.new")
+    dcp.save(saved, checkpoint_id=new)
+    if dist.get_rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        new.rename(folder)
+    dist.barrier()
+
+
 def train(args, device):
     torch.manual_seed(0)
     model = parallelize(GPT().to(device), args.parallel, device)
@@ -115,7 +126,7 @@ def train(args, device):
             if dist.get_rank() == 0:
                 rate = optimizer.learning_rates()[0]["mean"]
                 print(f"step {step} loss {loss.item() / dist.get_world_size():.6f} mean rate {rate:.2e}", flush=True)
-    dcp.save(state(model, optimizer, step), checkpoint_id=args.checkpoint)
+    save(state(model, optimizer, step), args.checkpoint)
 
 
 def main():

@@ -1,6 +1,6 @@
 """Training without a search for the learning rate: ActiveAdamW from any rate, against AdamW at five.
 
-pip install fused_adaptive scikit-learn
+pip install --no-build-isolation . scikit-learn
 python examples/no_rate.py
 """
 
@@ -12,11 +12,11 @@ RATES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
 def adamw(lr):
-    return train(lambda model, loader: fa.AdamW(model.parameters(), lr=lr), epochs=30)
+    return train(lambda model, loader: fa.AdamW(model.parameters(), lr=lr), epochs=15)
 
 
 def active_adamw(lr):
-    return train(lambda model, loader: fa.ActiveAdamW(model.parameters(), lr=lr, interval=len(loader)), epochs=30)
+    return train(lambda model, loader: fa.ActiveAdamW(model.parameters(), lr=lr, interval=len(loader)), epochs=15)
 
 
 if __name__ == "__main__":

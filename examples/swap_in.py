@@ -1,6 +1,6 @@
 """A plain training loop in which one line changes: torch's AdamW, the same from this package, and one that adapts.
 
-pip install fused_adaptive scikit-learn
+pip install --no-build-isolation . scikit-learn
 python examples/swap_in.py
 """
 

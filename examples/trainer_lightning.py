@@ -1,6 +1,6 @@
 """Lightning's Trainer with ActiveAdamW on handwritten digits.
 
-pip install 'fused_adaptive[trainers]'
+pip install --no-build-isolation '.[trainers]'
 python examples/trainer_lightning.py
 """
 

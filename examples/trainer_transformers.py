@@ -1,6 +1,6 @@
 """Hugging Face's Trainer with ActiveAdamW: a small vision transformer learns handwritten digits.
 
-pip install 'fused_adaptive[trainers]'
+pip install --no-build-isolation '.[trainers]'
 python examples/trainer_transformers.py
 """
 

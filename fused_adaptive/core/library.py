@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,20 @@ def built() -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
+def _installed() -> Path | None:
+    """Returns the folder of another copy of the package on ``sys.path``, with kernels."""
+    copies = (Path(folder, FOLDER.name) for folder in sys.path)
+    return next((c for c in copies if (c / LIBRARY).exists() and c.resolve() != FOLDER.resolve()), None)
+
+
 def _try_to_load() -> str:
     library, record = FOLDER / LIBRARY, built()
     if not library.exists():
+        if not record and (installed := _installed()):
+            return (
+                f"these are the sources in {FOLDER.parent}, which hide the installed package in {installed}: run Python "
+                "in another folder, or run 'make build' here"
+            )
         why = record.get("left_out", {}).get("cpu", "no build has run")
         return f"the native library was not built: {why}; then {REBUILD}"
     if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 10):

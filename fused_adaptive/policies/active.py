@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -18,6 +19,8 @@ from .base import REQUIRED, Policy, check_bounds, check_interval, check_number, 
 HIGH_IN_TUPLE = 0.1
 #: Default of ``low`` if ``increment`` or ``high`` is given: the paper's value.
 LOW = 0.9
+#: Advice is given if rates need more intervals to come down from lr.
+MANY_INTERVALS = 40
 
 
 @dataclass(frozen=True)
@@ -97,11 +100,19 @@ class ActiveLR(Policy):
 
     def advice(self, backbone: Backbone, groups: Sequence[Group]) -> str:
         # A group with lr 0 is frozen or starts a warm-up: it has no rate yet to compare with.
-        lr = min((lr for group in groups if (lr := float(group["lr"])) > 0), default=0.0)
-        if not self._has_default_growth or lr == 0 or backbone.increment <= 2 * lr:
+        lrs = [lr for group in groups if (lr := float(group["lr"])) > 0]
+        if not self._has_default_growth or not lrs:
             return ""
-        low = backbone.low if self.low is None else self.low
-        limit = backbone.increment / (1 - low) if low < 1 else float("inf")
+        lr, low = min(lrs), backbone.low if self.low is None else self.low
+        limit = backbone.increment / (1 - low) if 0 < low < 1 else math.inf
+        falls = math.log(max(lrs) / limit) / -math.log(low) if limit < max(lrs) else 0
+        if falls > MANY_INTERVALS:
+            return (
+                f"ActiveLR: lr={max(lrs):g} is only a start, and a high one: rates fall by low={low:g} an interval at "
+                f"most, so it takes {falls:.0f} intervals to come down to increment/(1 - low) = {limit:g}. Begin lower"
+            )
+        if backbone.increment <= 2 * lr:
+            return ""
         return (
             f"ActiveLR: lr={lr:g} is only a start, since the default increment={backbone.increment:g} is more than "
             f"twice that: rates can reach about increment/(1 - low) = {limit:g}. To stay near lr (fine-tuning) pass "

@@ -104,6 +104,7 @@ def run(*command: str | Path, cwd: Path, ok: bool = True, **environment: str) ->
 def build(tree: Path, ok: bool = True, **environment: str) -> tuple[dict, str]:
     """Builds in place. Returns the contents of ``_build.json`` and the output."""
     (tree / "fused_adaptive" / "_build.json").unlink(missing_ok=True)
+    environment = {"FUSED_ADAPTIVE_BUILD": "auto", **environment}
     output = run(sys.executable, "setup.py", "build_ext", "--inplace", cwd=tree, ok=ok, **environment)
     built = json.loads((tree / "fused_adaptive" / "_build.json").read_text())
     assert (tree / "fused_adaptive" / "_C.abi3.so").exists() == built["cpu"]

@@ -48,6 +48,18 @@ def an_optimizer(**options) -> fa.AdamW:
     return fa.AdamW([torch.zeros(3, requires_grad=True)], **options)
 
 
+def test_sources_that_hide_the_installed_package_say_so(monkeypatch, tmp_path):
+    installed = tmp_path / "site" / "fused_adaptive"
+    installed.mkdir(parents=True)
+    (installed / native_library.LIBRARY).touch()
+    monkeypatch.setattr(native_library, "FOLDER", tmp_path / "clone" / "fused_adaptive")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "clone"), str(installed.parent)])
+    why = native_library._try_to_load()
+    assert f"the sources in {tmp_path / 'clone'}, which hide the installed package in {installed}: run Python in" in why
+    (installed / native_library.LIBRARY).unlink()
+    assert "no build has run" in native_library._try_to_load()
+
+
 @pytest.mark.usefixtures("_without_kernels")
 def test_missing_kernels_are_reported_once_with_a_reason_and_a_command():
     with pytest.warns(UserWarning, match="kernels for cpu are missing") as told:
@@ -139,6 +151,20 @@ def test_the_remedy_depends_on_the_system(system, remedy):
     assert told.startswith("Missing ")
     assert remedy in told
     assert ("g++" in told) == (system == "linux")
+
+
+@pytest.mark.heavy
+@needs_compiler
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
+def test_cuda_kernels_that_torch_cannot_use_are_compiled_on_request_only(tmp_path):
+    """They take minutes."""
+    tree = copy_tree(tmp_path)
+    for variables in ({}, {"CUDA_HOME": "/usr/local/cuda"}):
+        built, _ = build(tree, FUSED_ADAPTIVE_BUILD="", **variables)
+        assert (built["cpu"], built["cuda"]) == (True, None)
+        assert built["left_out"]["cuda"].startswith("this torch has no CUDA; FUSED_ADAPTIVE_BUILD=auto compiles")
+    built, _ = build(tree, FUSED_ADAPTIVE_BUILD="", TORCH_CUDA_ARCH_LIST="9.0", CUDA_HOME=str(tmp_path / "none"))
+    assert built["left_out"]["cuda"].startswith("no nvcc")
 
 
 @pytest.mark.heavy

@@ -101,6 +101,16 @@ def test_a_default_increment_far_above_lr_warns_once():
         build(lr=0.0)  # frozen, or a warm-up from 0
 
 
+def test_a_start_from_which_rates_take_long_to_come_down_warns():
+    with pytest.warns(UserWarning, match=r"lr=1 is only a start, and a high one.* takes 66 intervals .* = 0.001"):
+        fa.ActiveAdamW(parameters(), lr=1.0, interval=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fa.ActiveAdamW(parameters(), lr=0.05, interval=3)
+        fa.ActiveSGD(parameters(), lr=10.0, interval=3)  # whose rates can halve
+        fa.ActiveAdamW(parameters(), lr=1.0, interval=3, high=0.1)  # given by the user
+
+
 def test_a_loaded_checkpoint_does_not_warn():
     with pytest.warns(UserWarning, match="only a start"):
         optimizer = fa.ActiveSGD(parameters(), lr=1e-6, interval=3)
