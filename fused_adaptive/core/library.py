@@ -82,8 +82,8 @@ def _try_to_load() -> str:
     if not library.exists():
         if not record and (installed := _installed()):
             return (
-                f"these are the sources in {FOLDER.parent}, which hide the installed package in {installed}: run Python "
-                "in another folder, or run 'make build' here"
+                f"these are the sources in {FOLDER.parent}, which hide the installed package in {installed}: run "
+                "Python in another folder, or run 'make build' here"
             )
         why = record.get("left_out", {}).get("cpu", "no build has run")
         return f"the native library was not built: {why}; then {REBUILD}"

@@ -55,7 +55,7 @@ def test_sources_that_hide_the_installed_package_say_so(monkeypatch, tmp_path):
     monkeypatch.setattr(native_library, "FOLDER", tmp_path / "clone" / "fused_adaptive")
     monkeypatch.setattr(sys, "path", [str(tmp_path / "clone"), str(installed.parent)])
     why = native_library._try_to_load()
-    assert f"the sources in {tmp_path / 'clone'}, which hide the installed package in {installed}: run Python in" in why
+    assert f"the sources in {tmp_path / 'clone'}, which hide the installed package in {installed}: run" in why
     (installed / native_library.LIBRARY).unlink()
     assert "no build has run" in native_library._try_to_load()
 

@@ -24,7 +24,7 @@ for package in ("gradio", "plotly", "playwright"):
     pytest.importorskip(package)
 
 #: A server that takes longer to start, or a page that takes longer to answer, is broken.
-PATIENCE = 60
+PATIENCE = 180
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
