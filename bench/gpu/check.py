@@ -37,6 +37,7 @@ NATIVE, TRITON, GRAPHS = "tests/gpu/test_parity.py", "tests/gpu/test_triton.py",
 #: Where a few others are.
 OTHERS = (
     "tests/backends/test_null_step.py",
+    "tests/engine/test_first_momentum.py",
     "tests/engine/test_state.py",
     "tests/optimizers/test_bad_input.py",
     "tests/schedules/test_snapshots.py",

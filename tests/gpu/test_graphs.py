@@ -119,6 +119,7 @@ def run(
     return own.results()
 
 
+@pytest.mark.thinned
 @pytest.mark.feature("a captured CUDA graph, through interval ends")
 @every_policy
 @pytest.mark.parametrize("in_graph", [False, True], ids=["same gradients", "gradients of the graph"])
@@ -126,6 +127,7 @@ def test_a_captured_graph_goes_through_interval_ends(policy, in_graph):
     assert all_equal(*(run(Case("AdamW", policy, True), captured, in_graph=in_graph) for captured in (False, True)))
 
 
+@pytest.mark.thinned
 @every_policy
 @pytest.mark.parametrize("name", ["SGD-momentum", "AdamW"])
 def test_replays_and_eager_steps_in_turn(name, policy):
@@ -162,6 +164,7 @@ def test_eager_steps_use_their_own_numbers(tensor_lr):
     assert all_equal(*results)
 
 
+@pytest.mark.thinned
 @pytest.mark.feature("GradScaler, with and without fused=True")
 @every_policy
 @pytest.mark.parametrize("name", ["SGD-momentum", "AdamW"])
@@ -191,6 +194,7 @@ def test_replays_skip_steps_with_a_norm_that_is_not_finite(policy):
     assert all(v.isfinite().all() for v in results[1][:6])
 
 
+@pytest.mark.thinned
 @every_policy
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_replays_follow_a_tensor_lr(policy, dtype):

@@ -140,16 +140,14 @@ def test_captured_steps():
 @needs_triton
 @pytest.mark.heavy
 def test_captured_steps_of_every_policy():
-    run_tests(GRAPHS, "-k", "triton")
+    run_tests(GRAPHS, "-m", "not heavy", "-k", "triton")
 
 
-@pytest.mark.feature("every optimizer, policy, decay and dtype within rounding of float64", backend="triton")
 @needs_triton
 @pytest.mark.heavy
-@pytest.mark.parametrize("part", ["SGD", "Ada and not AdaBelief", "AdaBelief", "large"])
-def test_the_matrix(part):
-    own = "large" if part == "large" else f"matrix and ({part})"
-    run_tests(CASES, "-m", "heavy", "-k", own)
+def test_large_tensors():
+    """The rest of the matrix runs as PTX, with native's bits (tests/ptx/test_triton.py), and on a GPU."""
+    run_tests(CASES, "-m", "heavy", "-k", "large")
 
 
 @pytest.mark.feature("golden trajectories in float64", backend="triton")
