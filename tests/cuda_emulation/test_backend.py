@@ -16,7 +16,7 @@ pytestmark = [
 ]
 
 SUITES = {
-    "parity": ("tests/parity/test_parity.py", "float64_reference and native and (float32 or bfloat16)"),
+    "parity": ("tests/parity/test_parity.py", "float64_reference and native and float32"),
     "golden": ("tests/golden/test_golden.py", "trajectory and native"),
     "oracle": ("tests/parity/test_oracle.py", "agrees and native"),
     "changes": ("tests/engine/test_participants.py", "native and (seen or many_changes)"),
