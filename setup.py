@@ -76,16 +76,13 @@ def find_compiler_and_torch():
     return cpp_extension
 
 
-def check_that_torch_has_cuda() -> None:
-    find_compiler_and_torch()
-    import torch
-
-    if torch.version.cuda is None:
-        raise Missing("this torch has no CUDA; FUSED_ADAPTIVE_BUILD=auto compiles kernels for GPUs all the same")
-
-
 def find_cuda() -> tuple[Path, Path, str]:
     """CUDA's folder, that of its static run-time library, and the architectures to build for."""
+    import torch
+
+    asked = os.environ.get("FUSED_ADAPTIVE_BUILD") or os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if torch.version.cuda is None and not asked:  # compiling takes minutes
+        raise Missing("this torch has no CUDA; FUSED_ADAPTIVE_BUILD=auto compiles kernels for GPUs all the same")
     given = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = Path(shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc").resolve()
     homes = [Path(given)] if given else [nvcc.parents[1], Path("/usr/local/cuda")]
@@ -115,8 +112,6 @@ class Build(build_ext):
                 left_out[part] = f"FUSED_ADAPTIVE_BUILD={asked} did not ask for it"
                 continue
             try:
-                if part == "cuda" and not (asked or os.environ.get("TORCH_CUDA_ARCH_LIST")):
-                    check_that_torch_has_cuda()
                 cuda = self.build_with(part)
                 break
             except Exception as error:

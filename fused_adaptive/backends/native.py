@@ -279,8 +279,8 @@ class NativePlan:
         for param, dense in self._copies:
             param.copy_(dense)
         self._grads = []  # so that a gradient does not outlive its parameter's .grad
-        if found_inf is None and self._unfilled.members:
-            self._unfilled.remove(set(range(len(self._params))).difference(self._absent))
+        if found_inf is None:
+            self._unfilled.follow_step(self._absent)
         return self._follow(traces, random_rates, scale, inf, *lrs)
 
     def end_interval(self) -> Sequence[Any]:

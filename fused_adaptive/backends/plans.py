@@ -227,10 +227,9 @@ class Unfilled:
     def __init__(self, views: Sequence[ParamView], members: list[int]) -> None:
         self._views, self.members = views, members
 
-    def remove(self, filled: Container[int]) -> None:
-        """Removes members after a step that was not skipped."""
-        if self.members:
-            self.members = [i for i in self.members if i not in filled]
+    def follow_step(self, absent: Container[int]) -> None:
+        """Keeps the members without a gradient, after a step that was not skipped."""
+        self.members = [i for i in self.members if i in absent]
 
     def views(self, uncounted: Callable[[], Container[int]]) -> list[ParamView]:
         """Returns the views of the members.

@@ -19,7 +19,7 @@ from .base import REQUIRED, Policy, check_bounds, check_interval, check_number, 
 HIGH_IN_TUPLE = 0.1
 #: Default of ``low`` if ``increment`` or ``high`` is given: the paper's value.
 LOW = 0.9
-#: Advice is given if rates need more intervals to come down from lr.
+#: Advice is given if rates need more intervals than these to come down from lr.
 MANY_INTERVALS = 40
 
 
@@ -104,8 +104,8 @@ class ActiveLR(Policy):
         if not self._has_default_growth or not lrs:
             return ""
         lr, low = min(lrs), backbone.low if self.low is None else self.low
-        limit = backbone.increment / (1 - low) if 0 < low < 1 else math.inf
-        falls = math.log(max(lrs) / limit) / -math.log(low) if limit < max(lrs) else 0
+        limit = backbone.increment / (1 - low) if low < 1 else math.inf
+        falls = math.log(max(lrs) / limit) / -math.log(low) if low > 0 and limit < max(lrs) else 0
         if falls > MANY_INTERVALS:
             return (
                 f"ActiveLR: lr={max(lrs):g} is only a start, and a high one: rates fall by low={low:g} an interval at "

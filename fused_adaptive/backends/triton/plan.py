@@ -148,6 +148,7 @@ class TritonPlan:
         for param, dense in self._copies:
             dense.copy_(param)
         moved = [i for i, pointer in enumerate(self._pointers) if pointer]
+        absent = [i for i, pointer in enumerate(self._pointers) if not pointer]
         with _launching(self.device):
             tables = self._begin()
             inputs = self._prepare(tables, found_inf, grad_scale, random_rates)
@@ -172,7 +173,7 @@ class TritonPlan:
                 if not _measures_before(unit.policy) and ending[unit.policy]:
                     self._measure(tables, unit)
         if found_inf is None:
-            self._unfilled.remove(moved)
+            self._unfilled.follow_step(absent)
         if not self.on_device:
             for i in self._bound.get("mu_product", {}).keys() & set(moved):
                 view = self._views[i]
@@ -182,7 +183,7 @@ class TritonPlan:
         for param, dense in self._copies:
             param.copy_(dense)
         self._grads = []  # the plan must not keep gradients alive between steps
-        self._written.raise_versions([i for i, pointer in enumerate(self._pointers) if not pointer])
+        self._written.raise_versions(absent)
         return self._captured(inputs)
 
     def unfilled(self) -> list[ParamView]:
