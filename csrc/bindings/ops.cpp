@@ -110,7 +110,7 @@ int64_t plan_step(int64_t number, Doubles hypers, std::optional<Tensor> random_r
 
 int64_t plan_end_interval(int64_t number, Doubles hypers) { return number_of(plan_of(number)->end_interval(hypers)); }
 
-Ints plan_uninitialized(int64_t number) { return plan_of(number)->uninitialized(); }
+Ints plan_unfilled(int64_t number) { return plan_of(number)->unfilled(); }
 
 Tensors plan_memory(int64_t number) { return plan_of(number)->memory(); }
 
@@ -193,7 +193,7 @@ STABLE_TORCH_LIBRARY(fused_adaptive, m) {
       "plan_step(int plan, float[] hypers, Tensor? random_rates, Tensor? grad_scale, Tensor? found_inf, Tensor[] lrs, "
       "int[] lr_groups) -> int");
   m.def("plan_end_interval(int plan, float[] hypers) -> int");
-  m.def("plan_uninitialized(int plan) -> int[]");
+  m.def("plan_unfilled(int plan) -> int[]");
   m.def("plan_memory(int plan) -> Tensor[]");
   m.def("plan_free(int plan) -> ()");
   m.def("plan_count() -> int");
@@ -217,7 +217,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_adaptive, CompositeExplicitAutograd, m) {
   m.impl("python_calls", TORCH_BOX(&python_calls));
   m.impl("plan_step", TORCH_BOX(&plan_step));
   m.impl("plan_end_interval", TORCH_BOX(&plan_end_interval));
-  m.impl("plan_uninitialized", TORCH_BOX(&plan_uninitialized));
+  m.impl("plan_unfilled", TORCH_BOX(&plan_unfilled));
   m.impl("plan_memory", TORCH_BOX(&plan_memory));
   m.impl("plan_free", TORCH_BOX(&plan_free));
   m.impl("plan_count", TORCH_BOX(&plan_count));

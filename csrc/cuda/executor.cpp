@@ -60,8 +60,8 @@ class CudaExecutor : public Executor {
     return all;
   }
 
-  std::vector<int64_t> uninitialized(const Plan& plan) const override {
-    if (!on_device_ || mirrors_.empty()) return Executor::uninitialized(plan);
+  std::vector<int64_t> unfilled(const Plan& plan) const override {
+    if (!on_device_ || mirrors_.empty()) return Executor::unfilled(plan);
     const DeviceGuard guard(device_);
     const cudaStream_t stream = current_stream(device_);
     std::vector<Mirror> counted(plan.members.size());

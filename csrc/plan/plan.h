@@ -123,8 +123,8 @@ class Executor {
   virtual void step(Plan& plan, const StepInputs& inputs) = 0;
   virtual void end_interval(Plan& plan, const std::vector<Hyper>& hypers) = 0;
   virtual Traces take_traces() { return {}; }
-  // Returns the members whose momentum buffers are not initialized yet. Waits for a GPU if only it knows them.
-  virtual std::vector<int64_t> uninitialized(const Plan& plan) const;
+  // Returns the members whose momentum buffers have no value yet. Waits for a GPU if only it knows them.
+  virtual std::vector<int64_t> unfilled(const Plan& plan) const;
   virtual std::vector<std::shared_ptr<void>> memory() const { return {}; }  // of the executor, on a GPU
 };
 
@@ -145,7 +145,7 @@ struct Plan {
   std::unique_ptr<Executor> executor;
 };
 
-inline std::vector<int64_t> Executor::uninitialized(const Plan& plan) const {
+inline std::vector<int64_t> Executor::unfilled(const Plan& plan) const {
   std::vector<int64_t> found;
   for (size_t i = 0; i < plan.members.size(); ++i) {
     if (plan.members[i].first) found.push_back(static_cast<int64_t>(i));

@@ -101,8 +101,8 @@ class TensorPlan {
   Traces end_interval(const std::vector<double>& hypers);
   // Returns the memory of torch's allocator that the plan uses on a GPU besides parameters, state and gradients.
   std::vector<Tensor> memory() const;
-  // Returns the members whose momentum buffers are not initialized yet. Waits for a GPU if only it knows them.
-  std::vector<int64_t> uninitialized() const { return plan_.executor->uninitialized(plan_); }
+  // Returns the members whose momentum buffers have no value yet. Waits for a GPU if only it knows them.
+  std::vector<int64_t> unfilled() const { return plan_.executor->unfilled(plan_); }
 
  private:
   struct Bound {

@@ -294,7 +294,7 @@ class NativePlan:
 
     def unfilled(self) -> list[ParamView]:
         """Returns the views whose momentum buffer the plan has created and no step has filled."""
-        return self._unfilled.views(lambda: torch.ops.fused_adaptive.plan_uninitialized(self._number))
+        return self._unfilled.views(lambda: torch.ops.fused_adaptive.plan_unfilled(self._number))
 
     def _follow(self, traces: int, *inputs: Tensor | None) -> Sequence[Any]:
         """Records the stream for memory used on it, and returns the objects to keep (``Traces``, csrc/plan/plan.h)."""
