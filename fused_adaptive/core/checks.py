@@ -87,6 +87,13 @@ def check_hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in checked.items() if value is not group[name]}
 
 
+def check_names(groups: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> None:
+    """Raises KeyError for a group that lacks one of the optimizer's options."""
+    for index, group in enumerate(groups):
+        if missing := sorted(defaults.keys() - group.keys()):
+            raise KeyError(f"param group {index} has lost {missing[0]!r}: set it again")
+
+
 def check_parameters(params: Sequence[Any], start: int) -> None:
     """Raises ValueError for a parameter that occurs twice in the list. ``start``: index of the first one."""
     seen: dict[int, int] = {}

@@ -121,6 +121,9 @@ def numbers_of(group: dict[str, Any], lr_scale: float = 0.0, lr_on_device: bool 
     """
     try:
         beta1, beta2 = group.get("betas", (0.0, 0.0))
+        momentum_decay = float(group.get("momentum_decay", 0.0))
+        if momentum_decay < 0:  # powers would overflow in the middle of an update
+            raise ValueError
         return Hyper(
             lr=math.nan if lr_on_device else float(group["lr"]),
             weight_decay=float(group["weight_decay"]),
@@ -129,7 +132,7 @@ def numbers_of(group: dict[str, Any], lr_scale: float = 0.0, lr_on_device: bool 
             eps=float(group.get("eps", 0.0)),
             momentum=float(group.get("momentum", 0.0)),
             dampening=float(group.get("dampening", 0.0)),
-            mu_decay=0.96 ** float(group.get("momentum_decay", 0.0)),
+            mu_decay=0.96**momentum_decay,
             lr_ref=reference_rate(group),
             lr_scale=lr_scale,
         )

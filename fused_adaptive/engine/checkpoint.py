@@ -165,6 +165,8 @@ def convert_state(
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"{what()} is no tensor but {value!r}: the checkpoint is damaged")
         value = torch.as_tensor(value)
+    if value.layout != torch.strided:
+        raise ValueError(f"{what()} is sparse ({value.layout}): state is dense, use to_dense()")
     if spec.scalar and value.numel() == 1:
         # ``step`` keeps its dtype, as in torch, if that can count far enough; all other entries get the declared one.
         is_step = (

@@ -30,8 +30,7 @@ class Fingerprint:
     def __init__(self, backbone: Backbone, groups: Sequence[dict[str, Any]], states: Mapping[Any, Any]) -> None:
         self._backbone = backbone
         self._groups = [
-            _Group(group, list(group["params"]), _seen(_policies(group)), backbone.static_options(group))
-            for group in groups
+            _Group(g, frozenset(g), list(g["params"]), _seen(_policies(g)), backbone.static_options(g)) for g in groups
         ]
         self._states = _seen(states)
 
@@ -50,6 +49,7 @@ class Fingerprint:
         params = group["params"]
         return (
             group is seen.group
+            and seen.names <= group.keys()
             and self._backbone.static_options(group) == seen.options
             and seen.policies.matches(_policies(group))
             and _same_items(params, seen.params)
@@ -58,6 +58,7 @@ class Fingerprint:
 
 class _Group(NamedTuple):
     group: dict[str, Any]
+    names: frozenset[str]
     params: list[Tensor]
     policies: _Objects | _Copies
     options: tuple[Any, ...]

@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 
 from .. import backends
 from ..backends import fake
+from ..core import checks
 from ..core.backbone import Backbone
 from ..core.checks import check_gradients, check_hyperparameters, check_in_backward, check_parameters, tensors_of
 from ..core.eager import eager
@@ -354,13 +355,11 @@ class AdaptiveOptimizer(Handled):
     def _current(self) -> Participants | None:
         """Returns the participants of the last step if nothing has changed since, else None."""
         participants = self._participants
-        return (
-            participants
-            if participants is not None and participants.is_current(self.param_groups, self.state)
-            else None
-        )
+        is_current = participants is not None and participants.is_current(self.param_groups, self.state)
+        return participants if is_current else None
 
     def _collect(self, in_step: bool = True) -> Participants:
+        checks.check_names(self.param_groups, self.defaults)
         backends.check_masters(self._backend, self.param_groups)
         # Before collecting, so that state which the user has dropped is freed before new state is created.
         self._drop_participants()

@@ -220,3 +220,15 @@ def test_a_first_step_at_lr_zero_with_gradients_counts(backend):
     optimizer = fa.SGD(params, lr=0.0, policy=POLICIES["active"], backend=backend)
     train(optimizer, 1)
     assert {int(state["active_step"]) for state in optimizer.state.values()} == {1}
+
+
+@every_backend
+def test_sparse_state_is_refused_before_anything_moves(backend):
+    params = parameters(torch.float32, [(3,), (4,)])
+    optimizer = fa.AdamW(params, backend=backend)
+    train(optimizer, 2)
+    optimizer.state[params[1]]["exp_avg"] = torch.zeros(4).to_sparse()
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(RuntimeError, match=r"the state 'exp_avg' of parameter 1 .* is sparse \(torch.sparse_coo\)"):
+        optimizer.step()
+    assert all(map(torch.equal, params, before))

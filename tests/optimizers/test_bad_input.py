@@ -13,7 +13,7 @@ import torch
 import fused_adaptive as fa
 from fused_adaptive.core.checks import check_gradient
 
-from ..common.cases import Gradients, parameters, state_of, train
+from ..common.cases import BACKENDS, Gradients, parameters, state_of, train
 
 NAN = math.nan
 ACTIVE = fa.ActiveLR(interval=2)
@@ -244,6 +244,33 @@ def test_gradient_on_another_device():
         RuntimeError, match=r"parameter 4 of shape \(3,\) is on meta and the parameter on cpu: move the"
     ):
         check_gradient(4, cast(torch.Tensor, stand_in))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["betas", "eps", "momentum_decay", "weight_decay", "maximize", "lr"])
+def test_a_group_that_has_lost_an_option(name, backend):
+    optimizer = fa.ActiveNAdam([{"params": parameters()}, {"params": parameters(seed=1)}], interval=2, backend=backend)
+    train(optimizer, 3)
+    lost, before = optimizer.param_groups[1].pop(name), snapshot(optimizer)
+    Gradients().set([p for group in optimizer.param_groups for p in group["params"]], 3)
+    for call in (optimizer.step, optimizer.end_interval):
+        with pytest.raises(KeyError, match=f"param group 1 has lost '{name}': set it again"):
+            call()
+    assert all(map(torch.equal, snapshot(optimizer), before))
+    optimizer.param_groups[1][name] = lost
+    optimizer.step()
+    assert not all(map(torch.equal, snapshot(optimizer), before))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_number_whose_powers_overflow(backend):
+    optimizer = fa.NAdam([{"params": parameters()}, {"params": parameters(seed=1)}], backend=backend)
+    train(optimizer, 3)
+    optimizer.param_groups[1]["momentum_decay"] = -1e4
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match="momentum_decay must be finite and >= 0, got -10000"):
+        optimizer.step()
+    assert all(map(torch.equal, snapshot(optimizer), before))
 
 
 @pytest.mark.gpu
