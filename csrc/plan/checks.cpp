@@ -56,9 +56,16 @@ void TensorPlan::begin_check() {
   overwritten_ = -1;
 }
 
+// The number of tensors that are fetched ahead of the one that is looked at.
+constexpr size_t kAhead = 4;
+
 // Marks the plan as stale if the tensor has another address, dtype or layout than when the plan was built.
 void TensorPlan::look_at(size_t member, size_t number, const View& tensor) {
-  const void* expected = places_[first_place_[member] + number];
+  const size_t place = first_place_[member] + number;
+  // Shapes lie in tensors, which are rarely in a cache. By now a tensor may have gone, which a prefetch does not mind.
+  if (place + kAhead < shapes_.size()) __builtin_prefetch(shapes_[place + kAhead]);
+  shapes_[place] = tensor.sizes;
+  const void* expected = places_[place];
   const Extents& own = extents_of_[member];
   if (own.parked && number == 0) {  // stale once it has memory and its shape again
     is_stale_ |= tensor.at != nullptr && has_extents(member, tensor);

@@ -290,6 +290,7 @@ void TensorPlan::finish() {
     const char* begin = static_cast<const char*>(address);
     ranges.emplace_back(begin, begin + b.tensor.numel() * bytes_of(role_dtype(b.role, m)));
   }
+  shapes_.resize(places_.size());
   bound_ = {};
   params_ = {};
   check_overlap(std::move(ranges));

@@ -129,6 +129,7 @@ class TensorPlan {
   std::vector<Bound> bound_;    // until the plan is finished
   std::vector<Tensor> grads_, shared_;
   std::vector<const void*> places_;  // by member: address of its parameter, then of its state; null for empty tensors
+  std::vector<const void*> shapes_;  // by place: address of the tensor's shape in the last check, to be prefetched only
   std::vector<size_t> first_place_;  // by member: position in places_; then the size of places_
   std::vector<Extents> extents_of_;  // by member
   std::vector<int64_t> extents_;
