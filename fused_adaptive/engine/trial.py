@@ -19,6 +19,7 @@ from ..policies.trainable import TrainableLR
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from ..core.random_rates import RandomRates
     from .participants import Participants
 
 
@@ -80,7 +81,9 @@ class Trial(NamedTuple):
     grad_scale: Tensor | None
 
 
-def evaluate_trial(trial: Trial, params: Iterable[Tensor], closure: Callable[[], Any]) -> None:
+def evaluate_trial(
+    trial: Trial, params: Iterable[Tensor], closure: Callable[[], Any], random_rates: RandomRates | None
+) -> None:
     """Computes ``γ ← max(0, γ + η·Σ lr·⟨g', g⟩/L²)`` with ``g'`` the gradients at ``p − α g``.
 
     Restores parameters and gradients bit for bit, also if the closure raises.
@@ -89,19 +92,22 @@ def evaluate_trial(trial: Trial, params: Iterable[Tensor], closure: Callable[[],
         trial: the step.
         params: all parameters of the optimizer, since the trial may set gradients of some that had none.
         closure: evaluates the loss and its gradients.
+        random_rates: the draws of ASLR, which are part of ``α``; None without ASLR.
     """
     policy, participants = trial.policy, trial.participants
     views = participants.members[policy]
     participants.localize_gradients()
     for view in views:
-        view.grad_scale = trial.grad_scale
+        view.grad_scale, view.rate_factor = trial.grad_scale, 1.0
+    if random_rates is not None:
+        random_rates.assign(views)
     moving = applied(views)
     values, grads = [view.param.clone() for view in moving], [view.grad() for view in moving]
     kept = [(p, p.grad) for p in params]
     products = []
     try:
         for view, grad in zip(moving, grads, strict=True):
-            view.param.copy_(view.weight().add(grad, alpha=-view.lr * policy.gain(view.state)))
+            view.param.copy_(view.weight().add(grad, alpha=-view.lr * view.rate_factor * policy.gain(view.state)))
         for p, _ in kept:
             p.grad = None
         with torch.enable_grad():
@@ -116,4 +122,5 @@ def evaluate_trial(trial: Trial, params: Iterable[Tensor], closure: Callable[[],
             p.grad = grad
     assert policy.eta is not None
     whole = zip(moving, whole_products(moving, products), strict=True)
-    policy.ascend(views, policy.eta, sum(view.lr * product for view, (product,) in whole if view.has_rate))
+    slope = sum(view.lr * view.rate_factor * product for view, (product,) in whole if view.has_rate)
+    policy.ascend(views, policy.eta, slope)

@@ -329,7 +329,7 @@ class AdaptiveOptimizer(Handled):
     @eager
     def _finish(self, trial: Trial, closure: Callable[[], Any]) -> None:
         params = list(chain.from_iterable(group["params"] for group in self.param_groups))
-        evaluate_trial(trial, params, closure)
+        evaluate_trial(trial, params, closure, self._random_rates)
         self._update(trial.participants, trial.found_inf, trial.grad_scale)
 
     def _update(

@@ -195,7 +195,7 @@ class AALR(Controller):
         # All that can fail comes before self changes, so that a failed step can be repeated.
         if action == SAVE:
             self._snapshot.save(self._tensors())
-        elif action:
+        elif action or exhausted:
             self._restore()
         if exhausted:
             raise RuntimeError(

@@ -32,7 +32,8 @@ class ASLR(Controller):
     The center moves on a decimal grid of one significant digit in exact arithmetic: 0.3 − 0.1 is 0.2. In every step
     each tensor's rate is drawn from ``U(c − s/2, c + s/2)`` by a counter-based generator, with the same result on every
     rank and backend and after a resume. For an optimizer of another package, one rate per param group is drawn
-    instead, and ``param_group["lr"]`` holds it during the step.
+    instead, and ``param_group["lr"]`` holds it during the step; groups that share one lr tensor share a draw. The draws
+    end with ``remove()``, and with another controller.
 
     Args:
         optimizer: any ``torch.optim`` optimizer. Its first group's lr, rounded half up to one significant digit, is the
@@ -54,6 +55,9 @@ class ASLR(Controller):
         TypeError, ValueError: for invalid arguments, and from ``step`` for a metric that is not a number.
         RuntimeError: if another scheduler or controller drives the optimizer.
     """
+
+    _is_attached = False
+    _group_rates: RandomGroupRates | None = None
 
     def __init__(
         self,
@@ -79,7 +83,6 @@ class ASLR(Controller):
         self._best = math.inf
         self._direction, self._range, self._moves = 1, 1, 0
         self._random_rates = RandomRates(seed, 0.0) if jitter else None
-        self._group_rates: RandomGroupRates | None = None
         self._claim()
         self._attach()
         self._set_center()
@@ -145,12 +148,13 @@ class ASLR(Controller):
         s = state_dict
         center, best, direction = Decimal(s["center"]), float(s["best"]), int(s["dir"])
         search_range, moves, seed, n = int(s["range"]), int(s["steps"]), s["seed"], s["n"]
-        low, high = s["min_lr"], s["max_lr"]
+        low, high = (None if bound is None else Decimal(bound) for bound in (s["min_lr"], s["max_lr"]))
+        random_rates = None if seed is None else RandomRates(seed, 0.0, n)
         self._detach()
-        self._bounds = (None if low is None else Decimal(low), None if high is None else Decimal(high))
+        self._bounds = low, high
         self._center, self._best, self._direction = center, best, direction
         self._range, self._moves = search_range, moves
-        self._random_rates = None if seed is None else RandomRates(seed, 0.0, n)
+        self._random_rates = random_rates
         self._attach()
         self._scale_random_rates()
         return self.center
@@ -160,12 +164,16 @@ class ASLR(Controller):
     def _attach(self) -> None:
         if self._random_rates is None:
             return
+        self._is_attached = True
         if isinstance(self.optimizer, AdaptiveOptimizer):
             self.optimizer._random_rates = self._random_rates
         else:
             self._group_rates = RandomGroupRates(self.optimizer, self._random_rates)
 
     def _detach(self) -> None:
+        if not self._is_attached:
+            return
+        self._is_attached = False
         if isinstance(self.optimizer, AdaptiveOptimizer):
             self.optimizer._random_rates = None
         if self._group_rates is not None:
@@ -174,22 +182,23 @@ class ASLR(Controller):
             self._group_rates = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_group_rates": None}
+        return {**super().__getstate__(), "_is_attached": False, "_group_rates": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._attach()
+        if self._drives():
+            self._attach()
 
 
 def _unit(center: Decimal) -> Decimal:
     """Returns ``s = 10^⌊log10 c⌋``."""
-    return Decimal(1).scaleb(center.adjusted())
+    return _EXACT.scaleb(Decimal(1), center.adjusted())
 
 
 def _one_digit(value: float, rounding: str) -> Decimal:
     """Rounds to one significant digit the shortest decimal that reads as the same double as ``value``."""
     exact = Decimal(repr(float(value)))
-    return exact.quantize(Decimal(1).scaleb(exact.adjusted()), rounding=rounding).normalize(_EXACT)
+    return exact.quantize(_unit(exact), rounding, _EXACT).normalize(_EXACT)
 
 
 def _bounds(min_lr: float | None, max_lr: float | None) -> tuple[Decimal | None, Decimal | None]:

@@ -11,7 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..core.plain import plain_flag
 from ..engine.handles import driven
+from ..optimizers.base import AdaptiveOptimizer
 from .lr import read_lrs, write_lrs
 
 _MISSING: Any = object()
@@ -30,10 +32,12 @@ class Controller:
     Raises:
         TypeError: if ``optimizer`` is not an optimizer.
         ValueError: if the first group's lr is not finite and > 0, since no ratios to it exist.
-        RuntimeError: if a scheduler or another controller drives the optimizer; also from ``step``.
+        RuntimeError: if a scheduler or another controller drives the optimizer; also from ``step``, as after
+            ``remove()``.
     """
 
     def __init__(self, optimizer: Optimizer, process_group: Any = None, takes_over: bool = False) -> None:
+        takes_over = plain_flag(f"{self._name}: takes_over", takes_over)
         optimizer = self.optimizer = driven(optimizer)
         self.last_epoch = 0
         self._process_group = process_group
@@ -63,7 +67,8 @@ class Controller:
 
         Raises:
             TypeError, ValueError: if the metric is missing or not such a number. Nothing has changed then.
-            RuntimeError: if something else has changed the learning rate. Nothing has changed then.
+            RuntimeError: if something else has changed the learning rate, or the controller was removed. Nothing has
+                changed then.
         """
         value = self._number(metric)
         self._check_owner()
@@ -95,14 +100,15 @@ class Controller:
             raise ValueError(
                 f"the state of {self._name} is of {len(state_dict['ratios'])} param groups, the optimizer has {groups}"
             )
+        last_epoch, ratios = int(state_dict["last_epoch"]), [float(ratio) for ratio in state_dict["ratios"]]
         rate = self._load(state_dict)
-        self.last_epoch = state_dict["last_epoch"]
-        self._ratios = list(state_dict["ratios"])
+        self.last_epoch, self._ratios = last_epoch, ratios
         self._set_lr(rate)
 
     def remove(self) -> None:
-        """Releases the optimizer for another scheduler. Its rates do not change."""
-        self.optimizer._lr_owner = None  # type: ignore[attr-defined]
+        """Releases the optimizer for another scheduler. Its rates do not change. Does nothing the second time."""
+        if self._drives():
+            self.optimizer._lr_owner = None  # type: ignore[attr-defined]
 
     # ---- methods that a subclass defines ----
 
@@ -117,14 +123,16 @@ class Controller:
         """Loads the subclass's part of the state and returns the first group's rate."""
         raise NotImplementedError
 
-    # A copy of the controller claims its own copy of the optimizer, which has dropped the reference to the original.
+    # A copy of the controller claims its own copy of the optimizer, which has dropped the reference to the original. A
+    # shallow copy leaves the optimizer to the original.
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(self.__dict__)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._claim()
+        if owner_of(self.optimizer) is None:
+            self._claim()
 
     # ---- rates ----
 
@@ -141,7 +149,7 @@ class Controller:
     # ---- metrics ----
 
     def _number(self, metric: Any, what: str = "metric") -> float:
-        if metric is _MISSING or metric is None:
+        if what == "metric" and (metric is _MISSING or metric is None):
             self._refuse()
         if isinstance(metric, Tensor):
             if metric.requires_grad:
@@ -155,7 +163,7 @@ class Controller:
             if isinstance(metric, (bool, str)):
                 raise TypeError
             return float(metric)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError, RuntimeError):  # torch raises RuntimeError for a complex number
             raise TypeError(f"the {what} must be a number, got {metric!r}") from None
 
     def _refuse(self, *_: Any) -> NoReturn:
@@ -189,7 +197,12 @@ class Controller:
 
     def _claim(self) -> None:
         """Registers this controller with the optimizer. Constructors call it last, so that a failed one claims none."""
+        if isinstance(self.optimizer, AdaptiveOptimizer):
+            self.optimizer._random_rates = None  # of an ASLR that was freed without remove()
         self.optimizer._lr_owner = weakref.ref(self)  # type: ignore[attr-defined]
+
+    def _drives(self) -> bool:
+        return owner_of(self.optimizer) is self
 
     def _check_scheduler(self) -> None:
         if not self._takes_over and is_scheduled(self.optimizer):
@@ -202,6 +215,11 @@ class Controller:
         return "If that scheduler is done (a warm-up), pass takes_over=True and do not step it again"
 
     def _check_owner(self) -> None:
+        if not self._drives():
+            raise RuntimeError(
+                f"this {self._name} does not drive its optimizer any more: remove() was called, or it is a shallow "
+                "copy; build a new one"
+            )
         self._check_scheduler()
         now = read_lrs(self.optimizer.param_groups)
         for i, (lr, expected) in enumerate(zip(now, self._last_lr, strict=False)):

@@ -13,7 +13,7 @@ from .lr import read_lrs, write_lrs
 
 
 class RandomGroupRates:
-    """Draws one rate per param group before each step, by hooks of the optimizer.
+    """Draws one rate per param group before each step, by hooks of the optimizer, until its owner changes.
 
     The group's lr is the center again after the step. If the step raises, it is so from the next ``step()`` or
     ``state_dict()`` of the optimizer, or the next call of the schedule.
@@ -21,6 +21,7 @@ class RandomGroupRates:
 
     def __init__(self, optimizer: Optimizer, random_rates: RandomRates) -> None:
         self._rates = random_rates
+        self._owner = getattr(optimizer, "_lr_owner", None)  # a weak reference to the controller
         self._centers: list[float] | None = None
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
@@ -41,6 +42,8 @@ class RandomGroupRates:
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self.restore(optimizer.param_groups)
+        if getattr(optimizer, "_lr_owner", None) is not self._owner:  # the controller was freed without remove()
+            return
         centers = read_lrs(optimizer.param_groups)
         factors = self._rates.factors(torch.arange(len(centers))).tolist()
         write_lrs(optimizer.param_groups, [c * f for c, f in zip(centers, factors, strict=True)])

@@ -91,7 +91,7 @@ class RateLogger:
                 self._writer.add_scalar(f"{self._tag}/{i}/{name}", value, self.steps)
 
     def _after_end(self) -> None:
-        self._counts.clear()
+        self._counts = dict.fromkeys(_policies(self._optimizer), 0)
         self._unread.clear()
         if self._every is None:
             self.write()
@@ -119,10 +119,8 @@ class RateLogger:
         count = int(to_host([counter.double().reshape(1)])[0][0])
         steps = self._unread[policy]
         self._counts[policy], self._unread[policy] = count, 0
-        if before is None:
-            return count == 0
-        # The count stays the same if AMP skipped the step, and also if each interval is one step long.
-        return count < before or (count == before == 0 and steps >= policy.interval)
+        # The count is 0 after the last step of an interval, and also if AMP has skipped the first one.
+        return count == 0 and (before != 0 or steps >= policy.interval)
 
     def _counter(self, policy: Policy) -> Tensor | None:
         for group in self._optimizer.param_groups:

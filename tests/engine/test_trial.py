@@ -38,6 +38,26 @@ def test_naive_two_pass_variant_on_a_quadratic():
     assert len(losses) == 8
 
 
+def test_the_trial_takes_the_rate_that_aslr_has_drawn():
+    p = one_parameter((2.0, -1.0))
+    optimizer = fa.SGD([p], lr=0.1, policy=fa.TrainableLR(naive=True, eta=1e-3))
+    controller = fa.ASLR(optimizer, seed=3)
+    points = []
+
+    def closure():
+        optimizer.zero_grad()
+        (0.5 * p.square().sum()).backward()
+        points.append(p.detach().clone())
+
+    optimizer.step(closure)
+    first, trial = points
+    rate = 1 - (trial / first)[0].item()
+    assert rate != pytest.approx(0.1, rel=1e-3)
+    alpha = 0.1 + 1e-3 * (trial * first).sum().item() * rate / 0.1  # the slope along what γ scales
+    torch.testing.assert_close(p.detach(), first * (1 - alpha * rate / 0.1), rtol=1e-9, atol=0)
+    assert controller.center == 0.1
+
+
 def test_naive_variant_restores_the_parameters_when_the_closure_fails():
     p = one_parameter()
     optimizer, calls = fa.SGD([p], lr=0.1, policy=fa.TrainableLR(naive=True, eta=0.1)), []

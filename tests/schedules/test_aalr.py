@@ -258,6 +258,7 @@ def build(**arguments: Any) -> fa.AALR:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
+        ({"initial_loss": None}, TypeError, "the initial_loss must be a number, got None"),
         ({"initial_loss": math.nan}, ValueError, "initial_loss must be finite"),
         ({"initial_loss": math.inf}, ValueError, "untrained model"),
         ({"initial_loss": "low"}, TypeError, "initial_loss must be a number"),
@@ -304,6 +305,20 @@ def test_losses_that_never_improve_raise_an_error_that_changes_nothing(loss):
     assert controller.get_last_lr() == lr
     controller.step(0.5)  # training can continue
     assert controller.progress.good == 1
+
+
+def test_the_best_model_is_restored_when_a_plateau_exhausts_the_halvings():
+    controller = build(patience=1)
+    for _ in range(40):
+        controller.step(math.nan)
+    controller.step(0.5)
+    best = values(controller.model)
+    epoch(controller.model, controller.optimizer, 0)
+    with pytest.raises(RuntimeError, match=r"The model is restored"):  # noqa: PT012
+        while True:
+            controller.step(0.6)
+    assert controller.progress.phase == 2
+    assert same(values(controller.model), best)
 
 
 def test_a_model_with_another_structure_is_not_partly_restored():

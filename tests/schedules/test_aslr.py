@@ -7,7 +7,7 @@ import json
 import math
 import random
 import warnings
-from decimal import Decimal, getcontext, localcontext
+from decimal import Decimal, Inexact, getcontext, localcontext
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,9 @@ def test_the_users_decimal_context_has_no_effect():
         for cost in [0.5, 0.6, 0.6, 0.6, 0.7, 0.8]:
             controller.step(cost)
             centers.append(controller.center)
+        assert controlled(0.0958, max_lr=17.5).center == 0.1  # rounded up to the next decade
+        getcontext().traps[Inexact] = True
+        assert controlled(0.0149, min_lr=0.00149).center == 0.01
     assert centers == [0.01, 0.02, 0.01, 0.009, 0.01, 0.02]
 
 

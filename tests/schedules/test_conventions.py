@@ -59,6 +59,9 @@ def test_metrics_are_converted_to_numbers(make, metric):
         (([0.5, 1.0],), TypeError, "must be a number"),
         ((True,), TypeError, "must be a number"),
         ((1j,), TypeError, "must be a number"),
+        ((torch.tensor(1 + 1j),), TypeError, "must be a number"),
+        ((torch.ones((), device="meta"),), TypeError, "must be a number"),
+        ((10**400,), TypeError, "must be a number"),
     ],
 )
 def test_other_metrics_are_refused_and_change_nothing(make, arguments, error, message):
@@ -101,7 +104,23 @@ def test_the_state_of_other_groups_or_of_the_other_class_is_refused(make):
     model2, optimizer2 = parts()
     with pytest.raises(KeyError):
         controller.load_state_dict(CONTROLLERS[other](optimizer2, model2).state_dict())
+    del state["last_epoch"]
+    if isinstance(controller, fa.AALR):
+        state["progress"]["lr"] = 7.0
+    else:
+        state |= {"center": "0.7", "best": 7.0}
+    with pytest.raises(KeyError):
+        controller.load_state_dict(state)
     assert same(controller.state_dict(), before)
+
+
+def test_a_bad_state_of_aslr_leaves_its_draws():
+    optimizer = fa.SGD(Net().parameters(), lr=0.1)
+    controller = fa.ASLR(optimizer)
+    drawn = optimizer._random_rates
+    with pytest.raises(ArithmeticError):
+        controller.load_state_dict(controller.state_dict() | {"min_lr": "low"})
+    assert optimizer._random_rates is drawn is not None
 
 
 def test_a_group_that_is_added_later_keeps_its_ratio(make):
@@ -175,6 +194,52 @@ def test_a_second_controller_is_refused(make):
     make(optimizer, model).step(1.0)
 
 
+def moved_by(optimizer: torch.optim.Optimizer) -> float:
+    (p,) = optimizer.param_groups[0]["params"]
+    before, p.grad = p.item(), torch.ones_like(p)
+    optimizer.step()
+    return before - p.item()
+
+
+@pytest.mark.parametrize("cls", [torch.optim.SGD, fa.SGD])
+def test_a_controller_that_was_removed_acts_no_more(make, cls):
+    model = torch.nn.ParameterList([torch.zeros(1)])
+    optimizer = cls(model, lr=0.1)
+    first = make(optimizer, model)
+    first.remove()
+    second = fa.ASLR(optimizer)
+    first.remove()
+    assert moved_by(optimizer) != pytest.approx(0.1, rel=1e-4), "the draws of the second have ended"
+    with pytest.raises(RuntimeError, match="does not drive its optimizer any more"):
+        first.step(9.0)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    with pytest.raises(RuntimeError, match="is driven by ASLR already"):
+        make(optimizer, model)
+    second.step(1.0)
+
+
+@pytest.mark.parametrize("cls", [torch.optim.SGD, fa.SGD])
+def test_the_draws_of_a_freed_controller_end_with_the_next_one(make, cls):
+    model = torch.nn.ParameterList([torch.zeros(1)])
+    optimizer = cls(model, lr=0.1)
+    controller = fa.ASLR(optimizer, seed=1)
+    del controller
+    controller = fa.ASLR(optimizer, jitter=False) if make is CONTROLLERS["ASLR"] else make(optimizer, model)
+    assert moved_by(optimizer) == pytest.approx(0.1, rel=1e-6)
+    controller.step(1.0)
+
+
+def test_a_shallow_copy_leaves_the_optimizer_to_the_original(make):
+    model, optimizer = parts()
+    controller = make(optimizer, model)
+    copied = copy.copy(controller)
+    with pytest.raises(RuntimeError, match="or it is a shallow copy"):
+        copied.step(1.0)
+    copied.remove()
+    del copied
+    controller.step(1.0)
+
+
 def test_schedulers_that_pass_no_metric_cannot_step_controllers(make):
     model, optimizer = parts()
     controller = make(optimizer, model)
@@ -212,6 +277,11 @@ def test_aalr_refuses_a_warm_up():
     lr_scheduler.LinearLR(optimizer)
     with pytest.raises(RuntimeError, match="A warm-up before it has no meaning"):
         fa.AALR(optimizer, model, initial_loss=1.0)
+
+
+def test_takes_over_is_a_flag():
+    with pytest.raises(TypeError, match=r"ASLR: takes_over must be True or False, got 'False'"):
+        fa.ASLR(parts()[1], takes_over="False")
 
 
 def test_only_optimizers_are_accepted(make):

@@ -170,6 +170,25 @@ def test_an_end_by_hand_shifts_the_following_ends():
     assert writer.steps() == [1, 4]
 
 
+def test_a_restarted_interval_has_not_ended():
+    writer, optimizer = Recorder(), adamw(fa.ActiveLR(interval=4))
+    fa.log_learning_rates(optimizer, writer)
+    train(optimizer, 3)
+    optimizer.restart_interval()
+    train(optimizer, 6, start=3)
+    assert writer.steps() == [7]
+
+
+def test_a_step_that_is_skipped_after_an_end_by_hand_ends_nothing():
+    writer, optimizer = Recorder(), adamw(fa.ActiveLR(interval=3), fused=True)
+    fa.log_learning_rates(optimizer, writer)
+    train(optimizer, 1)
+    optimizer.end_interval()
+    optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.ones(())
+    train(optimizer, 1, start=1)
+    assert writer.steps() == [1]
+
+
 def test_rates_are_written_every_n_steps_without_intervals():
     optimizer = adamw(fa.Hypergradient(1e-4))
     with pytest.raises(ValueError, match="pass every="):
