@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from ..core import masters
 from ..core.warning import warn
 
 if TYPE_CHECKING:
@@ -126,12 +127,14 @@ def _warn_once(skipped: str, selected: str) -> None:
 
 
 def check_masters(backend: Backend, groups: Iterable[Mapping[str, Any]]) -> None:
-    """Raises RuntimeError if a group has a ``master`` and the backend does not support masters."""
-    requested = next((master for g in groups if (master := g.get("master", "none")) != "none"), None)
-    if requested is not None and not getattr(backend, "supports_masters", False):
-        raise RuntimeError(
-            f"backend {backend.name!r} does not support master={requested!r}: use backend='native' or 'reference'"
-        )
+    """Raises ValueError for a bad ``master``, and RuntimeError for one that the backend does not support."""
+    for group in groups:
+        masters.check(group)
+        master = group.get("master", "none")
+        if master != "none" and not getattr(backend, "supports_masters", False):
+            raise RuntimeError(
+                f"backend {backend.name!r} does not support master={master!r}: use backend='native' or 'reference'"
+            )
 
 
 def _load(name: str) -> Backend:

@@ -22,6 +22,8 @@ from .philox import WORD, philox4x32
 from .state import COUNTER, State, StateSpec, state_dtype
 
 CHOICES = ("none", "split", "stochastic")
+#: State that only a group with a master has.
+NAMES = frozenset({"master_low", "rounding_step"})
 _NAN = 0x7FC00000
 _INFINITY = 0x7F800000
 #: Elements per call of the generator: it returns four words, and each holds 16 bits for two elements.

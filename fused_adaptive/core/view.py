@@ -117,14 +117,14 @@ def numbers_of(group: dict[str, Any], lr_scale: float = 0.0, lr_on_device: bool 
         lr_on_device: whether lr is on a device. It is not read then, since the host would wait; ``lr`` is NaN.
 
     Raises:
-        TypeError, ValueError: for a value that is not a number.
+        TypeError, ValueError: for a value that is not a number; for betas and decays out of their ranges.
     """
     try:
         beta1, beta2 = group.get("betas", (0.0, 0.0))
         momentum_decay = float(group.get("momentum_decay", 0.0))
         if momentum_decay < 0:  # powers would overflow in the middle of an update
             raise ValueError
-        return Hyper(
+        hyper = Hyper(
             lr=math.nan if lr_on_device else float(group["lr"]),
             weight_decay=float(group["weight_decay"]),
             beta1=float(beta1),
@@ -136,6 +136,9 @@ def numbers_of(group: dict[str, Any], lr_scale: float = 0.0, lr_on_device: bool 
             lr_ref=reference_rate(group),
             lr_scale=lr_scale,
         )
+        if not (0 <= hyper.beta1 < 1 and 0 <= hyper.beta2 < 1 and 0 <= hyper.weight_decay < math.inf):
+            raise ValueError
+        return hyper
     except (TypeError, ValueError, RuntimeError):
         check_hyperparameters(group)  # raises an error that names the culprit
         raise

@@ -118,8 +118,9 @@ def _restore_one(
     is_ours: bool,
 ) -> State:
     expected = specs(backbone, group, param.dtype) if is_ours else backbone.state_spec(group)
+    is_begun = not values.keys() <= masters.NAMES  # before the first step fa.import_fp32 creates these alone
     for name, spec in expected.items():
-        if name not in values and not spec.optional:
+        if is_begun and name not in values and not spec.optional:
             raise ValueError(
                 f"the loaded state of {which} lacks {name!r}: it was saved by another optimizer or policy than "
                 f"{backbone.name} with {group['policy']}"

@@ -26,10 +26,15 @@ Late = Sequence[tuple[ParamView, dict[str, StateSpec]]]
 
 
 class Membership(NamedTuple):
-    """Policies of a tensor, and structure of its backbone, for which its state was made."""
+    """Policies of a tensor, structure of its backbone and its group's ``master``, for which its state was made."""
 
     policies: tuple[Policy, ...]
     structure: tuple[Any, ...]
+    master: str
+
+
+def _membership(backbone: Backbone, group: Mapping[str, Any]) -> Membership:
+    return Membership(from_plain(group["policy"]), backbone.structure(group), group["master"])
 
 
 #: Memberships of tensors whose state was complete. They hold no state, so that state dropped by the user is freed.
@@ -43,13 +48,12 @@ def memberships_of(params: Iterable[Tensor], views: Iterable[ParamView]) -> Memb
         params: the optimizer's parameters. Views may hold this rank's parts of them.
         views: their views, in the same order.
     """
-    return {p: Membership(s.policies, s.backbone.structure(s.group)) for p, s in zip(params, views, strict=True)}
+    return {p: _membership(view.backbone, view.group) for p, view in zip(params, views, strict=True)}
 
 
 def memberships_of_groups(backbone: Backbone, groups: Groups, states: Mapping[Tensor, Any]) -> Memberships:
     """Returns the memberships that the groups define for the tensors that have state."""
-    with_state = [(p, group) for group in groups for p in group["params"] if states.get(p)]
-    return {p: Membership(from_plain(group["policy"]), backbone.structure(group)) for p, group in with_state}
+    return {p: _membership(backbone, group) for group in groups for p in group["params"] if states.get(p)}
 
 
 def by_policy(views: Iterable[ParamView]) -> Members:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..core import masters
 from ..core.backbone import Backbone
 from ..core.checks import check_gradients, describe
 from ..core.ranks import any_rank, local_part
@@ -169,6 +170,8 @@ def collect(
     """
     views, late = [], []
     for view, spec in _all(backbone, groups, states):
+        for name in masters.NAMES - spec.keys():  # of a master that the group has no more
+            view.state.pop(name, None)
         was_member, lacks = view.param in before, missing(spec, view.state)
         if not ((in_step and view.applies) or view.state or (was_member and not spec)):
             continue

@@ -358,6 +358,7 @@ class AdaptiveOptimizer(Handled):
         is_current = participants is not None and participants.is_current(self.param_groups, self.state)
         return participants if is_current else None
 
+    @torch.no_grad()
     def _collect(self, in_step: bool = True) -> Participants:
         checks.check_names(self.param_groups, self.defaults)
         backends.check_masters(self._backend, self.param_groups)

@@ -21,10 +21,10 @@ def export_fp32(model: torch.nn.Module, optimizer: AdaptiveOptimizer) -> dict[st
     Returns:
         A dict from name to a float32 copy on the parameter's device, sharded over ranks as the parameter is.
     """
-    weights = {}
+    with_master, weights = _with_master(optimizer), {}
     for name, param in model.named_parameters():
         state = optimizer.state.get(param, {})
-        if param.dtype == torch.bfloat16 and "master_low" in state:
+        if id(param) in with_master and param.dtype == torch.bfloat16 and "master_low" in state:
             joined = join(_local(param.detach()), _local(state["master_low"]))
             weights[name] = torch.empty_like(param, dtype=torch.float32, requires_grad=False)
             _local(weights[name]).copy_(joined)
@@ -56,7 +56,7 @@ def import_fp32(model: torch.nn.Module, optimizer: AdaptiveOptimizer, weights: M
     for name, param in params.items():
         if weights[name].shape != param.shape:
             raise ValueError(f"{name} has shape {tuple(weights[name].shape)} instead of {tuple(param.shape)}")
-    with_master = {id(p) for g in optimizer.param_groups if g.get("master") == "split" for p in g["params"]}
+    with_master = _with_master(optimizer)
     for name, param in params.items():
         if id(param) in with_master and param.dtype == torch.bfloat16:
             weight = torch.empty_like(param, dtype=torch.float32, requires_grad=False).copy_(weights[name])
@@ -68,6 +68,10 @@ def import_fp32(model: torch.nn.Module, optimizer: AdaptiveOptimizer, weights: M
             _local(state["master_low"]).copy_(low)
         else:
             param.copy_(weights[name])
+
+
+def _with_master(optimizer: AdaptiveOptimizer) -> set[int]:
+    return {id(p) for group in optimizer.param_groups if group["master"] == "split" for p in group["params"]}
 
 
 def _local(tensor: Tensor) -> Tensor:

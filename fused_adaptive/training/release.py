@@ -189,6 +189,7 @@ class GradientRelease:
     def _begin(self) -> None:
         """Begins a step. Applies or rejects the changes made to the optimizer since the last one."""
         optimizer = self._optimizer
+        _check_clipping(optimizer)
         if optimizer._random_rates is not None:
             raise RuntimeError("ASLR draws a rate for each step(): use ASLR(jitter=False) with release_gradients")
         if self._fingerprint is None or not self._fingerprint.matches(optimizer.param_groups, optimizer.state):
@@ -206,11 +207,7 @@ class GradientRelease:
     def _prepare(self) -> None:
         """Builds views and hooks from the current param groups and state. Raises for what gradient release rejects."""
         optimizer = self._optimizer
-        if optimizer.max_grad_norm is not None or optimizer.skip_nonfinite:
-            raise ValueError(
-                "release_gradients: max_grad_norm and skip_nonfinite need the gradients of all tensors before any of "
-                "them moves; leave them out"
-            )
+        _check_clipping(optimizer)
         optimizer._settle_policies()
         for group in optimizer.param_groups:
             for policy in from_plain(group["policy"]):
@@ -294,6 +291,14 @@ def _single(view: ParamView) -> _Single:
 def _name(view: ParamView) -> str | None:
     names, params = view.group.get("param_names"), view.group["params"]
     return None if names is None else next(n for n, p in zip(names, params, strict=True) if p is view.param)
+
+
+def _check_clipping(optimizer: AdaptiveOptimizer) -> None:
+    if optimizer.max_grad_norm is not None or optimizer.skip_nonfinite:
+        raise ValueError(
+            "release_gradients: max_grad_norm and skip_nonfinite need the gradients of all tensors before any of them "
+            "moves; leave them out"
+        )
 
 
 def _check_policy(policy: Policy) -> None:

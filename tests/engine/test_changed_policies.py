@@ -306,3 +306,12 @@ def test_numbers_are_read_before_the_first_of_several_plans_runs(backend, monkey
     with pytest.raises(TypeError, match="weight_decay"):
         step(optimizer)
     assert all(map(torch.equal, before, [p, q]))
+
+
+def test_state_that_a_copy_or_checkpoint_completes_has_no_graph(backend):
+    optimizer = AdamW(params_of(1.0), backend=backend)
+    step(optimizer)
+    optimizer.param_groups[0]["policy"] = TrainableLR(interval=3, source="preconditioned")
+    state = optimizer.state_dict()["state"][0]
+    assert not any(value.requires_grad for value in state.values())
+    copy.deepcopy((optimizer, state))

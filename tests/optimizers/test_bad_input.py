@@ -262,13 +262,22 @@ def test_a_group_that_has_lost_an_option(name, backend):
     assert not all(map(torch.equal, snapshot(optimizer), before))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("momentum_decay", -1e4, "momentum_decay must be finite and >= 0, got -10000"),  # its powers overflow
+        ("betas", (1.0, 0.999), r"betas\[0\] must be in \[0, 1\), got 1.0"),
+        ("betas", (0.9, 1.5), r"betas\[1\] must be in \[0, 1\), got 1.5"),
+        ("weight_decay", NAN, "weight_decay must be finite and >= 0, got nan"),
+    ],
+)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_number_whose_powers_overflow(backend):
+def test_a_number_that_is_set_out_of_its_range(backend, name, value, message):
     optimizer = fa.NAdam([{"params": parameters()}, {"params": parameters(seed=1)}], backend=backend)
     train(optimizer, 3)
-    optimizer.param_groups[1]["momentum_decay"] = -1e4
+    optimizer.param_groups[1][name] = value
     before = snapshot(optimizer)
-    with pytest.raises(ValueError, match="momentum_decay must be finite and >= 0, got -10000"):
+    with pytest.raises(ValueError, match=message):
         optimizer.step()
     assert all(map(torch.equal, snapshot(optimizer), before))
 

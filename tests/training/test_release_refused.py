@@ -40,6 +40,20 @@ def test_options_that_need_all_gradients_before_the_step_are_refused(name, value
     assert optimizer._release is None
 
 
+@pytest.mark.parametrize(("name", "value"), [("max_grad_norm", 1.0), ("skip_nonfinite", True)])
+def test_options_that_are_set_later_are_refused_before_anything_moves(name, value):
+    model = Model()
+    optimizer = fa.AdamW(model.parameters())
+    fa.release_gradients(model, optimizer)
+    model.backward(0, missing=0)
+    optimizer.step()
+    before = [p.detach().clone() for p in model.weights]
+    setattr(optimizer, name, value)
+    with pytest.raises(ValueError, match="max_grad_norm and skip_nonfinite"):
+        model.backward(1, missing=0)
+    assert all(map(torch.equal, model.weights, before))
+
+
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("unscale", [False, True])
 def test_grad_scaler_is_refused(fused, unscale):
