@@ -24,11 +24,14 @@ class EndIntervalCallback(TrainerCallback):
 
 
 class ControllerCallback(TrainerCallback):
-    """Steps AALR or ASLR with the loss of each evaluation.
+    """Steps AALR or ASLR with the loss of each evaluation during training.
 
     The Trainer requires a scheduler, which it steps after each batch and saves. Pass the :class:`IdleScheduler` of the
     same controller: ``Trainer(…, optimizers=(optimizer, IdleScheduler(controller)),
     callbacks=[ControllerCallback(controller)])``.
+
+    Between two steps it hears one evaluation at most. Those before the first step (``eval_on_start``) and outside of
+    ``train()`` leave it and the model alone.
 
     Args:
         controller: the controller that drives the Trainer's optimizer.
@@ -37,9 +40,25 @@ class ControllerCallback(TrainerCallback):
 
     def __init__(self, controller: AALR | ASLR, metric: str = "eval_loss") -> None:
         self.controller, self.metric = controller, metric
+        self._trained = False  # steps have been taken that the controller has not heard of, and none is under way
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trained = False
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # An exception, such as Ctrl-C, ends a training without on_train_end. It mostly comes in the middle of a step.
+        self._trained = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trained = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trained = False
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        self.controller.step(metrics[self.metric])
+        if self._trained:
+            self._trained = False
+            self.controller.step(metrics[self.metric])
 
 
 class IdleScheduler:

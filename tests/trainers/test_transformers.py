@@ -176,39 +176,120 @@ def test_the_callback_refuses_an_optimizer_of_another_package(tmp_path):
         trainer(gpt2(), tmp_path, callbacks=[EndIntervalCallback()]).train()
 
 
-@pytest.mark.parametrize("metric", ["eval_loss", "eval_runtime"])
-def test_a_controller_gets_evaluation_results_and_is_saved(metric, tmp_path):
+def controlled(
+    folder: Path,
+    kind: Callable[[Any, nn.Module], Any] = lambda optimizer, _: fa.ASLR(optimizer, jitter=False),
+    metric: str = "eval_loss",
+    evaluate_on: Any = None,
+    **settings: Any,
+) -> tuple[Any, Any, list[Any]]:
+    """A Trainer with a controller, which evaluates after each of three epochs; the controller; the costs it hears."""
     transformers = import_module("transformers")
     from fused_adaptive.integrations.transformers import ControllerCallback, IdleScheduler
 
-    def start() -> tuple[Any, fa.ASLR]:
-        model = gpt2()
-        optimizer = fa.AdamW(model.parameters(), lr=0.01)
-        controller = fa.ASLR(optimizer, jitter=False)
-        settings = transformers.TrainingArguments(
-            output_dir=str(tmp_path),
-            num_train_epochs=3,
-            per_device_train_batch_size=BATCH,
-            eval_strategy="epoch",
-            save_strategy="epoch",
-            use_cpu=True,
-            disable_tqdm=True,
-            report_to="none",
-            dataloader_pin_memory=False,
-        )
-        pair, callback = (optimizer, IdleScheduler(controller)), ControllerCallback(controller, metric)
-        data = {"train_dataset": dataset(), "eval_dataset": dataset()[:BATCH]}
-        return transformers.Trainer(model, settings, **data, optimizers=pair, callbacks=[callback]), controller
-
-    of_model, controller = start()
-    heard = []
+    model = gpt2()
+    optimizer = fa.AdamW(model.parameters(), lr=0.01)
+    controller = kind(optimizer, model)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=BATCH,
+        use_cpu=True,
+        disable_tqdm=True,
+        report_to="none",
+        dataloader_pin_memory=False,
+        **{"num_train_epochs": EPOCHS, "eval_strategy": "epoch", "save_strategy": "no", **settings},
+    )
+    pair, callback = (optimizer, IdleScheduler(controller)), ControllerCallback(controller, metric)
+    data = {"train_dataset": dataset(), "eval_dataset": evaluate_on or dataset()[:BATCH]}
+    of_model = transformers.Trainer(model, arguments, **data, optimizers=pair, callbacks=[callback])
+    heard: list[Any] = []
     step = controller.step
-    controller.step = lambda cost: (heard.append(cost), step(cost))  # type: ignore[method-assign]
+    controller.step = lambda cost: (heard.append(cost), step(cost))
+    return of_model, controller, heard
+
+
+def logged(of_model: Any, metric: str) -> list[Any]:
+    return [entry[metric] for entry in of_model.state.log_history if metric in entry]
+
+
+def aalr(optimizer: Any, model: nn.Module) -> fa.AALR:
+    return fa.AALR(optimizer, model, initial_loss=9.0, lr=0.001)
+
+
+def unlike_the_training() -> list[dict[str, Tensor]]:
+    """Data with a loss at which AALR goes back to the untrained model."""
+    return [{**row, "labels": 127 - row["labels"]} for row in dataset()[:BATCH]]
+
+
+@pytest.mark.parametrize("metric", ["eval_loss", "eval_runtime"])
+def test_a_controller_gets_evaluation_results_and_is_saved(metric, tmp_path):
+    of_model, controller, heard = controlled(tmp_path, metric=metric, save_strategy="epoch")
     of_model.train()
-    logged = [entry[metric] for entry in of_model.state.log_history if metric in entry]
-    assert len(heard) == 3
-    assert heard == logged
-    of_resumed, resumed = start()
+    assert len(heard) == EPOCHS
+    assert heard == logged(of_model, metric)
+    of_resumed, resumed, _ = controlled(tmp_path, metric=metric, save_strategy="epoch")
     of_resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{EPOCH}"))
     if metric == "eval_loss":
         assert resumed.state_dict() == controller.state_dict()
+
+
+@pytest.mark.parametrize("strategy", ["epoch", "no"])
+def test_evaluations_before_and_after_training_leave_the_controller_and_the_model_alone(strategy, tmp_path):
+    of_model, controller, heard = controlled(tmp_path, aalr, eval_strategy=strategy)
+    of_model.evaluate(metric_key_prefix="eval" if strategy == "epoch" else "test")
+    assert not heard
+    of_model.train()
+    assert len(heard) == (EPOCHS if strategy == "epoch" else 0)
+    trained, state = values(of_model.model), str(controller.state_dict())
+    of_model.evaluate(unlike_the_training())
+    assert same(values(of_model.model), trained)
+    assert str(controller.state_dict()) == state
+
+
+def test_the_evaluation_at_the_start_is_no_epoch_also_after_a_training_that_was_interrupted(tmp_path):
+    transformers = import_module("transformers")
+
+    class Interrupt(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            raise KeyboardInterrupt
+
+    of_model, _, heard = controlled(tmp_path, eval_on_start=True)
+    of_model.add_callback(Interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        of_model.train()
+    of_model.remove_callback(Interrupt)
+    of_model.train()
+    assert heard == logged(of_model, "eval_loss")[1:]
+    assert len(heard) == EPOCHS
+
+
+def test_a_second_evaluation_without_a_step_in_between_is_not_heard(tmp_path):
+    transformers = import_module("transformers")
+    of_model, _, heard = controlled(tmp_path)
+
+    class Again(transformers.TrainerCallback):
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            of_model.evaluate()
+
+    of_model.add_callback(Again)
+    of_model.train()
+    assert heard == logged(of_model, "eval_loss")[1::2]
+    assert len(heard) == EPOCHS
+
+
+def test_an_evaluation_after_an_interrupted_step_leaves_the_model_alone(tmp_path):
+    of_model, _, heard = controlled(tmp_path, aalr)
+    steps = iter(range(2 * EPOCH - 1))
+
+    def interrupt(module: nn.Module, arguments: Any) -> None:
+        if module.training and next(steps, None) is None:
+            raise KeyboardInterrupt
+
+    hook = of_model.model.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        of_model.train()
+    hook.remove()
+    trained = values(of_model.model)
+    of_model.evaluate(unlike_the_training())
+    assert same(values(of_model.model), trained)
+    assert len(heard) == 1
