@@ -31,34 +31,59 @@ class ControllerCallback(TrainerCallback):
     callbacks=[ControllerCallback(controller)])``.
 
     Between two steps it hears one evaluation at most. Those before the first step (``eval_on_start``) and outside of
-    ``train()`` leave it and the model alone.
+    ``train()`` leave it and the model alone, and so do those without the metric, such as the other datasets of a dict.
 
     Args:
         controller: the controller that drives the Trainer's optimizer.
-        metric: the key of the loss in the evaluation's metrics. Default ``"eval_loss"``.
+        metric: the key of the loss in the evaluation's metrics. Default ``"eval_loss"``; with a dict of datasets
+            ``"eval_<name>_loss"``.
+
+    Raises:
+        ValueError: from ``train()``, if its evaluations do not report the metric.
     """
 
     def __init__(self, controller: AALR | ASLR, metric: str = "eval_loss") -> None:
         self.controller, self.metric = controller, metric
         self._trained = False  # steps have been taken that the controller has not heard of, and none is under way
+        self._evaluated = False  # the Trainer has, of its own accord, in this training
+        self._reported: set[str] = set()  # the keys of this training's evaluations
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trained = False
+        self._trained = self._evaluated = False
+        self._reported.clear()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # An exception, such as Ctrl-C, ends a training without on_train_end. It mostly comes in the middle of a step.
         self._trained = False
+        # A dict's datasets are evaluated one by one; only now all have been.
+        if self._evaluated:
+            self._check_metric()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trained = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trained = False
+        if self._reported:
+            self._check_metric()
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Other callbacks may call evaluate() for other data. The Trainer's own evaluation logs its first dataset while
+        # this is still set; in on_evaluate it no longer is.
+        self._evaluated = self._evaluated or control.should_evaluate
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        if self._trained:
+        self._reported.update(metrics)
+        if self._trained and self.metric in metrics:
             self._trained = False
             self.controller.step(metrics[self.metric])
+
+    def _check_metric(self) -> None:
+        if self.metric not in self._reported:
+            raise ValueError(
+                f"ControllerCallback: no evaluation has reported {self.metric!r}, so the controller cannot step. "
+                f"Pass metric= one of the keys that were reported: {', '.join(sorted(self._reported))}"
+            )
 
 
 class IdleScheduler:

@@ -293,3 +293,40 @@ def test_an_evaluation_after_an_interrupted_step_leaves_the_model_alone(tmp_path
     of_model.evaluate(unlike_the_training())
     assert same(values(of_model.model), trained)
     assert len(heard) == 1
+
+
+def test_of_a_dict_of_datasets_the_controller_gets_the_one_that_the_metric_names(tmp_path):
+    sets = {"a": dataset()[:BATCH], "b": unlike_the_training()}
+    for name in sets:
+        metric = f"eval_{name}_loss"
+        of_model, _, heard = controlled(tmp_path, metric=metric, evaluate_on=sets)
+        of_model.train()
+        assert heard == logged(of_model, metric)
+        assert len(heard) == EPOCHS
+
+
+def test_evaluations_without_the_metric_that_other_callbacks_ask_for_are_skipped(tmp_path):
+    transformers = import_module("transformers")
+    of_model, _, heard = controlled(tmp_path)
+
+    class Tests(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            of_model.evaluate(metric_key_prefix="test")
+
+    of_model.add_callback(Tests)
+    of_model.train()
+    assert len(logged(of_model, "test_loss")) == EPOCHS * EPOCH
+    assert heard == logged(of_model, "eval_loss")
+    assert len(heard) == EPOCHS
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("names", [(), ("a", "b")])
+def test_a_metric_that_no_evaluation_reports_is_refused_before_the_next_step(names, epochs, tmp_path):
+    sets = {name: dataset()[:BATCH] for name in names}
+    of_model, _, _ = controlled(tmp_path, metric="eval_los", evaluate_on=sets, num_train_epochs=epochs)
+    keys = ".*".join(f"eval_{name}_loss" for name in names) or "eval_loss"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"no evaluation has reported 'eval_los'.* Pass metric=.*{keys}"):
+            of_model.train()
+        assert of_model.state.global_step == EPOCH
