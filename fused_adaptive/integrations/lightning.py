@@ -29,9 +29,10 @@ class EndIntervalCallback(Callback):
 
 
 class ControllerCallback(Callback):
-    """Creates AALR or ASLR for the first optimizer, steps it after each validation and saves it with the checkpoint.
+    """Creates AALR or ASLR for the first optimizer, steps it after each validation of ``fit()`` and saves it.
 
     The module must log the loss in ``validation_step`` and return no scheduler from ``configure_optimizers``.
+    ``trainer.validate()`` and the sanity check leave the controller and the model alone.
 
     Args:
         make: returns the controller for an optimizer, such as ``fa.ASLR`` or a function that returns
@@ -41,8 +42,10 @@ class ControllerCallback(Callback):
 
     def __init__(self, make: Callable[[Any], AALR | ASLR], monitor: str = "val_loss") -> None:
         self.monitor = monitor
-        self._make, self._saved = make, None
+        self._make = make
+        self._fitting = True  # no trainer.validate(), test() or predict() is under way
         self._controller: AALR | ASLR | None = None
+        self._saved: dict[str, Any] | None = None  # a checkpoint's state, until there is a controller to load it
 
     @property
     def controller(self) -> AALR | ASLR:
@@ -50,17 +53,20 @@ class ControllerCallback(Callback):
         assert self._controller is not None, "fit() has not begun"
         return self._controller
 
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._fitting = stage == "fit"
+
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self._controller = self._make(trainer.optimizers[0])
         if self._saved is not None:
             self._controller.load_state_dict(self._saved)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        if not trainer.sanity_checking:
+        if self._fitting and not trainer.sanity_checking:
             self.controller.step(trainer.callback_metrics[self.monitor])
 
     def state_dict(self) -> dict[str, Any]:
-        return self.controller.state_dict()
+        return {} if self._controller is None else self._controller.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._saved = state_dict

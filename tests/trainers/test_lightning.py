@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,7 @@ def build(model: nn.Module, backend: str, policy: Any) -> tuple[fa.AdaptiveOptim
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=EPOCH * EPOCHS + 1)
 
 
-def fit(
-    folder: Path,
-    backend: str,
-    policy: Any = None,
-    clip: float | None = CLIP,
-    resume: Path | None = None,
-    callbacks: tuple[Any, ...] = (),
-    optimizer: Any = None,
-    validate: bool = False,
-) -> list[Tensor]:
+def module(optimizers: Callable[[nn.Module], Any]) -> Any:
     lightning = import_module("lightning")
 
     class Module(lightning.LightningModule):
@@ -55,16 +47,17 @@ def fit(
             self.log("val_loss", nn.functional.cross_entropy(self.model(batch[0]), batch[1]))
 
         def configure_optimizers(self) -> Any:
-            if optimizer is not None:
-                return optimizer(self.model)
-            made, scheduler = build(self.model, backend, policy)
-            return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+            return optimizers(self.model)
 
+    return Module()
+
+
+def trainer(folder: Path, callbacks: Iterable[Any], clip: float | None = CLIP, **arguments: Any) -> Any:
+    lightning = import_module("lightning")
     checkpoints = lightning.pytorch.callbacks.ModelCheckpoint(
         folder, filename="{step}", every_n_epochs=1, save_top_k=-1
     )
-    module = Module()
-    trainer = lightning.Trainer(
+    return lightning.Trainer(
         accelerator="cpu",
         max_epochs=EPOCHS,
         gradient_clip_val=clip,
@@ -73,10 +66,33 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=1,
+        **arguments,
     )
-    batches = torch.utils.data.DataLoader(digits(EPOCH), batch_size=None)
-    trainer.fit(module, batches, batches if validate else None, ckpt_path=resume)
-    return values(module.model)
+
+
+def loader(shift: int = 0) -> torch.utils.data.DataLoader:
+    """Batches of digits, with labels that are wrong by ``shift``."""
+    return torch.utils.data.DataLoader([(x, (y + shift) % 10) for x, y in digits(EPOCH)], batch_size=None)
+
+
+def fit(
+    folder: Path,
+    backend: str,
+    policy: Any = None,
+    clip: float | None = CLIP,
+    resume: Path | None = None,
+    callbacks: tuple[Any, ...] = (),
+    optimizer: Any = None,
+) -> list[Tensor]:
+    def optimizers(model: nn.Module) -> Any:
+        if optimizer is not None:
+            return optimizer(model)
+        made, scheduler = build(model, backend, policy)
+        return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    trained = module(optimizers)
+    trainer(folder, callbacks, clip).fit(trained, loader(), ckpt_path=resume)
+    return values(trained.model)
 
 
 def plain(backend: str, policy: Any) -> list[Tensor]:
@@ -125,16 +141,39 @@ def test_the_callback_needs_an_optimizer_of_this_package(tmp_path):
         )
 
 
-def test_a_controller_gets_validation_results_and_is_saved(tmp_path):
+def aslr(optimizer: Any) -> fa.ASLR:
+    return fa.ASLR(optimizer, seed=3)
+
+
+def controlled(folder: Path, make: Callable[[Any], Any] = aslr, **arguments: Any) -> tuple[Any, Any, Any]:
+    """A module, a Trainer that drives it with a controller, and the callback with the controller."""
     from fused_adaptive.integrations.lightning import ControllerCallback
 
+    callback = ControllerCallback(make)
+    of_module = module(lambda model: fa.AdamW(model.parameters(), lr=0.5))
+    return of_module, trainer(folder, [callback], **arguments), callback
+
+
+def test_a_controller_gets_validation_results_and_is_saved(tmp_path):
     def run(resume: Path | None = None) -> tuple[list[Tensor], dict[str, Any]]:
-        callback = ControllerCallback(lambda optimizer: fa.ASLR(optimizer, seed=3))
-        make = lambda model: fa.AdamW(model.parameters(), lr=0.5)  # noqa: E731
-        params = fit(tmp_path, "auto", callbacks=(callback,), optimizer=make, validate=True, resume=resume)
-        return params, callback.controller.state_dict()
+        of_module, of_trainer, callback = controlled(tmp_path)
+        of_trainer.fit(of_module, loader(), loader(), ckpt_path=resume, weights_only=False)
+        return values(of_module.model), callback.controller.state_dict()
 
     params, state = run()
+    assert state["last_epoch"] == EPOCHS
     resumed, resumed_state = run(tmp_path / "step=5.ckpt")
     assert same(params, resumed)
     assert str(state) == str(resumed_state)
+
+
+def test_validation_outside_of_fit_leaves_the_controller_and_the_model_alone(tmp_path):
+    make = lambda optimizer: fa.AALR(optimizer, of_module.model, initial_loss=9.0, lr=0.001)  # noqa: E731
+    of_module, of_trainer, callback = controlled(tmp_path, make)
+    of_trainer.validate(of_module, loader(), verbose=False)
+    of_trainer.save_checkpoint(tmp_path / "untrained.ckpt")
+    of_trainer.fit(of_module, loader(), loader())
+    trained, state = values(of_module.model), str(callback.controller.state_dict())
+    of_trainer.validate(of_module, loader(shift=1), verbose=False)
+    assert same(values(of_module.model), trained)
+    assert str(callback.controller.state_dict()) == state
