@@ -31,8 +31,8 @@ class EndIntervalCallback(Callback):
 class ControllerCallback(Callback):
     """Creates AALR or ASLR for the first optimizer, steps it after each validation of ``fit()`` and saves it.
 
-    The module must log the loss in ``validation_step`` and return no scheduler from ``configure_optimizers``.
-    ``trainer.validate()`` and the sanity check leave the controller and the model alone.
+    The module must log the loss in ``validation_step`` and return no scheduler from ``configure_optimizers``. Each
+    ``fit()`` creates a controller; ``trainer.validate()`` and the sanity check leave it and the model alone.
 
     Args:
         make: returns the controller for an optimizer, such as ``fa.ASLR`` or a function that returns
@@ -55,11 +55,14 @@ class ControllerCallback(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self._fitting = stage == "fit"
+        if self._fitting:
+            self._controller = None  # it drove the optimizer of an earlier fit()
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self._controller = self._make(trainer.optimizers[0])
         if self._saved is not None:
             self._controller.load_state_dict(self._saved)
+            self._saved = None
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if self._fitting and not trainer.sanity_checking:
@@ -69,4 +72,9 @@ class ControllerCallback(Callback):
         return {} if self._controller is None else self._controller.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._saved = state_dict
+        if not self._fitting:
+            return  # trainer.validate(ckpt_path=…) loads the state of callbacks too
+        if self._controller is None:
+            self._saved = state_dict
+        else:  # the strategies for FSDP, DeepSpeed and DTensor load checkpoints after on_fit_start
+            self._controller.load_state_dict(state_dict)

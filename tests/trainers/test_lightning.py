@@ -154,9 +154,17 @@ def controlled(folder: Path, make: Callable[[Any], Any] = aslr, **arguments: Any
     return of_module, trainer(folder, [callback], **arguments), callback
 
 
-def test_a_controller_gets_validation_results_and_is_saved(tmp_path):
+def late() -> Any:
+    """A strategy that loads checkpoints after ``on_fit_start``, as those for FSDP, DeepSpeed and DTensor do."""
+    strategies = import_module("lightning").pytorch.strategies
+    late = type("Late", (strategies.SingleDeviceStrategy,), {"restore_checkpoint_after_setup": True})
+    return late("cpu")
+
+
+@pytest.mark.parametrize("strategy", [lambda: "auto", late], ids=["early", "late"])
+def test_a_controller_gets_validation_results_and_is_saved(strategy, tmp_path):
     def run(resume: Path | None = None) -> tuple[list[Tensor], dict[str, Any]]:
-        of_module, of_trainer, callback = controlled(tmp_path)
+        of_module, of_trainer, callback = controlled(tmp_path, strategy=strategy())
         of_trainer.fit(of_module, loader(), loader(), ckpt_path=resume, weights_only=False)
         return values(of_module.model), callback.controller.state_dict()
 
@@ -177,3 +185,29 @@ def test_validation_outside_of_fit_leaves_the_controller_and_the_model_alone(tmp
     of_trainer.validate(of_module, loader(shift=1), verbose=False)
     assert same(values(of_module.model), trained)
     assert str(callback.controller.state_dict()) == state
+
+
+def test_validation_of_a_checkpoint_does_not_load_the_controller(tmp_path):
+    of_module, of_trainer, callback = controlled(tmp_path)
+    of_trainer.fit(of_module, loader(), loader())
+    state = str(callback.controller.state_dict())
+    of_trainer.validate(of_module, loader(), ckpt_path=tmp_path / "step=5.ckpt", verbose=False)
+    assert str(callback.controller.state_dict()) == state
+    fresh, of_fresh, later = controlled(tmp_path)
+    of_fresh.validate(fresh, loader(), ckpt_path=tmp_path / "step=5.ckpt", verbose=False)
+    of_fresh.fit(fresh, loader(), loader())
+    assert later.controller.last_epoch == EPOCHS
+
+
+@pytest.mark.parametrize("strategy", [lambda: "auto", late], ids=["early", "late"])
+def test_each_fit_has_a_controller_of_its_own_and_loads_only_its_own_checkpoint(strategy, tmp_path):
+    of_module, of_trainer, callback = controlled(tmp_path, strategy=strategy())
+    of_trainer.fit(of_module, loader(), loader())
+    first = callback.controller
+    resumed = {"ckpt_path": tmp_path / "step=5.ckpt", "weights_only": False}
+    of_trainer.fit(of_module, loader(), loader(), **resumed)
+    assert callback.controller is not first
+    assert callback.controller.last_epoch == EPOCHS
+    of_trainer.fit_loop.max_epochs = EPOCHS + 1
+    of_trainer.fit(controlled(tmp_path)[0], loader(), loader())
+    assert callback.controller.last_epoch == 1
