@@ -96,4 +96,6 @@ class IdleScheduler:
         """Does nothing, since :class:`ControllerCallback` steps the controller after evaluations."""
 
     def __getattr__(self, name: str) -> Any:
+        if name == "controller" or name.startswith("__"):  # copy and pickle look for these before there is a controller
+            raise AttributeError(name)
         return getattr(self.controller, name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -330,3 +332,14 @@ def test_a_metric_that_no_evaluation_reports_is_refused_before_the_next_step(nam
         with pytest.raises(ValueError, match=f"no evaluation has reported 'eval_los'.* Pass metric=.*{keys}"):
             of_model.train()
         assert of_model.state.global_step == EPOCH
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda parts: pickle.loads(pickle.dumps(parts))])
+def test_the_scheduler_for_the_trainer_can_be_copied(copied):
+    scheduler = import_module("fused_adaptive.integrations.transformers").IdleScheduler
+    optimizer = fa.SGD(gpt2().parameters(), lr=0.1)
+    controller = fa.ASLR(optimizer)
+    idle = copied(scheduler(controller))
+    idle.step()
+    assert idle.get_last_lr() == [0.1]
+    assert idle.state_dict() == controller.state_dict()
