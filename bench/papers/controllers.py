@@ -196,8 +196,8 @@ EXPERIMENT = Experiment(
     ours={
         "cpu": "Fashion-MNIST, 6000 whole images, ResNet-20 with 8 channels, 15 epochs, AALR's patience 3 (the paper: "
         "all 60 000, 16 channels, over 200 epochs, patience 10, with augmentation); adversarial training with batch "
-        "128 and ε = 8/255. No line searches: ASLR against a step decay. Three seeds. AALR's accuracy is that of its last "
-        "epoch, which may have tried twice the best rate: `restore_best()` is not called.",
+        "128 and ε = 8/255. No line searches: ASLR against a step decay. Three seeds. AALR's accuracy is that of its "
+        "last epoch, which may have tried twice the best rate: `restore_best()` is not called.",
         "gpu": "Fashion-MNIST, all whole images, ResNet-20, 200 epochs, patience 10; no augmentation. Three seeds.",
     },
     jobs=jobs,
