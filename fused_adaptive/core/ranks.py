@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from .checks import is_dtensor
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from torch.nn import Module
 
 
 def local_part(value: Tensor) -> Tensor:
@@ -23,6 +25,20 @@ def local_part(value: Tensor) -> Tensor:
     # Not to_local(), whose views cannot be compared by identity.
     local = value._local_tensor  # type: ignore[attr-defined]
     return local.wait() if hasattr(local, "wait") else local  # an asynchronous collective may be pending
+
+
+def reshard(model: Module) -> None:
+    """Makes the parameters of a model under FSDP2 those that its optimizer trains: this rank's shards.
+
+    After a forward pass without a backward pass (an evaluation) the root has whole parameters, which the next pass
+    would gather again from the shards. Does nothing to other models.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:  # no such model exists before its module is imported
+        return
+    for module in model.modules():
+        if isinstance(module, fsdp.FSDPModule):
+            module.reshard()  # type: ignore[operator]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch.nn import Module
 from torch.optim import Adagrad, Optimizer
 
 from ..core.plain import plain, plain_flag, plain_number
+from ..core.ranks import reshard
 from ..engine.handles import driven
 from . import snapshots
 from .controller import Controller
@@ -252,6 +253,7 @@ def _check(lr: float, patience: int, check_offset: int) -> None:
 def _check_model(model: Module, optimizer: Optimizer) -> None:
     if not isinstance(model, Module):
         raise TypeError(f"AALR: model must be a torch.nn.Module, got {type(model).__name__}")
+    reshard(model)
     held = {id(p) for p in model.parameters()}
     if not held:
         raise ValueError("AALR: the model has no parameters, so there is nothing to train or to go back to")

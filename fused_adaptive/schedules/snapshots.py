@@ -13,6 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Module
 
+from ..core.checks import is_dtensor
+from ..core.ranks import local_part, reshard
+
 Tensors = dict[str, Tensor]
 
 
@@ -29,7 +32,10 @@ class Snapshot(Protocol):
 
 
 def tensors_of(model: Module) -> Tensors:
-    """Returns parameters and buffers by name, those not in ``state_dict`` included. Unwraps DDP and torch.compile."""
+    """Returns parameters and buffers by name, those not in ``state_dict`` included.
+
+    Unwraps DDP and torch.compile. FSDP2's parameters are the shards of this rank, which the optimizer trains.
+    """
     while True:
         if isinstance(model, torch.nn.parallel.DistributedDataParallel):
             model = model.module
@@ -37,19 +43,29 @@ def tensors_of(model: Module) -> Tensors:
             model = inner
         else:
             break
+    reshard(model)
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def check_fit(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """Raises ValueError if names or shapes differ."""
+    """Raises ValueError if names, shapes or shards differ."""
     for name in tensors.keys() | saved.keys():
-        tensor, copy = tensors.get(name), saved.get(name)
-        if tensor is None or copy is None or tensor.shape != copy.shape:
-            shapes = [None if t is None else tuple(t.shape) for t in (copy, tensor)]
+        copy, tensor = (_layout(held.get(name)) for held in (saved, tensors))
+        if copy != tensor:
             raise ValueError(
-                f"the snapshot does not fit the model: {name!r} has shape {shapes[0]} in the snapshot and {shapes[1]} "
-                "in the model; the model must keep its structure while a controller drives it"
+                f"the snapshot does not fit the model: {name!r} is {copy} in the snapshot and {tensor} in the model; "
+                "the model must keep its structure and its sharding while a controller drives it"
             )
+
+
+def _layout(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "absent"
+    shape = f"of shape {tuple(tensor.shape)}"
+    if not is_dtensor(tensor):
+        return shape
+    placements = tensor.placements  # type: ignore[attr-defined]
+    return f"{shape} as {placements}, {tuple(local_part(tensor).shape)} on this rank"
 
 
 @torch.no_grad()
@@ -57,11 +73,11 @@ def restore_(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None
     """Copies ``saved`` into ``tensors`` in place.
 
     Raises:
-        ValueError: if names or shapes differ. Nothing has changed then.
+        ValueError: if names, shapes or shards differ. Nothing has changed then.
     """
     check_fit(tensors, saved)
     for name, tensor in tensors.items():
-        tensor.copy_(saved[name])
+        local_part(tensor).copy_(local_part(saved[name]))
 
 
 class MemorySnapshot:

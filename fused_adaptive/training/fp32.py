@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..core.checks import is_dtensor
 from ..core.masters import join, split
+from ..core.ranks import local_part, reshard
+from ..core.shards import shard_state
 from ..optimizers.base import AdaptiveOptimizer
 
 
@@ -21,13 +25,14 @@ def export_fp32(model: torch.nn.Module, optimizer: AdaptiveOptimizer) -> dict[st
     Returns:
         A dict from name to a float32 copy on the parameter's device, sharded over ranks as the parameter is.
     """
+    reshard(model)
     with_master, weights = _with_master(optimizer), {}
     for name, param in model.named_parameters():
         state = optimizer.state.get(param, {})
         if id(param) in with_master and param.dtype == torch.bfloat16 and "master_low" in state:
-            joined = join(_local(param.detach()), _local(state["master_low"]))
+            joined = join(local_part(param.detach()), local_part(state["master_low"]))
             weights[name] = torch.empty_like(param, dtype=torch.float32, requires_grad=False)
-            _local(weights[name]).copy_(joined)
+            local_part(weights[name]).copy_(joined)
         else:
             weights[name] = param.detach().to(torch.float32, copy=True)
     return weights
@@ -43,38 +48,38 @@ def import_fp32(model: torch.nn.Module, optimizer: AdaptiveOptimizer, weights: M
     Args:
         model: the model whose ``named_parameters()`` are set.
         optimizer: receives the 16-bit remainders of its parameters.
-        weights: a dict as :func:`export_fp32` returns it, of any floating-point dtype and device.
+        weights: a dict as :func:`export_fp32` returns it, of any floating-point dtype and device. Of a whole tensor for
+            a sharded parameter each rank keeps its part.
 
     Raises:
-        ValueError: for a missing or unknown name or a different shape. Nothing has changed then.
+        ValueError: for a missing or unknown name, a different shape or another mesh. Nothing has changed then.
     """
+    reshard(model)
     params = dict(model.named_parameters())
     if missing := params.keys() - weights.keys():
         raise ValueError(f"weights lack {', '.join(sorted(missing))}: they are of another model")
     if unknown := weights.keys() - params.keys():
         raise ValueError(f"the model has no parameter {', '.join(sorted(unknown))}: these weights are of another model")
     for name, param in params.items():
-        if weights[name].shape != param.shape:
-            raise ValueError(f"{name} has shape {tuple(weights[name].shape)} instead of {tuple(param.shape)}")
+        weight: Any = weights[name]
+        if weight.shape != param.shape:
+            raise ValueError(f"{name} has shape {tuple(weight.shape)} instead of {tuple(param.shape)}")
+        if is_dtensor(weight) and getattr(param, "device_mesh", None) != weight.device_mesh:
+            raise ValueError(f"{name} is sharded over another mesh than the parameter: pass its full_tensor()")
     with_master = _with_master(optimizer)
     for name, param in params.items():
+        sharded = shard_state(weights[name], param, lambda name=name: name)
         if id(param) in with_master and param.dtype == torch.bfloat16:
-            weight = torch.empty_like(param, dtype=torch.float32, requires_grad=False).copy_(weights[name])
+            weight = torch.empty_like(param, dtype=torch.float32, requires_grad=False).copy_(sharded)
             state = optimizer.state[param]
             if "master_low" not in state:
                 state["master_low"] = torch.zeros_like(param, dtype=torch.int16, requires_grad=False)
-            high, low = split(_local(weight))
-            _local(param).copy_(high)
-            _local(state["master_low"]).copy_(low)
+            high, low = split(local_part(weight))
+            local_part(param).copy_(high)
+            local_part(state["master_low"]).copy_(low)
         else:
-            param.copy_(weights[name])
+            param.copy_(sharded)
 
 
 def _with_master(optimizer: AdaptiveOptimizer) -> set[int]:
     return {id(p) for group in optimizer.param_groups if group["master"] == "split" for p in group["params"]}
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """Returns this rank's shard of a DTensor, and any other tensor itself."""
-    to_local = getattr(tensor, "to_local", None)
-    return tensor if to_local is None else to_local()

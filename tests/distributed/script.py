@@ -28,9 +28,9 @@ if __name__ == "__main__":
 
         extension.pytest_configure()
 
-from tests.distributed import models, sharded
+from tests.distributed import controllers, models, sharded
 
-CHECKS: dict[str, Callable[[torch.device], None]] = {**sharded.CHECKS, **models.CHECKS}
+CHECKS: dict[str, Callable[[torch.device], None]] = {**sharded.CHECKS, **models.CHECKS, **controllers.CHECKS}
 
 
 def run(device: torch.device, chosen: str = "") -> dict[str, str]:
