@@ -34,7 +34,8 @@ class Snapshot(Protocol):
 def tensors_of(model: Module) -> Tensors:
     """Returns parameters and buffers by name, those not in ``state_dict`` included.
 
-    Unwraps DDP and torch.compile. FSDP2's parameters are the shards of this rank, which the optimizer trains.
+    Unwraps DDP and torch.compile. FSDP2's parameters are the shards of this rank, which the optimizer trains. Of a
+    tensor that ``expand`` made, only what is in memory is returned, as a view.
     """
     while True:
         if isinstance(model, torch.nn.parallel.DistributedDataParallel):
@@ -44,7 +45,17 @@ def tensors_of(model: Module) -> Tensors:
         else:
             break
     reshard(model)
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    found = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: _without_repeats(t) for name, t in found.items()}
+
+
+def _without_repeats(tensor: Tensor) -> Tensor:
+    """Returns the part that ``expand`` repeats, since torch refuses to write to the repeated elements."""
+    if tensor.layout is torch.strided:
+        for dim, stride in enumerate(tensor.stride()):
+            if stride == 0 and tensor.shape[dim] > 1:
+                tensor = tensor.detach().narrow(dim, 0, 1)
+    return tensor
 
 
 def check_fit(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
@@ -55,6 +66,16 @@ def check_fit(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> Non
             raise ValueError(
                 f"the snapshot does not fit the model: {name!r} is {copy} in the snapshot and {tensor} in the model; "
                 "the model must keep its structure and its sharding while a controller drives it"
+            )
+
+
+def check_writable(tensors: Mapping[str, Tensor]) -> None:
+    """Raises RuntimeError if a tensor could not be restored."""
+    for name, tensor in tensors.items():
+        if tensor.is_inference():
+            raise RuntimeError(
+                f"{name!r} was made in torch.inference_mode(), so a snapshot could not restore it: make it in "
+                "torch.no_grad()"
             )
 
 
@@ -74,8 +95,10 @@ def restore_(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None
 
     Raises:
         ValueError: if names, shapes or shards differ. Nothing has changed then.
+        RuntimeError: if a tensor cannot be written to. Nothing has changed then.
     """
     check_fit(tensors, saved)
+    check_writable(tensors)
     for name, tensor in tensors.items():
         local_part(tensor).copy_(local_part(saved[name]))
 
@@ -158,6 +181,7 @@ class FileSnapshot:
 
 def make(where: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> Snapshot:
     """Returns a snapshot with a first copy of ``tensors``. ``where``: ``"device"``, ``"pinned"`` or a file's path."""
+    check_writable(tensors)
     if where in ("device", "pinned"):
         return MemorySnapshot(tensors, pinned=where == "pinned")
     snapshot = FileSnapshot(where)

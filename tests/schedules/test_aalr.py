@@ -331,6 +331,17 @@ def test_a_model_with_another_structure_is_not_partly_restored():
     assert controller.get_last_lr() == [0.1]
 
 
+def test_a_buffer_made_by_expand_is_restored(where):
+    model = Net()
+    model.register_buffer("mask", torch.arange(3.0).reshape(3, 1).expand(2, 3, 4))
+    controller = fa.AALR(torch.optim.SGD(model.parameters(), lr=0.1), model, initial_loss=1.0, snapshot=where)
+    before = {name: t.clone() for name, t in model.named_buffers()}
+    epoch(model, controller.optimizer, 0)
+    next(b for name, b in model.named_buffers() if name == "mask")[0, :, 0] += 1  # writes to all
+    controller.step(math.nan)
+    assert same(dict(model.named_buffers()), before)
+
+
 def test_wrappers_are_unwrapped():
     model = Net()
     wrapped = torch.compile(model, backend="eager")

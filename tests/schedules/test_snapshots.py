@@ -31,6 +31,21 @@ def test_a_snapshot_in_memory_is_one_copy_of_parameters_and_buffers():
     assert snapshots.size_of(held) == expected
 
 
+def test_a_buffer_that_cannot_be_restored_is_refused_before_anything_is():
+    model = Net()
+    build = lambda: fa.AALR(torch.optim.SGD(model.parameters(), lr=0.1), model, initial_loss=1.0)  # noqa: E731
+    controller = build()
+    with torch.no_grad():
+        model.layers[0].weight.add_(1)  # pyright: ignore
+    with torch.inference_mode():
+        model.seen = torch.ones(())
+    before = values(model)
+    for call in (lambda: controller.step(math.nan), build):
+        with pytest.raises(RuntimeError, match=r"'seen' was made in torch\.inference_mode\(\)"):
+            call()
+    assert same(values(model), before)
+
+
 @contextmanager
 def largest_file(size: int):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
