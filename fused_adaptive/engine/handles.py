@@ -210,6 +210,15 @@ def inside(wrapper: Any) -> Any:
     return inner
 
 
+def with_inner(optimizer: Optimizer) -> list[Optimizer]:
+    """Returns the optimizer and those inside, which have state of their own: under ZeroRedundancyOptimizer, e.g."""
+    found: list[Optimizer] = []
+    while isinstance(optimizer, Optimizer) and all(optimizer is not other for other in found):
+        found.append(optimizer)
+        optimizer = inside(optimizer)
+    return found
+
+
 def _same_groups(optimizer: Optimizer, inner: Any) -> bool:
     groups, inner_groups = optimizer.param_groups, getattr(inner, "param_groups", ())
     return len(groups) == len(inner_groups) and all(a is b for a, b in zip(groups, inner_groups, strict=True))

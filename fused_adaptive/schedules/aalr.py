@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from torch import Tensor
 from torch.nn import Module
 from torch.optim import Adagrad, Optimizer
 
 from ..core.plain import plain, plain_flag, plain_number
 from ..core.ranks import reshard
-from ..engine.handles import driven
+from ..engine.handles import driven, with_inner
 from . import snapshots
 from .controller import Controller
 
@@ -99,7 +100,8 @@ class AALR(Controller):
     been good. *Phase 2* checks the loss after ``p`` epochs and, if it is not a new lowest loss, again after ``p`` more.
     A new lowest loss doubles the rate; two failed checks halve it and double ``p``. A loss that is not finite halves
     the rate and restores the best model. Restoring a model drops the state of the optimizer and of the policies,
-    gains included.
+    gains included, and of an optimizer inside, as in ZeroRedundancyOptimizer. Of what other packages keep elsewhere,
+    only a tensor ``param_group["step"]`` is reset.
 
     Args:
         optimizer: any ``torch.optim`` optimizer. AALR sets the lr of its groups, which keep their ratios to the first
@@ -226,7 +228,12 @@ class AALR(Controller):
 
 
 def reset(optimizer: Optimizer) -> None:
-    """Resets backbone and policy state. Keeps hyperparameters, lr included."""
+    """Resets backbone and policy state, that of an optimizer inside included. Keeps hyperparameters, lr included."""
+    for one in with_inner(optimizer):
+        _reset(one)
+
+
+def _reset(optimizer: Optimizer) -> None:
     initial = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for p in list(optimizer.state):
         # Older versions of Adagrad create their state only in the constructor.
@@ -237,6 +244,8 @@ def reset(optimizer: Optimizer) -> None:
             del optimizer.state[p]
     for group in optimizer.param_groups:
         group.pop("idle_calls", None)
+        if isinstance(step := group.get("step"), Tensor):  # torch-optimi counts there
+            step.zero_()
 
 
 def _check(lr: float, patience: int, check_offset: int) -> None:

@@ -10,11 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
 import fused_adaptive as fa
 from fused_adaptive.core import ranks
 
-from .models import Net, batch, sharded, train
+from .models import Net, batch, ddp, sharded, train
 from .sharded import whole
 
 
@@ -108,6 +109,25 @@ def check_masters_are_exported_and_imported_after_an_evaluation(device: torch.de
     fa.import_fp32(model, optimizer, weights)  # each rank keeps its part
     found = fa.export_fp32(model, optimizer)
     assert equal({name: whole(w) for name, w in found.items()}, weights)
+
+
+# ---- an optimizer inside another ----
+
+
+def zero_redundancy(model: nn.Module) -> Any:
+    policy = fa.ActiveLR(interval=2)
+    return ZeroRedundancyOptimizer(model.parameters(), optimizer_class=fa.SGD, lr=0.01, momentum=0.9, policy=policy)
+
+
+def check_aalr_resets_the_optimizer_inside_zero_redundancy(device: torch.device) -> None:
+    model = ddp(Net().to(device))
+    optimizer = zero_redundancy(model)
+    controller = fa.AALR(optimizer, model, initial_loss=10.0)
+    train_here(model, optimizer, 3)
+    assert optimizer.optim.state
+    controller.step(math.nan)
+    assert controller.action == "restore_initial"
+    assert not optimizer.optim.state
 
 
 CHECKS: dict[str, Callable[[torch.device], None]] = {

@@ -33,6 +33,22 @@ class Net(nn.Module):
         return self.layers(x)
 
 
+class StepsInGroup(torch.optim.Optimizer):
+    """Counts its steps in a tensor of the param group, as torch-optimi does."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+        for group in self.param_groups:
+            group["step"] = torch.tensor(0)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore
+        for group in self.param_groups:
+            group["step"] += 1
+            for p in group["params"]:
+                p.sub_(p.grad * group["lr"] / group["step"])
+
+
 def epoch(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, steps: int = 3) -> float:
     """Takes a few steps of regression; returns the mean loss."""
     generator = torch.Generator().manual_seed(seed)

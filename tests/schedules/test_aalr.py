@@ -20,7 +20,7 @@ from fused_adaptive.schedules import snapshots
 from fused_adaptive.schedules.aalr import Progress, Rules, advance, reset
 
 from ..common.cases import POLICIES
-from .common import Net, epoch, one_thread, same, values  # noqa: F401
+from .common import Net, StepsInGroup, epoch, one_thread, same, values  # noqa: F401
 
 TRACES = sorted((Path(__file__).parents[1] / "golden").glob("aalr_*.json"))
 
@@ -132,6 +132,7 @@ OPTIMIZERS = {
     "torch-AdamW": lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True),
     "torch-Adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01, initial_accumulator_value=0.5),
     "torch-Rprop": lambda p: torch.optim.Rprop(p, lr=0.01),
+    "steps in the group": lambda p: StepsInGroup(p, lr=0.01),
     **{
         f"{name}-{policy}": lambda p, cls=cls, policy=policy: cls(p, lr=0.01, policy=POLICIES[policy])
         for name, cls, policies in (
