@@ -192,6 +192,10 @@ class AALR(Controller):
     def _tensors(self) -> snapshots.Tensors:
         return snapshots.tensors_of(self.model)
 
+    def _adopt_groups(self) -> None:
+        _check_model(self.model, self.optimizer)
+        super()._adopt_groups()
+
     def _decide(self, metric: float) -> None:
         progress, action = advance(self.progress, metric, self.rules)
         exhausted = progress.lr < self.rules.initial_lr * 0.5**_HALVINGS

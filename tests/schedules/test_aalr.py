@@ -332,6 +332,20 @@ def test_a_model_with_another_structure_is_not_partly_restored():
     assert controller.get_last_lr() == [0.1]
 
 
+def test_parameters_added_later_must_be_the_models():
+    controller = build()
+    with torch.no_grad():
+        controller.model.seen += 1  # pyright: ignore
+    before = values(controller.model)
+    other = nn.Parameter(torch.zeros(3))
+    controller.optimizer.add_param_group({"params": [other], "lr": 0.1})
+    for call in (lambda: controller.step(math.nan), controller.state_dict):
+        with pytest.raises(ValueError, match=r"shape \(3,\) in param group 1 is not the model's"):
+            call()
+    assert same(values(controller.model), before)
+    assert controller.get_last_lr() == [0.1]
+
+
 def test_a_buffer_made_by_expand_is_restored(where):
     model = Net()
     model.register_buffer("mask", torch.arange(3.0).reshape(3, 1).expand(2, 3, 4))
