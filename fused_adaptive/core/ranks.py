@@ -144,3 +144,20 @@ def any_rank(params: Iterable[Tensor], process_group: ProcessGroup | None, flag:
         if ranks is not None:
             ranks.add_up_(count)
     return bool(count > 0)
+
+
+def mean(value: float, process_group: ProcessGroup | None, device: torch.device) -> float:
+    """Returns the mean over the ranks. NaN on one rank gives NaN on all, so that all take the same branch.
+
+    Args:
+        value: this rank's number.
+        process_group: the ranks; None for the default group if ``torch.distributed`` is initialized.
+        device: where a group without gloo exchanges the numbers.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or (size := dist.get_world_size(process_group)) <= 1:
+        return value
+    if "gloo" in dist.get_backend(process_group):
+        device = torch.device("cpu")
+    total = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(total, group=process_group)
+    return total.item() / size

@@ -6,11 +6,10 @@ import math
 import weakref
 from typing import Any, NoReturn
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..core import ranks
 from ..core.plain import plain_flag
 from ..engine.handles import driven
 from ..optimizers.base import AdaptiveOptimizer
@@ -176,14 +175,7 @@ class Controller:
 
     def _agree(self, value: float) -> float:
         """Returns the mean over the ranks. NaN on one rank gives NaN on all, so that all take the same branch."""
-        group = self._process_group
-        if not (dist.is_available() and dist.is_initialized()) or (size := dist.get_world_size(group)) <= 1:
-            return value
-        on_host = "gloo" in dist.get_backend(group)
-        device = torch.device("cpu") if on_host else self.optimizer.param_groups[0]["params"][0].device
-        total = torch.tensor(value, dtype=torch.float64, device=device)
-        dist.all_reduce(total, group=group)
-        return total.item() / size
+        return ranks.mean(value, self._process_group, self.optimizer.param_groups[0]["params"][0].device)
 
     # ---- ownership of the learning rate ----
 

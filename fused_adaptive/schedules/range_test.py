@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from ..core import ranks
 from ..core.plain import plain_int, plain_number
 from . import snapshots
 from .aalr import reset
@@ -30,7 +31,7 @@ class RangeTest:
 
     Attributes:
         lrs: the first group's rate at each step.
-        losses: the training loss before each step.
+        losses: the training loss before each step, in a process group the ranks' mean.
         scale: how the rate rose, ``"linear"`` or ``"exponential"``.
     """
 
@@ -101,6 +102,7 @@ def lr_range_test(
     max_lr: float = 1.0,
     steps: int = 100,
     scale: str = "linear",
+    process_group: Any = None,
 ) -> RangeTest:
     """Runs Smith's learning-rate range test, which [ASLR, IV a] uses to choose its first rate.
 
@@ -117,6 +119,8 @@ def lr_range_test(
         min_lr, max_lr: first and last rate of the first group. Defaults 1e-5 and 1.
         steps: the number of optimizer steps, at least 2. Default 100; the paper takes a few epochs.
         scale: ``"linear"`` (default, the paper's) or ``"exponential"``, for a range of several decades.
+        process_group: the ranks that train together; they decide on their mean loss. Default: the default group if
+            ``torch.distributed`` is initialized. For ranks that test apart, pass a group of the one rank.
 
     Raises:
         ValueError: for invalid arguments or an empty loader.
@@ -141,6 +145,7 @@ def lr_range_test(
             lr = min_lr + part * (max_lr - min_lr) if scale == "linear" else min_lr * (max_lr / min_lr) ** part
             write_lrs(optimizer.param_groups, [lr * ratio for ratio in ratios])
             loss = _train_step(model, optimizer, next(batches), loss_fn)
+            loss = ranks.mean(loss, process_group, next(model.parameters()).device)
             if not math.isfinite(loss):
                 break
             test.lrs.append(lr)

@@ -16,7 +16,7 @@ import fused_adaptive as fa
 from fused_adaptive.core import ranks
 
 from .models import Net, batch, ddp, sharded, train
-from .sharded import whole
+from .sharded import assert_ranks_agree, whole
 
 
 def evaluate(model: nn.Module, device: torch.device) -> Tensor:
@@ -128,6 +128,26 @@ def check_aalr_resets_the_optimizer_inside_zero_redundancy(device: torch.device)
     controller.step(math.nan)
     assert controller.action == "restore_initial"
     assert not optimizer.optim.state
+
+
+# ---- DDP ----
+
+
+def check_ranks_end_a_range_test_together(device: torch.device) -> None:
+    """Rank 0 alone sees a loss that is not finite, and would leave the others waiting for its gradients."""
+    model = ddp(Net().to(device))
+    steps = 0
+
+    def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
+        nonlocal steps
+        steps += 1
+        loss = nn.functional.mse_loss(outputs, targets)
+        return loss * math.nan if steps == 3 and dist.get_rank() == 0 else loss + dist.get_rank()
+
+    optimizer = fa.SGD(model.parameters(), lr=0.01)
+    test = fa.lr_range_test(model, optimizer, batches(device), loss_fn, max_lr=0.01, steps=10)
+    assert (steps, len(test.losses)) == (3, 2)
+    assert_ranks_agree(test.losses)
 
 
 CHECKS: dict[str, Callable[[torch.device], None]] = {
