@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
 from ..core import ranks
 from ..core.plain import plain_int, plain_number
-from . import snapshots
+from ..engine.handles import driven
 from .aalr import reset
 from .controller import owner_of
 from .lr import read_lrs, write_lrs
+from .preserved import preserved
 
 #: The test ends if the smoothed loss exceeds this many times its lowest value.
 _DIVERGED = 4.0
@@ -107,8 +105,13 @@ def lr_range_test(
     """Runs Smith's learning-rate range test, which [ASLR, IV a] uses to choose its first rate.
 
     Source: Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017. Trains for ``steps`` steps while
-    the rate rises, and stops early if the loss diverges. Restores model, optimizer and random state afterwards, bit for
-    bit, also if a step raises.
+    the rate rises, and stops early if the loss diverges.
+
+    Restores afterwards, bit for bit, also if a step raises: the model's parameters, buffers, gradients and modes; the
+    optimizer's parameters, state and param groups, those of an optimizer inside included; the generators of torch (CPU,
+    CUDA), of Python's ``random``, NumPy's global one, and the ``generator`` of the loader and of its sampler. A logger
+    of :func:`log_learning_rates` does not see the test's steps. Not restored: generators of a dataset, workers that
+    persist, an iterator passed as the loader, and what hooks and optimizers of other packages keep elsewhere.
 
     Args:
         model: the model to train; it is in training mode during the test.
@@ -136,7 +139,9 @@ def lr_range_test(
     if owner_of(optimizer) is not None:
         raise RuntimeError("a controller drives this optimizer: run lr_range_test before you build it, or remove() it")
     test = RangeTest(scale=scale)
-    with _preserved(model, optimizer):
+    with preserved(model, optimizer, loader):
+        reset(driven(optimizer))
+        model.train()
         base = read_lrs(optimizer.param_groups)
         ratios = [lr / base[0] if base[0] else 1.0 for lr in base]
         batches = _forever(loader)
@@ -174,36 +179,3 @@ def _forever(loader: Iterable[Any]) -> Iterator[Any]:
             yield batch
         if empty:
             raise ValueError("the loader yields no batch (an iterator that is used up? pass the loader itself)")
-
-
-@contextmanager
-def _preserved(model: Module, optimizer: Optimizer) -> Iterator[None]:
-    """Restores model, gradients, optimizer and random state on exit."""
-    tensors = snapshots.tensors_of(model)
-    saved = {name: t.detach().clone() for name, t in tensors.items()}
-    modes = {module: module.training for module in model.modules()}
-    grads = {p: p.grad for p in model.parameters()}
-    state = {p: deepcopy(values) for p, values in optimizer.state.items()}
-    groups = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
-    lrs = read_lrs(optimizer.param_groups)
-    devices = {t.device for t in tensors.values() if t.device.type == "cuda"}
-    try:
-        with torch.random.fork_rng(devices=list(devices)):
-            for p in grads:
-                p.grad = None
-            reset(optimizer)
-            model.train()
-            yield
-    finally:
-        snapshots.restore_(tensors, saved)
-        for module, mode in modes.items():
-            module.training = mode
-        for p, grad in grads.items():
-            p.grad = grad
-        optimizer.state.clear()
-        optimizer.state.update(state)
-        write_lrs(optimizer.param_groups, lrs)
-        for group, before in zip(optimizer.param_groups, groups, strict=True):
-            for name in group.keys() - before.keys() - {"params", "lr"}:
-                del group[name]
-            group.update(before)

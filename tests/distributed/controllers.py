@@ -130,6 +130,17 @@ def check_aalr_resets_the_optimizer_inside_zero_redundancy(device: torch.device)
     assert not optimizer.optim.state
 
 
+def check_range_test_restores_the_optimizer_inside_zero_redundancy(device: torch.device) -> None:
+    model = ddp(Net().to(device))
+    optimizer = zero_redundancy(model)
+    train_here(model, optimizer, 3)
+    before = {p: parts(values) for p, values in optimizer.optim.state.items()}
+    fa.lr_range_test(model, optimizer, batches(device), nn.functional.mse_loss, steps=5)
+    assert before.keys() == optimizer.optim.state.keys()
+    assert all(equal(parts(optimizer.optim.state[p]), values) for p, values in before.items())
+    assert [group["lr"] for group in optimizer.optim.param_groups] == [0.01]
+
+
 # ---- DDP ----
 
 

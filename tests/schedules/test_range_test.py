@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,7 +16,7 @@ from torch import nn
 import fused_adaptive as fa
 from fused_adaptive.schedules import RangeTest
 
-from .common import Net, epoch, one_thread, same, values  # noqa: F401
+from .common import Net, StepsInGroup, epoch, one_thread, same, values  # noqa: F401
 
 
 def loader(batches: int = 7) -> list:
@@ -26,6 +28,7 @@ def loader(batches: int = 7) -> list:
 OPTIMIZERS = {
     "ours": lambda p: fa.SGD(p, lr=torch.tensor(0.3), momentum=0.9, policy=fa.ActiveLR(interval=3)),
     "Adagrad": lambda p: torch.optim.Adagrad(p, lr=0.3),
+    "steps in the group": lambda p: StepsInGroup(p, lr=0.3),
     "AdamW": lambda p: torch.optim.AdamW([{"params": list(p), "lr": 0.3}], lr=1.0),
 }
 
@@ -57,6 +60,79 @@ def test_everything_is_restored_when_a_step_raises():
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         fa.lr_range_test(model, optimizer, [*loader(3), (torch.ones(2, 5), torch.ones(2, 1))], nn.functional.mse_loss)
     assert same((values(model), optimizer.state_dict()), before)
+
+
+class Augmented(torch.utils.data.Dataset):
+    """Draws from the generators that data sets draw from."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.rand(4) + random.random() + np.random.rand(), torch.ones(1)
+
+
+@pytest.mark.parametrize("seeded", ["loader", "sampler"])
+def test_random_numbers_continue_as_before(seeded):
+    generator, data = torch.Generator().manual_seed(3), Augmented()
+    if seeded == "loader":
+        batches = torch.utils.data.DataLoader(data, batch_size=4, shuffle=True, generator=generator)
+    else:
+        sampler = torch.utils.data.RandomSampler(data, generator=generator)
+        batches = torch.utils.data.DataLoader(data, batch_size=4, sampler=sampler)
+
+    def draw() -> list:
+        return [random.random(), np.random.rand(), torch.rand(1), torch.rand(1, generator=generator), *batches]
+
+    model = Net()
+    before = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state(), generator.get_state()
+    expected = draw()
+    setters = random.setstate, np.random.set_state, torch.set_rng_state, generator.set_state
+    for set_state, state in zip(setters, before, strict=True):
+        set_state(state)  # pyright: ignore
+    fa.lr_range_test(model, torch.optim.SGD(model.parameters(), lr=0.1), batches, nn.functional.mse_loss, steps=5)
+    assert same(draw(), expected)
+
+
+def test_a_logger_does_not_see_the_test():
+    written = []
+
+    class Writer:
+        def add_scalar(self, *what):
+            written.append(what)
+
+    model = Net()
+    optimizer = fa.ActiveSGD(model.parameters(), lr=0.1, interval=2)
+    logger = fa.log_learning_rates(optimizer, Writer())
+    fa.lr_range_test(model, optimizer, loader(), nn.functional.mse_loss, steps=5, max_lr=0.1)
+    assert (logger.steps, written) == (0, [])
+    epoch(model, optimizer, 0, steps=2)
+    assert (logger.steps, len(written)) == (2, 3)
+
+
+def test_buffers_that_a_forward_pass_replaces_or_adds_are_restored():
+    class Replaces(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen = self.seen + 1
+            self.register_buffer("cache", x)
+            return self.layers(x)
+
+    model = Replaces()
+    before, seen = values(model), model.seen
+    fa.lr_range_test(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), loader(), nn.functional.mse_loss, steps=3, max_lr=0.1
+    )
+    assert same(values(model), before)
+    assert model.seen is seen
+
+
+def test_parameters_of_the_loss_are_restored():
+    model, scale = Net(), nn.Parameter(torch.ones(()))
+    optimizer = torch.optim.SGD([*model.parameters(), scale], lr=0.1)
+    scale.grad = grad = torch.ones(())
+    fa.lr_range_test(model, optimizer, loader(), lambda y, t: (scale * (y - t)).square().mean(), steps=3, max_lr=0.1)
+    assert scale.item() == grad.item() == 1
+    assert scale.grad is grad
 
 
 def test_finds_the_rates_at_which_a_quadratic_falls_and_diverges():
