@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -144,14 +146,21 @@ class FileSnapshot:
 
     Args:
         path: the file, in a directory that exists. In a process group of several ranks, ``.rank3`` and so on is
-            appended.
+            appended. A deep copy has a file of its own, with ``.copy1`` and so on appended.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        path = Path(path)
+        path = Path(path).absolute()  # the working directory may change
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             path = path.with_name(f"{path.name}.rank{dist.get_rank()}")
         self.path = path
+
+    def __deepcopy__(self, memo: Any) -> FileSnapshot:
+        beside = (self.path.with_name(f"{self.path.name}.copy{n}") for n in count(1))
+        copied = object.__new__(FileSnapshot)
+        copied.path = next(path for path in beside if not path.exists())
+        shutil.copyfile(self.path, copied.path)
+        return copied
 
     def save(self, tensors: Mapping[str, Tensor]) -> None:
         partial = self.path.with_name(self.path.name + ".partial")
@@ -182,6 +191,8 @@ class FileSnapshot:
 def make(where: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> Snapshot:
     """Returns a snapshot with a first copy of ``tensors``. ``where``: ``"device"``, ``"pinned"`` or a file's path."""
     check_writable(tensors)
+    if not isinstance(where, (str, os.PathLike)) or not os.fspath(where):
+        raise TypeError(f"snapshot must be 'device', 'pinned' or the path of a file, got {where!r}")
     if where in ("device", "pinned"):
         return MemorySnapshot(tensors, pinned=where == "pinned")
     snapshot = FileSnapshot(where)

@@ -268,6 +268,8 @@ def build(**arguments: Any) -> fa.AALR:
         ({"patience": 0}, ValueError, "patience must be an int of at least 1"),
         ({"patience": 1.5}, ValueError, "patience"),
         ({"check_offset": 2}, ValueError, "check_offset must be 0"),
+        ({"snapshot": None}, TypeError, "snapshot must be 'device', 'pinned' or the path of a file, got None"),
+        ({"snapshot": ""}, TypeError, "snapshot must be"),
     ],
 )
 def test_bad_arguments(arguments, error, message):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -123,6 +124,35 @@ def test_snapshot_of_a_model_on_a_gpu(snapshot):
             p.zero_()
     controller.step(math.nan)
     assert same(values(model), before)
+
+
+def controlled(file: Any) -> fa.AALR:
+    model = nn.Linear(2, 2)
+    return fa.AALR(fa.SGD(model.parameters(), lr=0.1), model, initial_loss=9.0, patience=1, snapshot=file)
+
+
+def test_a_file_is_found_after_a_change_of_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    controller = controlled("best.pt")
+    initial = values(controller.model)
+    nn.init.zeros_(controller.model.weight)
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir("below")
+    controller.step(math.nan)
+    assert same(values(controller.model), initial)
+
+
+def test_a_copy_has_a_file_of_its_own(tmp_path):
+    controller = controlled(tmp_path / "best.pt")
+    nn.init.ones_(controller.model.weight)
+    controller.step(1.0)
+    best, copied = values(controller.model), copy.deepcopy(controller)
+    nn.init.zeros_(copied.model.weight)
+    copied.step(0.5)
+    assert (controller.action, copied.action) == ("save", "save")
+    controller.restore_best()
+    assert same(values(controller.model), best)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "best.pt.copy1"]
 
 
 WRITER = """
