@@ -22,8 +22,9 @@ from .philox import WORD, philox4x32
 from .state import COUNTER, State, StateSpec, state_dtype
 
 CHOICES = ("none", "split", "stochastic")
-#: State that only a group with a master has.
-NAMES = frozenset({"master_low", "rounding_step"})
+#: State of each choice, of bfloat16 parameters: 2 bytes per element, or a count per tensor.
+STATE = {"split": {"master_low": StateSpec(dtype=torch.int16)}, "stochastic": {"rounding_step": COUNTER}}
+NAMES = frozenset(name for spec in STATE.values() for name in spec)
 _NAN = 0x7FC00000
 _INFINITY = 0x7F800000
 #: Elements per call of the generator: it returns four words, and each holds 16 bits for two elements.
@@ -52,11 +53,8 @@ def check(group: Mapping[str, Any]) -> None:
 
 
 def state_spec(group: Mapping[str, Any], param_dtype: torch.dtype) -> dict[str, StateSpec]:
-    """Returns the state of masters: 2 bytes per element with ``"split"``, a count per tensor with ``"stochastic"``."""
-    master = group.get("master", "none") if param_dtype == torch.bfloat16 else "none"
-    if master == "split":
-        return {"master_low": StateSpec(dtype=torch.int16)}
-    return {"rounding_step": COUNTER} if master == "stochastic" else {}
+    """Returns the declarations of the state of masters."""
+    return STATE.get(group.get("master", "none"), {}) if param_dtype == torch.bfloat16 else {}
 
 
 def read(param: Tensor, state: State) -> Tensor:

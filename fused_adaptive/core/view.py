@@ -120,15 +120,15 @@ def numbers_of(group: dict[str, Any], lr_scale: float = 0.0, lr_on_device: bool 
         TypeError, ValueError: for a value that is not a number; for betas and decays out of their ranges.
     """
     try:
-        beta1, beta2 = group.get("betas", (0.0, 0.0))
-        momentum_decay = float(group.get("momentum_decay", 0.0))
-        if momentum_decay < 0:  # powers would overflow in the middle of an update
+        beta1, beta2 = map(float, group.get("betas", (0.0, 0.0)))
+        weight_decay, momentum_decay = float(group["weight_decay"]), float(group.get("momentum_decay", 0.0))
+        if not (0 <= beta1 < 1 and 0 <= beta2 < 1 and 0 <= weight_decay < math.inf and momentum_decay >= 0):
             raise ValueError
-        hyper = Hyper(
+        return Hyper(
             lr=math.nan if lr_on_device else float(group["lr"]),
-            weight_decay=float(group["weight_decay"]),
-            beta1=float(beta1),
-            beta2=float(beta2),
+            weight_decay=weight_decay,
+            beta1=beta1,
+            beta2=beta2,
             eps=float(group.get("eps", 0.0)),
             momentum=float(group.get("momentum", 0.0)),
             dampening=float(group.get("dampening", 0.0)),
@@ -136,9 +136,6 @@ def numbers_of(group: dict[str, Any], lr_scale: float = 0.0, lr_on_device: bool 
             lr_ref=reference_rate(group),
             lr_scale=lr_scale,
         )
-        if not (0 <= hyper.beta1 < 1 and 0 <= hyper.beta2 < 1 and 0 <= hyper.weight_decay < math.inf):
-            raise ValueError
-        return hyper
     except (TypeError, ValueError, RuntimeError):
         check_hyperparameters(group)  # raises an error that names the culprit
         raise

@@ -69,6 +69,8 @@ class Controller:
             RuntimeError: if something else has changed the learning rate, or the controller was removed. Nothing has
                 changed then.
         """
+        if metric is _MISSING or metric is None:
+            self._refuse()
         value = self._number(metric)
         self._check_owner()
         self._adopt_groups()
@@ -148,8 +150,6 @@ class Controller:
     # ---- metrics ----
 
     def _number(self, metric: Any, what: str = "metric") -> float:
-        if what == "metric" and (metric is _MISSING or metric is None):
-            self._refuse()
         if isinstance(metric, Tensor):
             if metric.requires_grad:
                 raise TypeError(

@@ -79,6 +79,7 @@ class GradientRelease:
         if optimizer._release is not None:
             raise ValueError("this optimizer already releases its gradients: remove() the earlier handle first")
         _check_model(model, optimizer)
+        _check_clipping(optimizer)
         self._weak_optimizer = weakref.ref(optimizer)  # the optimizer owns self; the model's hooks keep neither alive
         self._lock = threading.Lock()  # autograd has one backward thread per GPU
         self._hooks: dict[Tensor, Any] = {}
@@ -207,7 +208,6 @@ class GradientRelease:
     def _prepare(self) -> None:
         """Builds views and hooks from the current param groups and state. Raises for what gradient release rejects."""
         optimizer = self._optimizer
-        _check_clipping(optimizer)
         optimizer._settle_policies()
         for group in optimizer.param_groups:
             for policy in from_plain(group["policy"]):
