@@ -229,14 +229,18 @@ def test_the_draws_of_a_freed_controller_end_with_the_next_one(make, cls):
     controller.step(1.0)
 
 
-def test_a_shallow_copy_leaves_the_optimizer_to_the_original(make):
-    model, optimizer = parts()
+@pytest.mark.parametrize("cls", [torch.optim.SGD, fa.SGD])
+def test_a_shallow_copy_leaves_the_optimizer_to_the_original(make, cls):
+    model = torch.nn.ParameterList([torch.zeros(1)])
+    optimizer = cls(model, lr=0.1)
     controller = make(optimizer, model)
     copied = copy.copy(controller)
     with pytest.raises(RuntimeError, match="or it is a shallow copy"):
         copied.step(1.0)
     copied.remove()
-    del copied
+    draws = getattr(controller, "_random_rates", None)
+    moved = 0.1 if draws is None else 0.1 * draws.factors(torch.arange(1)).item()
+    assert moved_by(optimizer) == pytest.approx(moved, rel=1e-6), "each step draws once"
     controller.step(1.0)
 
 

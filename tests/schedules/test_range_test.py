@@ -192,3 +192,14 @@ def test_an_empty_loader_and_a_controlled_optimizer_are_refused():
     with pytest.raises(RuntimeError, match="before you build it"):
         fa.lr_range_test(model, optimizer, loader(), nn.functional.mse_loss)
     assert controller.center == 0.1
+
+
+def test_a_buffer_that_cannot_be_restored_is_refused_before_anything_moves():
+    model = nn.Linear(4, 1)
+    with torch.inference_mode():
+        model.register_buffer("scale", torch.ones(()))
+    before = values(model)
+    optimizer, batch = torch.optim.SGD(model.parameters(), lr=0.1), (torch.ones(8, 4), torch.ones(8, 1))
+    with pytest.raises(RuntimeError, match=r"'scale' was made in torch\.inference_mode\(\)"):
+        fa.lr_range_test(model, optimizer, [batch], nn.functional.mse_loss, steps=4)
+    assert same(values(model), before)
