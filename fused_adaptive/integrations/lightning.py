@@ -38,6 +38,9 @@ class ControllerCallback(Callback):
         make: returns the controller for an optimizer, such as ``fa.ASLR`` or a function that returns
             ``AALR(optimizer, model, …)``.
         monitor: the name under which the loss is logged. Default ``"val_loss"``.
+
+    Raises:
+        ValueError: from ``fit()``, if the module does not log ``monitor``.
     """
 
     def __init__(self, make: Callable[[Any], AALR | ASLR], monitor: str = "val_loss") -> None:
@@ -66,7 +69,13 @@ class ControllerCallback(Callback):
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if self._fitting and not trainer.sanity_checking:
-            self.controller.step(trainer.callback_metrics[self.monitor])
+            metrics = trainer.callback_metrics
+            if self.monitor not in metrics:
+                raise ValueError(
+                    f"ControllerCallback: the module has not logged {self.monitor!r}, so the controller cannot step. "
+                    f"Log it in validation_step, or pass monitor= one of: {', '.join(sorted(metrics))}"
+                )
+            self.controller.step(metrics[self.monitor])
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self._controller is None else self._controller.state_dict()
