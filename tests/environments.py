@@ -32,8 +32,8 @@ FOLDER = ROOT / "build" / "environments"
 RESULTS, DOCUMENT = ROOT / "docs" / "environments.json", ROOT / "docs" / "matrix.md"
 BEGIN, END = "<!-- environments:begin -->", "<!-- environments:end -->"
 
-#: Interpreter and torch: the oldest, one between, and the newest that is available.
-ENVIRONMENTS = ("python3.10=2.10.0", "python3.13=2.12.0", "python3.13=newest")
+#: Interpreter and torch: the oldest, some between, and the newest.
+ENVIRONMENTS = ("python3.10=2.10.0", "python3.13=2.12.0", "python3.14=newest", "python3.15=newest")
 CPU = {"FUSED_ADAPTIVE_BUILD": "cpu", "FUSED_ADAPTIVE_REQUIRE_EXT": "cpu"}
 
 STEP = """

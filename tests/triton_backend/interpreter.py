@@ -48,6 +48,7 @@ def pytest_configure() -> None:
     assert triton.is_interpreted()
     recording.emulated["triton"] = True
     patch_once()
+    patch_masks()
 
 
 def patch_once() -> None:
@@ -67,3 +68,17 @@ def patch_once() -> None:
         return nothing
 
     interpreter._patch_lang = patch_if_new
+
+
+def patch_masks() -> None:
+    """Converts masks to bool: Triton 3.9's interpreter takes no other, but gives a comparison its operands' dtype."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    def as_bool(mask: Any) -> Any:
+        mask.data = mask.data.astype(bool)
+        return mask
+
+    InterpreterBuilder.create_masked_load = lambda self, at, mask, *rest: load(self, at, as_bool(mask), *rest)
+    InterpreterBuilder.create_masked_store = lambda self, at, x, mask, *rest: store(self, at, x, as_bool(mask), *rest)
