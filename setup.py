@@ -147,6 +147,7 @@ class Build(build_ext):
         print(f"fused_adaptive: compiling {len(files)} files{slow}", flush=True)
         self.distribution.ext_modules = [extension]
         command = cpp_extension.BuildExtension(self.distribution)
+        command.get_ext_filename = self.get_ext_filename
         for option in ("build_lib", "build_temp", "inplace", "editable_mode"):
             setattr(command, option, getattr(self, option))
         command.ensure_finalized()
@@ -157,6 +158,10 @@ class Build(build_ext):
                 compiled.unlink()
         command.run()
         return architectures
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Returns one name for all versions of Python. For 3.15 setuptools would put the platform into it."""
+        return str(Path(*fullname.split(".")[:-1], LIBRARY))
 
     def write_down(self, cpu: bool, cuda: str | None, left_out: dict[str, str]) -> None:
         folder = Path("" if self.inplace else self.build_lib, "fused_adaptive")

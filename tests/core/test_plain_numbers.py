@@ -14,7 +14,7 @@ from torch import nn
 
 import fused_adaptive as fa
 
-from ..common.cases import parameters, train
+from ..common.cases import BACKENDS, parameters, train
 
 YAML = r"YAML reads 1e-3 as a string: write 1\.0e-3"
 
@@ -155,7 +155,7 @@ def test_betas_that_are_not_a_pair_are_refused(betas):
 NUMPY = {"float64": np.float64, "float32": np.float32, "0-dim": np.array, "longdouble": np.longdouble}
 
 
-@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", NUMPY)
 def test_numpy_numbers_are_plain_in_groups_and_checkpoints(kind, backend):
     number = NUMPY[kind]

@@ -210,6 +210,20 @@ def test_a_library_for_free_threaded_python_is_for_one_version(tmp_path):
     assert run(sys.executable, "-c", FREE_THREADED + LOAD, cwd=with_it) == "3 None None\n"
 
 
+PYTHON_3_15 = """
+import sysconfig
+sysconfig.get_config_vars()["SOABI_PLATFORM"] = "x86_64-linux-gnu"
+"""
+
+
+@needs_compiler
+def test_the_library_has_one_name_for_all_versions_of_python(tmp_path):
+    tree = copy_tree(tmp_path)
+    (tree / "setup.py").write_text(PYTHON_3_15 + (tree / "setup.py").read_text())
+    build(tree, FUSED_ADAPTIVE_BUILD="cpu")
+    assert [path.name for path in tree.glob("fused_adaptive/*.so")] == [native_library.LIBRARY]
+
+
 def test_python_objects_are_not_read_without_the_gil(monkeypatch):
     functions = (python_calls.same_objects, python_calls.same_items, python_calls.gradients_reader)
     monkeypatch.setattr(native_library, "FREE_THREADED", True)

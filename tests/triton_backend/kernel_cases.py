@@ -37,6 +37,7 @@ STEPS = 6  # three intervals of two
 #: Each has a group with decoupled decay and one with coupled decay.
 PAIRS = [Case(o, p, True) for o in OPTIMIZERS for p in POLICIES if is_allowed(o, p)]
 NATIVE = native.why_not([torch.device("cpu")]) == ""
+needs_native = pytest.mark.skipif(not NATIVE, reason="no native library")
 
 
 def in_twos(policy: Any) -> Any:
@@ -156,7 +157,7 @@ def test_a_broken_variant_exceeds_the_bound(mistake, monkeypatch):
     assert worst(case, [torch.float32]) > 3.0
 
 
-@pytest.mark.skipif(not NATIVE, reason="no native library")
+@needs_native
 def test_truncation_to_bfloat16_is_noticed_by_comparing_bits(monkeypatch):
     """The bound is an ulp, and the error is too."""
     truncated(monkeypatch)
@@ -215,6 +216,7 @@ def test_an_amp_overflow_changes_nothing_and_ends_no_interval(policy, fused, by_
     assert runtime.overflow_changes_nothing(Case("AdamW", policy, True), fused)
 
 
+@needs_native
 def test_end_interval_and_restart_interval():
     for policy in ("active", "tlr-times-active", "tlr-displacement-global", "tlr-gradient-eta"):
         runs = []
@@ -227,6 +229,7 @@ def test_end_interval_and_restart_interval():
         assert differing(*runs) == [], policy
 
 
+@needs_native
 def test_rate_draws():
     runs = []
     for backend in ("triton", "native"):
@@ -288,6 +291,7 @@ def test_freed_memory_is_refused():
         optimizer.step()
 
 
+@needs_native
 def test_a_moved_parameter_is_found_and_a_new_one_gets_its_buffer():
     runs = []
     for backend in ("triton", "native"):
@@ -341,7 +345,7 @@ def test_nothing_is_launched_except_one_update_per_bucket(monkeypatch):
 
 
 @pytest.mark.heavy
-@pytest.mark.skipif(not NATIVE, reason="no native library")
+@needs_native
 def test_a_large_odd_tensor_and_the_order_of_sums():
     """There are several groups of chunks, so that every level of the sums is used."""
     policy = fa.TrainableLR(interval=1, source="gradient", granularity="tensor")
