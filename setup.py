@@ -85,7 +85,7 @@ def find_cuda() -> tuple[Path, Path, str]:
         raise Missing("this torch has no CUDA; FUSED_ADAPTIVE_BUILD=auto compiles kernels for GPUs all the same")
     given = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = Path(shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc").resolve()
-    homes = [Path(given)] if given else [nvcc.parents[1], Path("/usr/local/cuda")]
+    homes = [Path(given)] if given else list(dict.fromkeys([nvcc.parents[1], Path("/usr/local/cuda")]))
     places = [f"{folder}/libcudart_static.a" for folder in ("lib*", "lib/*", "targets/*/lib")]
     found = [(h, lib) for h in homes if (h / "bin" / "nvcc").exists() for p in places for lib in h.glob(p)]
     if not found:

@@ -72,13 +72,14 @@ def patch_once() -> None:
 
 def patch_masks() -> None:
     """Converts masks to bool: Triton 3.9's interpreter takes no other, but gives a comparison its operands' dtype."""
-    from triton.runtime.interpreter import InterpreterBuilder
+    from triton.runtime import interpreter
 
-    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+    builder: Any = interpreter.InterpreterBuilder
+    load, store = builder.create_masked_load, builder.create_masked_store
 
     def as_bool(mask: Any) -> Any:
         mask.data = mask.data.astype(bool)
         return mask
 
-    InterpreterBuilder.create_masked_load = lambda self, at, mask, *rest: load(self, at, as_bool(mask), *rest)
-    InterpreterBuilder.create_masked_store = lambda self, at, x, mask, *rest: store(self, at, x, as_bool(mask), *rest)
+    builder.create_masked_load = lambda self, at, mask, *rest: load(self, at, as_bool(mask), *rest)
+    builder.create_masked_store = lambda self, at, values, mask, *rest: store(self, at, values, as_bool(mask), *rest)
