@@ -49,9 +49,11 @@ POLICIES: dict[str, Any] = {
 }
 
 
+WHY_NOT = fa.backends.available(["cpu"])
 #: Backends that can run on the CPU here. All but the reference have kernels.
-BACKENDS = [name for name, why_not in fa.backends.available(["cpu"]).items() if not why_not]
+BACKENDS = [name for name, why_not in WHY_NOT.items() if not why_not]
 KERNELS = [name for name in BACKENDS if name != "reference"]
+needs_native = pytest.mark.skipif("native" not in BACKENDS, reason=WHY_NOT["native"])
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import fused_adaptive as fa
 from fused_adaptive.core.random_rates import RandomRates
 
 from ..backends.test_null_step import is_right_emulated
-from ..common.cases import POLICIES, is_allowed
+from ..common.cases import POLICIES, is_allowed, needs_native
 from ..cuda_emulation import build
 from ..cuda_emulation.driver import BACKBONES, DTYPES, Emulated, load
 from ..cuda_emulation.pairs import FAR, STRUCTURES, parameters, set_gradients
@@ -30,11 +30,7 @@ from ..parity.test_parity import SLOWER
 from . import nvcc
 from .parse import parse
 
-NATIVE = fa.backends.available(["cpu"])["native"]
-pytestmark = [
-    pytest.mark.skipif(nvcc.why_not() != "", reason=nvcc.why_not()),
-    pytest.mark.skipif(NATIVE != "", reason=NATIVE),
-]
+pytestmark = [pytest.mark.skipif(nvcc.why_not() != "", reason=nvcc.why_not()), needs_native]
 #: Orders of threads and blocks; see tests/cuda_emulation/emulation.cpp. Three more have the threads reversed.
 ORDERS = 3
 KERNELS = ("update", "slope", "measure", "adjust", "finish", "upload", "null_pass")

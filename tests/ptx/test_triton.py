@@ -11,15 +11,13 @@ import sys
 
 import pytest
 
-import fused_adaptive as fa
-
+from ..common.cases import needs_native
 from ..cuda_emulation import build
 from ..triton_backend.interpreter import MISSING, ROOT
 from .compile import CACHE
 
-NATIVE = fa.backends.available(["cpu"])["native"]
 COMPILER = "" if build.compiler() else "no C++ compiler"
-pytestmark = [pytest.mark.skipif(reason != "", reason=reason) for reason in (MISSING, COMPILER, NATIVE)]
+pytestmark = [needs_native, *(pytest.mark.skipif(reason != "", reason=reason) for reason in (MISSING, COMPILER))]
 
 
 def run_tests(*arguments: str) -> None:

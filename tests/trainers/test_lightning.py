@@ -154,13 +154,6 @@ def controlled(folder: Path, make: Callable[[Any], Any] = aslr, **arguments: Any
     return of_module, trainer(folder, [callback], **arguments), callback
 
 
-def test_a_loss_that_is_not_logged_is_named_with_those_that_are(tmp_path):
-    of_module, of_trainer, callback = controlled(tmp_path)
-    callback.monitor = "loss"
-    with pytest.raises(ValueError, match=r"has not logged 'loss'.*one of: val_loss$"):
-        of_trainer.fit(of_module, loader(), loader())
-
-
 def late() -> Any:
     """A strategy that loads checkpoints after ``on_fit_start``, as those for FSDP, DeepSpeed and DTensor do."""
     strategies = import_module("lightning").pytorch.strategies
@@ -180,6 +173,13 @@ def test_a_controller_gets_validation_results_and_is_saved(strategy, tmp_path):
     resumed, resumed_state = run(tmp_path / "step=5.ckpt")
     assert same(params, resumed)
     assert str(state) == str(resumed_state)
+
+
+def test_a_loss_that_is_not_logged_is_named_with_those_that_are(tmp_path):
+    of_module, of_trainer, callback = controlled(tmp_path)
+    callback.monitor = "loss"
+    with pytest.raises(ValueError, match=r"has not logged 'loss'.*one of: val_loss$"):
+        of_trainer.fit(of_module, loader(), loader())
 
 
 def test_validation_outside_of_fit_leaves_the_controller_and_the_model_alone(tmp_path):

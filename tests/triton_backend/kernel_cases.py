@@ -20,11 +20,23 @@ import triton.language as tl
 from torch import Tensor
 
 import fused_adaptive as fa
-from fused_adaptive.backends import native, plans
+from fused_adaptive.backends import plans
 from fused_adaptive.backends.triton import math as kernel_math
 
 from ..common.breaking import broken, fails
-from ..common.cases import OPTIMIZERS, POLICIES, Case, Gradients, all_equal, is_allowed, parameters, state_of, train
+from ..common.cases import (
+    BACKENDS,
+    OPTIMIZERS,
+    POLICIES,
+    Case,
+    Gradients,
+    all_equal,
+    is_allowed,
+    needs_native,
+    parameters,
+    state_of,
+    train,
+)
 from ..common.tolerances import step_bound
 from ..parity.test_parity import DTYPES, excess, for_large, state_excesses
 from ..regressions import test_runtime as runtime
@@ -36,8 +48,7 @@ SHAPES = [(4099,), (3, 5)]
 STEPS = 6  # three intervals of two
 #: Each has a group with decoupled decay and one with coupled decay.
 PAIRS = [Case(o, p, True) for o in OPTIMIZERS for p in POLICIES if is_allowed(o, p)]
-NATIVE = native.why_not([torch.device("cpu")]) == ""
-needs_native = pytest.mark.skipif(not NATIVE, reason="no native library")
+NATIVE = "native" in BACKENDS
 
 
 def in_twos(policy: Any) -> Any:

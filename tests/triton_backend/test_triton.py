@@ -14,7 +14,7 @@ import fused_adaptive as fa
 from fused_adaptive import __main__, backends
 from fused_adaptive.backends import triton
 
-from ..common.cases import BACKENDS, parameters
+from ..common.cases import needs_native, parameters
 from .interpreter import MISSING, ROOT, run_tests
 
 needs_triton = pytest.mark.skipif(MISSING != "", reason=MISSING)
@@ -145,7 +145,7 @@ def test_captured_steps_of_every_policy():
 
 
 @needs_triton
-@pytest.mark.skipif("native" not in BACKENDS, reason="no native library")
+@needs_native
 @pytest.mark.heavy
 def test_large_tensors():
     """The rest of the matrix runs as PTX, with native's bits (tests/ptx/test_triton.py), and on a GPU."""
