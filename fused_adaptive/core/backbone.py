@@ -121,7 +121,7 @@ class Backbone:
         Any code may change them between two steps. The participants are then collected again.
         """
         names = ("maximize", "decoupled_weight_decay", "capturable", "fused", "master", "rounding_seed")
-        return *(group.get(name) for name in names), *self.structure(group)
+        return *map(group.get, names), *self.structure(group)
 
     def structure(self, group: Group) -> tuple[Any, ...]:
         """Returns the backbone's structure in this group: the static options that change the meaning of the state.
