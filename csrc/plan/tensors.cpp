@@ -228,7 +228,8 @@ void TensorPlan::share(Tensor products, void (*sum)()) {
 
 // Kernels read the arrays of their mode without checks, so each must exist. An array that would change the mode must
 // not exist.
-void TensorPlan::check_complete(const Member& m) const {
+void TensorPlan::check_complete(size_t member) const {
+  const Member& m = plan_.members[member];
   const auto need = [&](Role role, bool needed) {
     FA_CHECK((m.at[role] != nullptr) == needed, "parameter ", m.index,
              needed ? " lacks the state " : " has no use for the state ", kRoleInfo[role].name);
@@ -239,7 +240,7 @@ void TensorPlan::check_complete(const Member& m) const {
   }
   if (m.at[kLow] != nullptr) need(kRoundingStep, false);
   const Structure& structure = kStructures[plan_.groups[m.group].backbone];
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < 3 && !extents_of_[member].parked; ++i) {
     if (!structure.is_lazy) need(static_cast<Role>(kState0 + i), i < structure.states);
   }
   need(kStep, structure.states > 1);
@@ -294,8 +295,9 @@ void TensorPlan::finish() {
   bound_ = {};
   params_ = {};
   check_overlap(std::move(ranges));
-  for (Member& m : plan_.members) {
-    check_complete(m);
+  for (size_t i = 0; i < size(); ++i) {
+    check_complete(i);
+    Member& m = plan_.members[i];
     m.adapts = m.active >= 0 || m.scalar >= 0 || m.at[kTensorGain] != nullptr;
   }
   if (device_type_ == aoti_torch_device_type_cpu()) {

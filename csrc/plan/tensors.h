@@ -70,7 +70,8 @@ class TensorPlan {
   void bind(int64_t role, const std::vector<int64_t>& members, const std::vector<Tensor>& tensors);
   // Marks parameters whose momentum buffers are not initialized: their first step writes them.
   void mark_first(const std::vector<int64_t>& members);
-  // Marks parameters that have no memory and no gradient at present. The tensors passed for them give only shapes.
+  // Marks parameters that have no memory and no gradient at present. The tensors passed for them give only shapes, and
+  // they may lack the state that only an update uses.
   void mark_parked(const std::vector<int64_t>& members);
   // Sets the seeds of stochastic rounding, one per param group.
   void set_seeds(const std::vector<int64_t>& seeds);
@@ -119,7 +120,7 @@ class TensorPlan {
   };
 
   void note_extents();
-  void check_complete(const Member& member) const;
+  void check_complete(size_t member) const;
   std::vector<Hyper> hypers_of(const std::vector<double>& numbers) const;
   bool has_extents(size_t member, const View& tensor) const;
   DeviceNumber device_number(const Tensor& tensor, const char* name) const;

@@ -8,6 +8,7 @@ defines ``policies``, it has kernels for these policies only.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Mapping
 from importlib import import_module
@@ -137,6 +138,7 @@ def check_masters(backend: Backend, groups: Iterable[Mapping[str, Any]]) -> None
             )
 
 
+@functools.cache  # a second import of this package must not replace the backends of the first
 def _load(name: str) -> Backend:
     return cast(Backend, import_module(f".{name}", __name__))
 

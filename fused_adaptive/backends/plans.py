@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..core.backbone import Backbone
+from ..core.checks import is_freed
 from ..core.declarations import READINESS, SOURCES, Rule, role_of
 from ..core.state import state_dtype
 from ..core.view import ParamView, has_rate, numbers_of, reference_rate
-from ..core.warning import warn
 from ..engine.checkpoint import specs
+from ..engine.memory import check_memory
 from ..policies import ActiveLR, FixedLR, Hypergradient, Policy, TrainableLR
 from . import reference
+from .overlaps import share_memory
 
 if TYPE_CHECKING:
     from ..engine.participants import Participants
@@ -105,7 +106,7 @@ def views_of_plans(participants: Participants, on_device: Callable[[ParamView], 
     Returns None if tensors of several plans share a gain, or if two parameters share memory, since kernels update all
     tensors at once.
     """
-    if _share_memory(participants.views):
+    if share_memory(participants.views):
         return None
     views_by_key: dict[Any, list[ParamView]] = {}
     for view in participants.views:
@@ -115,26 +116,6 @@ def views_of_plans(participants: Participants, on_device: Callable[[ParamView], 
         if "gain" in policy.shared_names() and len({keys[id(view)] for view in views}) > 1:
             return None
     return list(views_by_key.values())
-
-
-def _share_memory(views: Sequence[ParamView]) -> bool:
-    """Checks whether two parameters share memory, as weights tied by ``.data`` do, and warns if so."""
-    ranges = sorted((p.data_ptr(), p.numel() * p.element_size(), view.index) for view in views for p in [view.param])
-    ranges = [r for r in ranges if r[0] and r[1]]
-    for (begin, size, first), (other, _, second) in pairwise(ranges):
-        if begin + size > other and _is_dense(views, first) and _is_dense(views, second):
-            warn(
-                f"parameters {min(first, second)} and {max(first, second)} share memory (tied through .data?): the "
-                "step moves one after the other on the reference backend, which is slower. Tie the modules' attributes "
-                "instead, as in decoder.weight = encoder.weight, and there is one parameter"
-            )
-            return True
-    return False
-
-
-def _is_dense(views: Sequence[ParamView], index: int) -> bool:
-    param = next(view.param for view in views if view.index == index)
-    return param.stride() == torch.empty_like(param, device="meta").stride()
 
 
 def parked_members(views: Sequence[ParamView]) -> dict[int, Tensor]:
@@ -148,11 +129,12 @@ def parked_members(views: Sequence[ParamView]) -> dict[int, Tensor]:
     parked = {}
     for i, view in enumerate(views):
         param = view.param
-        shaped = [t for t in view.state.values() if isinstance(t, Tensor) and (t.dim() or param.dim() == 0)]
-        freed = param.numel() > 0 and param.data_ptr() == 0
-        emptied = param.numel() == 0 and any(t.numel() > 0 for t in shaped)
+        tensors = [t for t in view.state.values() if isinstance(t, Tensor) and t.device == param.device]
+        shaped = [t for t in tensors if t.dim() or param.dim() == 0]
+        freed, emptied = is_freed(param), param.numel() == 0 and any(t.numel() > 0 for t in shaped)
         if not view.applies and (freed or emptied):
-            parked[i] = shaped[0] if shaped else torch.empty(0, dtype=state_dtype(param), device=param.device)
+            like = param if freed else torch.empty(0, dtype=state_dtype(param), device=param.device)
+            parked[i] = shaped[0] if shaped else like
     return parked
 
 
@@ -189,11 +171,10 @@ def collect_state(
     Raises:
         RuntimeError: for a parameter or state whose memory has been freed.
     """
+    check_memory(views)
     bound: dict[str, dict[int, Tensor]] = {}
     first = []
     for i, (view, param) in enumerate(zip(views, dense, strict=True)):
-        if i not in parked:
-            _check_memory(view.param, "data", view)
         # Only the entries of the group's backbone and policies; others may be left from previous policies.
         named = specs(backbone, view.group, view.param.dtype)
         if for_step and view.applies and "momentum_buffer" in named and "momentum_buffer" not in view.state:
@@ -202,13 +183,9 @@ def collect_state(
         for name in named:
             if name not in view.state or (i in parked and name in ("master_low", "rounding_step")):
                 continue  # not in the state yet: a momentum buffer before the first gradient
-            if i in parked and name == "interval_start":
-                raise RuntimeError(
-                    f"the memory of parameter {view.index} has been freed, and TrainableLR measures what it has moved "
-                    "by: bring it back before the step, or use source='gradient'"
-                )
             value = view.state[name]
-            _check_memory(value, name, view)
+            if i in parked and is_freed(value):
+                continue
             role = role_of(backbone.name, name)
             if value.shape == param.shape and value.stride() != param.stride():
                 value = view.state[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
@@ -245,14 +222,6 @@ class Unfilled:
         unknown = uncounted()
         self.members = [i for i in self.members if i in unknown]
         return [self._views[i] for i in self.members]
-
-
-def _check_memory(tensor: Tensor, name: str, view: ParamView) -> None:
-    if tensor.numel() and tensor.data_ptr() == 0:
-        raise RuntimeError(
-            f"the memory of {name!r} of parameter {view.index} has been freed, its storage has no bytes: bring it back "
-            "before the step"
-        )
 
 
 def structure(backbone: str, group: dict[str, Any]) -> str:

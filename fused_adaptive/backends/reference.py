@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core import masters
 from ..core.view import ParamView, applied, numbers_of
+from ..engine.memory import check_memory
 
 if TYPE_CHECKING:
     from ..core.random_rates import RandomRates
@@ -53,6 +54,7 @@ def step(
         )
     if found_inf is not None and bool(found_inf):
         return
+    check_memory(participants.views)
     participants.follow_data()
     for group in participants.groups:
         numbers_of(group)
@@ -73,6 +75,7 @@ def step(
 
 def end_interval(participants: Participants) -> None:
     """Ends the running interval of every policy, outside of a step."""
+    check_memory(participants.views)
     for policy, members in participants.members.items():
         policy.end_interval(members)
 

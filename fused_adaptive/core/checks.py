@@ -27,6 +27,7 @@ FLAGS = (
     "amsgrad",
     "rectify",
 )
+_PLAIN = (int, float, Tensor)
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -36,10 +37,20 @@ def is_dtensor(value: Any) -> bool:
     return module is not None and isinstance(value, module.DTensor)
 
 
+def is_freed(tensor: Tensor) -> bool:
+    """Returns whether a tensor has elements and no memory, as after ``untyped_storage().resize_(0)``."""
+    return tensor.numel() > 0 and tensor.data_ptr() == 0
+
+
 def tensors_of(params: Iterable[Any]) -> list[Tensor]:
     """Returns the tensors of an iterable of parameters or named parameters, or of a single tensor."""
     tensors = [params] if isinstance(params, Tensor) else [p[1] if isinstance(p, tuple) else p for p in params]
     return [p for p in tensors if isinstance(p, Tensor)]
+
+
+def devices_of(groups: Iterable[Mapping[str, Any]]) -> set[torch.device]:
+    """Returns the devices of the parameters of these groups."""
+    return {p.device for group in groups for p in tensors_of(group["params"])}
 
 
 def describe(index: int, param: Tensor, name: str | None = None) -> str:
@@ -85,6 +96,23 @@ def check_hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
     if checked.get("differentiable"):
         raise ValueError("differentiable=True is not supported: updates run in place without autograd; leave it False")
     return {name: value for name, value in checked.items() if value is not group[name]}
+
+
+def make_numbers_plain(groups: Sequence[dict[str, Any]]) -> None:
+    """Converts hyperparameters that were set by hand, as a constructor does: numbers of other classes, and pairs.
+
+    Raises:
+        TypeError, ValueError: for what :func:`check_hyperparameters` refuses. Nothing has changed then.
+    """
+    changes = [(group, check_hyperparameters(group)) for group in groups if not _has_plain_numbers(group)]
+    for group, change in changes:
+        group.update(change)
+
+
+def _has_plain_numbers(group: Mapping[str, Any]) -> bool:
+    betas = group.get("betas", ())
+    numbers = [group[name] for name in NUMBERS if name in group]
+    return isinstance(betas, (tuple, list)) and all([isinstance(n, _PLAIN) for n in (*numbers, *betas)])  # noqa: C419
 
 
 def check_names(groups: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> None:
@@ -182,6 +210,8 @@ def _problem(param: Tensor, grad: Tensor) -> tuple[str, str] | None:
             f"is on {grad.device} and the parameter on {param.device}: move the model before the forward pass, then "
             "backward again"
         )
+    if type(grad) is Tensor and not grad.is_meta and not grad._is_zerotensor() and is_freed(grad):
+        return "gradient", "has no memory, its storage has no bytes: zero_grad(), then backward again"
     if 0 in param.stride() and any(s == 0 and n > 1 for s, n in zip(param.stride(), param.shape, strict=True)):
         return "data", "has elements that share memory, as expand() makes them: clone() it"
     return None

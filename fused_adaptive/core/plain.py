@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import operator
 import sys
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from torch import Tensor
@@ -56,19 +58,17 @@ def plain_flag(what: str, value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Converts scalars and arrays of numpy to numbers and tuples, also inside dicts, lists and tuples.
+    """Converts scalars and arrays of numpy, decimals and fractions to numbers and tuples, also inside containers.
 
     Returns everything else unchanged.
     """
     numpy = sys.modules.get("numpy")
-    if numpy is None:
-        return value
-    if isinstance(value, numpy.ndarray):
+    if numpy is not None and isinstance(value, numpy.ndarray):
         return value.item() if value.size == 1 else tuple(value.tolist())
-    if isinstance(value, numpy.longdouble):  # its item() returns another longdouble
+    if numpy is not None and isinstance(value, numpy.generic):
+        return float(value) if isinstance(value, numpy.longdouble) else value.item()  # whose item() is one again
+    if isinstance(value, (Decimal, Fraction)):
         return float(value)
-    if isinstance(value, numpy.generic):
-        return value.item()
     if type(value) is dict:
         converted: Any = {key: plain(entry) for key, entry in value.items()}
         return converted if any(converted[key] is not value[key] for key in value) else value

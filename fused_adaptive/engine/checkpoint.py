@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..core import masters
 from ..core.backbone import Backbone
-from ..core.checks import describe
+from ..core.checks import check_hyperparameters, describe
+from ..core.plain import plain
 from ..core.shards import shard_state
 from ..core.state import State, StateSpec
 from ..policies import from_plain, parse, resolve
@@ -98,8 +99,8 @@ def _merge(
     if merged.get("differentiable"):
         raise ValueError(f"group {index} of the loaded state dict has differentiable=True, which is not supported")
     try:
-        masters.check(merged)
-    except ValueError as error:
+        merged |= check_hyperparameters(merged)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"group {index} of the loaded state dict is not usable: {error}") from error
     try:
         merged["policy"] = resolve(parse(merged["policy"]), backbone, [merged])
@@ -137,11 +138,20 @@ def _restore_one(
             restored[name] = value.to(param.device)
         else:
             restored[name] = deepcopy(value)
+    match_counts(restored)
     return restored
 
 
 def _describe_loaded(name: str, which: str) -> str:
     return f"the loaded state {name!r} of {which}"
+
+
+def match_counts(state: State) -> None:
+    """Gives ``step`` and NAdam's ``mu_product`` one dtype, which kernels rely on. torch's loader casts only one."""
+    step, product = state.get("step"), state.get("mu_product")
+    if isinstance(step, Tensor) and isinstance(product, Tensor) and step.dtype != product.dtype:
+        dtype = torch.promote_types(step.dtype, product.dtype)
+        state["step"], state["mu_product"] = step.to(dtype), product.to(dtype)
 
 
 def convert_state(
@@ -163,16 +173,20 @@ def convert_state(
         ValueError: for a value that is not a number, or of another shape.
     """
     if not isinstance(value, Tensor):
+        value = plain(value)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"{what()} is no tensor but {value!r}: the checkpoint is damaged")
         value = torch.as_tensor(value)
     if value.layout != torch.strided:
         raise ValueError(f"{what()} is sparse ({value.layout}): state is dense, use to_dense()")
+    if value.is_meta and not param.is_meta:
+        raise ValueError(f"{what()} is on the meta device and has no values: bring it back before the step")
     if spec.scalar and value.numel() == 1:
         # ``step`` keeps its dtype, as in torch, if that can count far enough; all other entries get the declared one.
         is_step = (
             spec.host and value.dtype in (torch.float32, torch.float64) and spec.dtype_for(param).is_floating_point
         )
+        value = value.clone() if _is_fixed(value) else value
         value = value if value.dim() == 0 else value.reshape(())
         return value.to(spec.device_for(param, group), value.dtype if is_step else spec.dtype_for(param))
     if spec.scalar or value.shape != param.shape:
@@ -181,4 +195,11 @@ def convert_state(
             f"{what()} has shape {tuple(value.shape)} instead of {shape}: it belongs to another model or another "
             "order of parameters"
         )
-    return shard_state(value, param, what).to(param.device, spec.dtype_for(param))
+    value = shard_state(value, param, what).to(param.device, spec.dtype_for(param))
+    return torch.empty_like(param, dtype=value.dtype, requires_grad=False).copy_(value) if _is_fixed(value) else value
+
+
+def _is_fixed(value: Tensor) -> bool:
+    """Checks whether torch refuses to write to a tensor: one that ``expand`` made, or that of ``inference_mode``."""
+    is_expanded = any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True))
+    return is_expanded or (value.is_inference() and not torch.is_inference_mode_enabled())

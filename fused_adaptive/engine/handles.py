@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from itertools import chain
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from collections.abc import Set as AbstractSet
 
+    import torch
     from torch import Tensor
     from torch.distributed import ProcessGroup
 
@@ -62,9 +64,10 @@ class Shared:
     skip_nonfinite: bool = False
     grad_norm: Tensor | None = None
     _backend_requested: str
-    _backend: Any
+    _step_backend: Any
     _resolutions: Resolutions
     _kinds: AbstractSet[type[Policy]] = frozenset()
+    _devices: AbstractSet[torch.device] = frozenset()
     _step_supports_amp_scaling: bool = False
     _opt_called: bool = False
     _random_rates: RandomRates | None = None
@@ -130,10 +133,11 @@ class Handled(Optimizer):
     skip_nonfinite: bool = _attribute(lambda value: bool(plain_flag("skip_nonfinite", value)))
     grad_norm: Tensor | None = _attribute()
     _backend_requested: str = _attribute()
-    _backend: Any = _attribute()
+    _step_backend: Any = _attribute()
     _resolutions: Resolutions = _attribute()
-    #: Classes of the policies that the backend was chosen for.
+    #: Classes of the policies, and devices, that the backend was chosen for.
     _kinds: AbstractSet[type[Policy]] = _attribute()
+    _devices: AbstractSet[torch.device] = _attribute()
     #: Whether GradScaler passes grad_scale and found_inf to the step, instead of unscaling and skipping itself.
     _step_supports_amp_scaling: bool = _attribute()
     grad_scale: Any = _attribute()
@@ -186,25 +190,32 @@ def driven(optimizer: Any) -> Optimizer:
     """Returns the optimizer that steps, of any package. A wrapper without param groups of its own is skipped.
 
     Raises:
-        TypeError: for an object that is not an optimizer and has none inside.
+        TypeError: for an object that is not an optimizer and has none inside, and for a wrapper whose param groups are
+            not those of the optimizer inside, if that is one of this package.
     """
-    attributes = getattr(optimizer, "__dict__", {})
-    if isinstance(attributes.get("_shared"), Shared):
-        return _owner(attributes["_shared"], optimizer)
-    inner = inside(optimizer)
-    if isinstance(optimizer, Optimizer) and "_optimizer_step_post_hooks" in attributes:
-        return driven(inner) if _same_groups(optimizer, inner) else optimizer
-    if inner is not None:
-        return driven(inner)
+    given, seen = optimizer, set()
+    while id(optimizer) not in seen:
+        seen.add(id(optimizer))
+        attributes = getattr(optimizer, "__dict__", {})
+        if isinstance(attributes.get("_shared"), Shared):
+            return _owner(attributes["_shared"], optimizer)
+        inner = inside(optimizer)
+        is_constructed = isinstance(optimizer, Optimizer) and "_optimizer_step_post_hooks" in attributes
+        if is_constructed and not _same_groups(optimizer, inner):
+            _check_own_groups(optimizer, inner)
+            return optimizer
+        if inner is None:
+            break
+        optimizer = inner
     if isinstance(optimizer, Optimizer):
         raise TypeError(_never_constructed(optimizer))
-    raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(given).__name__}")
 
 
 def inside(wrapper: Any) -> Any:
     """Returns ``optimizer`` of a wrapper, or the only optimizer among its attributes; None if there is none."""
     inner = getattr(wrapper, "optimizer", None)
-    if inner is None:
+    if inner is None or isinstance(inner, str):  # a name, as configurations have it
         held = [value for value in getattr(wrapper, "__dict__", {}).values() if isinstance(value, Optimizer)]
         inner = held[0] if len(held) == 1 else None
     return inner
@@ -213,10 +224,27 @@ def inside(wrapper: Any) -> Any:
 def with_inner(optimizer: Optimizer) -> list[Optimizer]:
     """Returns the optimizer and those inside, which have state of their own: under ZeroRedundancyOptimizer, e.g."""
     found: list[Optimizer] = []
-    while isinstance(optimizer, Optimizer) and all(optimizer is not other for other in found):
-        found.append(optimizer)
-        optimizer = inside(optimizer)
+    waiting: list[Any] = [optimizer]
+    while waiting:
+        one = waiting.pop(0)
+        if isinstance(one, Optimizer) and all(one is not other for other in found):
+            found.append(one)
+            lists = [value for value in vars(one).values() if isinstance(value, (list, tuple))]
+            waiting += [inside(one), *chain.from_iterable(lists)]
     return found
+
+
+def _check_own_groups(wrapper: Any, inner: Any) -> None:
+    """Raises TypeError for a wrapper with the parameters of an optimizer of this package in groups of its own."""
+    if not isinstance(getattr(inner, "__dict__", {}).get("_shared"), Shared):
+        return
+    own, inner_groups = wrapper.param_groups, inner.param_groups
+    params, inner_params = ({id(p) for group in groups for p in group["params"]} for groups in (own, inner_groups))
+    if params == inner_params and not {id(group) for group in own} & {id(group) for group in inner_groups}:
+        raise TypeError(
+            f"{type(wrapper).__name__} has param groups of its own, and the {type(inner).__name__} inside has others: "
+            "pass the optimizer inside, or give both the same groups"
+        )
 
 
 def _same_groups(optimizer: Optimizer, inner: Any) -> bool:

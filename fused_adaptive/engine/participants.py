@@ -21,7 +21,7 @@ from ..core.state import StateSpec
 from ..core.view import ParamView
 from ..policies import Policy, from_plain
 from . import reference_rates
-from .checkpoint import convert_state, specs
+from .checkpoint import convert_state, match_counts, specs
 from .fingerprint import Fingerprint
 from .membership import Members, Memberships, by_policy, join, memberships_of, missing
 
@@ -82,6 +82,10 @@ class Participants:
         """Returns the memberships of the tensors."""
         return memberships_of(self.params, self.views)
 
+    def counts(self) -> list[Tensor]:
+        """Returns the counts of calls of ``step()`` in the running intervals, of each tensor and policy."""
+        return [v.state[policy.counter] for policy, views in self.members.items() if policy.counter for v in views]
+
     def has_newcomers(self) -> bool:
         """Returns whether a parameter that is not in ``views`` has a gradient."""
         return not all(map(is_, [p.grad for p in self._waiting], repeat(None)))
@@ -112,12 +116,15 @@ class Participants:
             self.plans = None
 
     def follow_data(self) -> None:
-        """Converts state if parameters' data have changed their dtype since the last call.
+        """Converts state if data of parameters or state have another dtype or shape than in the last call.
 
         Raises:
             RuntimeError: for state of another shape than its parameter.
         """
-        forms = [(view.param.dtype, view.param.shape) for view in self.views]
+        forms = [
+            [(t.dtype, t.shape) for t in (view.param, *view.state.values()) if isinstance(t, Tensor)]
+            for view in self.views
+        ]
         for view in self.views if self._forms not in ([], forms) else ():
             _convert(view, specs(self.backbone, view.group, view.param.dtype))
         self._forms = forms
@@ -242,14 +249,19 @@ def _convert(view: ParamView, spec: dict[str, StateSpec]) -> None:
         if value is None and spec[name].optional:  # torch's SGD stores None before its first step
             del view.state[name]
             continue
-        if not view.applies and isinstance(value, Tensor) and value.dim() and value.shape != view.param.shape:
-            continue  # the parameter's memory has been freed
+        if not view.applies and isinstance(value, Tensor) and _is_offloaded(value, view.param):
+            continue
         try:
             converted = convert_state(spec[name], value, view.param, view.group, partial(_describe, view, name))
         except ValueError as error:
             raise RuntimeError(str(error)) from error
         if converted is not value:
             view.state[name] = converted
+    match_counts(view.state)
+
+
+def _is_offloaded(value: Tensor, param: Tensor) -> bool:
+    return value.is_meta or (value.dim() > 0 and value.shape != param.shape)
 
 
 def _describe(view: ParamView, name: str) -> str:

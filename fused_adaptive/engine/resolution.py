@@ -57,11 +57,14 @@ class Resolutions:
         Raises:
             TypeError, ValueError: as :meth:`plain`; then no group has changed.
         """
+        before = len(self._resolved)
         settled = [(equal, self._settled(equal)) for equal in _by_policy(groups)]
         by_hand = [(group, plain) for equal, plain in settled for group in equal if group["policy"] != plain]
         for group, plain in by_hand:
             group["policy"] = deepcopy(plain)
-        if by_hand:  # a policy whose numbers change during training must not fill the dict
+        if (
+            by_hand or len(self._resolved) > before
+        ):  # a policy whose numbers change during training must not fill the dict
             in_use = [group["policy"] for group in groups]
             self._resolved = {given: plain for given, plain in self._resolved.items() if plain in in_use}
         for group in groups:

@@ -96,6 +96,12 @@ class Bound:
             view.param.grad = grad
 
     def set_numbers(self, tensors: Sequence[Tensor], floats: Sequence[float]) -> None:
+        """Sets the numbers of the groups in this step.
+
+        Raises:
+            RuntimeError: if groups shared a tensor when the step was compiled and do not any more. torch.compile passes
+                one tensor in place of both then.
+        """
         remaining = {True: iter(tensors), False: iter(floats)}
         for group, original in zip(self.participants.groups, self.of.groups, strict=True):
             for name in NUMBERS:
@@ -103,10 +109,25 @@ class Bound:
                     group[name] = tuple(next(remaining[isinstance(beta, Tensor)]) for beta in original[name])
                 elif name in original:
                     group[name] = next(remaining[isinstance(original[name], Tensor)])
+        self._check_shared()
         reference_rates.follow(self.participants.groups)
         for group, original in zip(self.participants.groups, self.of.groups, strict=True):
             if "lr_ref" in original:
                 original["lr_ref"] = group["lr_ref"] = max(original["lr_ref"], group["lr_ref"])
+
+    def _check_shared(self) -> None:
+        originals: dict[int, Any] = {}
+        for group, original in zip(self.participants.groups, self.of.groups, strict=True):
+            for name in NUMBERS:
+                passed = group.get(name)
+                if (
+                    isinstance(passed, Tensor)
+                    and originals.setdefault(id(passed), original[name]) is not original[name]
+                ):
+                    raise RuntimeError(
+                        f"param groups shared a tensor as their {name!r} when this step was compiled, and do not any "
+                        "more: write to it with fill_(), or build each group with a tensor of its own"
+                    )
 
 
 def traced_step(optimizer: Handled, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
@@ -183,7 +204,7 @@ def _compiled_step(
 ) -> None:
     participants = _participants.get(key)
     optimizer = None if participants is None or participants.owner is None else participants.owner()
-    if optimizer is None or participants is None or optimizer._current() is not participants:
+    if optimizer is None or participants is None or optimizer._current_participants() is not participants:
         raise RuntimeError(
             "param groups, policies or state have changed since this step was compiled: take one step outside of "
             "torch.compile, which collects them anew"
@@ -203,7 +224,7 @@ def _compiled_step(
         random_rates = random_rates.over(random_rates_table[0])
     try:
         with torch.no_grad():
-            optimizer._backend.step(bound.participants, found_inf, grad_scale, random_rates)
+            optimizer._step_backend.step(bound.participants, found_inf, grad_scale, random_rates)
             if random_rates is not None and random_rates.table is not random_rates_table[0]:
                 random_rates_table[0].copy_(random_rates.table)
     finally:

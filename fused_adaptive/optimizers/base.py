@@ -18,7 +18,6 @@ from .. import backends
 from ..backends import fake
 from ..core import checks
 from ..core.backbone import Backbone
-from ..core.checks import check_gradients, check_hyperparameters, check_in_backward, check_parameters, tensors_of
 from ..core.eager import eager
 from ..core.plain import make_plain
 from ..core.shards import check_split, floats_of_flat
@@ -72,12 +71,12 @@ class AdaptiveOptimizer(Handled):
             raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {min(unknown)!r}")
         own_options = {**OF_OPTIMIZER, **{name: value for name, value in options.items() if name in OF_OPTIMIZER}}
         defaults = {**defaults, **OF_GROUPS, **{name: value for name, value in options.items() if name in OF_GROUPS}}
-        defaults |= check_hyperparameters(defaults)
+        defaults |= checks.check_hyperparameters(defaults)
         self._shared = Shared(self)
         self.process_group = own_options["process_group"]
         self.max_grad_norm, self.skip_nonfinite = own_options["max_grad_norm"], own_options["skip_nonfinite"]
         self._backend_requested = own_options["backend"]
-        self._backend = backends.select(own_options["backend"], ())
+        self._step_backend = backends.select(own_options["backend"], ())
         self._resolutions = Resolutions(self.backbone)
         given: Any = params if isinstance(params, Tensor) else list(params)  # torch raises its own error for a tensor
         super().__init__(given, {**defaults, "policy": self._resolutions.of_all(given, defaults)})
@@ -94,9 +93,9 @@ class AdaptiveOptimizer(Handled):
             raise TypeError(f"param_group must be a dict with 'params' and options, got {type(param_group).__name__}")
         if not isinstance(param_group["params"], (Tensor, set)):  # torch raises its own error for a set
             param_group["params"] = list(param_group["params"])
-            check_parameters(param_group["params"], sum(len(group["params"]) for group in self.param_groups))
+            checks.check_parameters(param_group["params"], sum(len(group["params"]) for group in self.param_groups))
         group = {**self.defaults, **param_group}
-        numbers = check_hyperparameters(group)
+        numbers = checks.check_hyperparameters(group)
         policy = self._resolutions.plain(group["policy"], [group])
         check_naive([*(parse(g["policy"]) for g in self.param_groups[:1]), from_plain(policy)])
         backend = self._backend_for({**group, "policy": policy})
@@ -104,7 +103,7 @@ class AdaptiveOptimizer(Handled):
         super().add_param_group(param_group)
         reference_rates.meet(param_group)
         self._drop_participants()
-        self._backend = backend
+        self._step_backend = backend
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -143,9 +142,9 @@ class AdaptiveOptimizer(Handled):
             with torch.enable_grad():
                 loss = closure()
         if torch.compiler.is_compiling():
-            torch_compile.traced_step(self, *self._amp())
-        elif (trial := self._step(closure)) is not None and closure is not None:
-            self._finish(trial, closure)
+            torch_compile.traced_step(self, *self._amp_inputs())
+        elif (trial := self._collect_and_step(closure)) is not None and closure is not None:
+            self._finish_trial(trial, closure)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -163,8 +162,8 @@ class AdaptiveOptimizer(Handled):
         With ``interval=None`` no interval ends in any other way. The call is always allowed. Tensors without a
         gradient since the last end keep their gains.
         """
-        complete = self._complete()
-        self._backend.end_interval(complete)
+        complete = self._complete_participants()
+        self._step_backend.end_interval(complete)
         complete.write_back()
         forget_idle_calls(self.param_groups)
         for listener in self._shared.after_end_interval:
@@ -176,7 +175,7 @@ class AdaptiveOptimizer(Handled):
 
         Keeps the gains. Drops running sums, counts and the values kept from earlier intervals and directions.
         """
-        for policy, views in self._complete().members.items():
+        for policy, views in self._complete_participants().members.items():
             policy.restart_interval(views)
         forget_idle_calls(self.param_groups)
 
@@ -194,7 +193,7 @@ class AdaptiveOptimizer(Handled):
         Returns:
             For each group ``{"min", "mean", "max"}``, floats; means are over elements.
         """
-        return learning_rates(self.param_groups, self.state, self._complete().members, per_tensor)
+        return learning_rates(self.param_groups, self.state, self._complete_participants().members, per_tensor)
 
     @eager
     def state_dict(self) -> dict[str, Any]:
@@ -257,82 +256,83 @@ class AdaptiveOptimizer(Handled):
                 setattr(self, name, state[name])
         self._participants = self._bound = None
         self._resolutions.settle(self.param_groups)
-        self._backend = self._choose_backend(self.param_groups)
+        self._step_backend = self._choose_backend(self.param_groups)
         self._memberships = memberships_of_groups(self.backbone, self.param_groups, self.state)
 
     def _settle_policies(self) -> None:
-        """Applies policies that were set in the param groups, and selects the backend again if they need another."""
+        """Applies policies that were set in the param groups. Selects the backend again for other kinds or devices."""
         self._resolutions.settle(self.param_groups)
-        if kinds_of(self.param_groups) != self._kinds:
-            self._backend = self._choose_backend(self.param_groups)
+        if (kinds_of(self.param_groups), checks.devices_of(self.param_groups)) != (self._kinds, self._devices):
+            self._step_backend = self._choose_backend(self.param_groups)
 
     def _backend_for(self, group: dict[str, Any]) -> backends.Backend:
         """Returns the backend for one more group: if possible the current one, so that many groups are added fast."""
-        devices = {p.device for other in self.param_groups for p in other["params"]}
-        is_alike = all(p.device in devices and not fake.is_fake(p) for p in tensors_of(group["params"]))
-        if is_alike and kinds_of([group]) <= self._kinds:
-            backends.check_masters(self._backend, [group])
-            return self._backend
+        is_like = kinds_of([group]) <= self._kinds and checks.devices_of([group]) <= self._devices
+        if is_like and not any(map(fake.is_fake, checks.tensors_of(group["params"]))):
+            backends.check_masters(self._step_backend, [group])
+            return self._step_backend
         self._settle_policies()
         return self._choose_backend([*self.param_groups, group])
 
     def _choose_backend(self, groups: Sequence[dict[str, Any]]) -> backends.Backend:
-        tensors = [p for group in groups for p in tensors_of(group["params"])]
         policies = [policy for group in groups for policy in from_plain(group["policy"])]
-        backend = backends.select(self._backend_requested, {p.device for p in tensors}, policies)
-        if any(map(fake.is_fake, tensors)):
+        backend = backends.select(self._backend_requested, checks.devices_of(groups), policies)
+        if any(fake.is_fake(p) for group in groups for p in checks.tensors_of(group["params"])):
             backend = cast(backends.Backend, fake)
         backends.check_masters(backend, groups)
-        self._kinds = kinds_of(groups)
+        self._kinds, self._devices = kinds_of(groups), checks.devices_of(groups)
         return backend
 
     # ---- collecting participants: compares objects by identity, so torch.compile does not trace it ----
 
     @eager
-    def _step(self, closure: Callable[[], Any] | None) -> Trial | None:
+    def _collect_and_step(self, closure: Callable[[], Any] | None) -> Trial | None:
         """Performs the step and returns None. If a trial must come before the update, only returns the trial."""
-        grad_scale, found_inf = self._amp()
-        participants = self._current()
+        grad_scale, found_inf = self._amp_inputs()
+        checks.make_numbers_plain(self.param_groups)
+        participants = self._current_participants()
         only_makes_state = False
         if participants is None or participants.has_newcomers():
             # All checks run before state is created. In later steps only the backend checks.
-            check_gradients(self.param_groups)
+            checks.check_names(self.param_groups, self.defaults)
+            checks.check_gradients(self.param_groups)
             self._settle_policies()
             policies = [from_plain(group["policy"]) for group in self.param_groups]
             check_naive(policies)
             check_split(self.param_groups, policies, self.process_group)
-            check_in_backward(unwrap(self), policies)
+            checks.check_in_backward(unwrap(self), policies)
             only_makes_state = not self.state and moves_nothing(self.param_groups, self.process_group)
             naive = trial_policy(chain.from_iterable(policies), self.param_groups, closure, self.process_group)
-            participants = self._collect()
+            participants = self._collect_participants()
         else:
             naive = trial_policy(participants.members, self.param_groups, closure, self.process_group)
         reference_rates.follow(self.param_groups)
+        grad_norm = self.grad_norm
         if self.max_grad_norm is not None or self.skip_nonfinite:
             grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
             try:
-                self.grad_norm, grad_scale, found_inf = clip(
+                grad_norm, grad_scale, found_inf = clip(
                     grads, self.max_grad_norm, self.skip_nonfinite, grad_scale, found_inf
                 )
             except RuntimeError:
                 participants.check_gradients()  # raises an error that names the parameter, of a sparse gradient, say
                 raise
-        if naive is not None:
-            return Trial(naive, participants, found_inf, grad_scale)
-        self._update(participants, found_inf, grad_scale, only_makes_state)
-        return None
+        if naive is None:
+            self._update_tensors(participants, found_inf, grad_scale, only_makes_state)
+        self.grad_norm = grad_norm
+        return None if naive is None else Trial(naive, participants, found_inf, grad_scale)
 
-    def _amp(self) -> tuple[Tensor | None, Tensor | None]:
+    def _amp_inputs(self) -> tuple[Tensor | None, Tensor | None]:
         """Returns ``grad_scale`` and ``found_inf``, each None unless GradScaler has set it."""
         return getattr(self._shared, "grad_scale", None), getattr(self._shared, "found_inf", None)
 
     @eager
-    def _finish(self, trial: Trial, closure: Callable[[], Any]) -> None:
+    def _finish_trial(self, trial: Trial, closure: Callable[[], Any]) -> None:
         params = list(chain.from_iterable(group["params"] for group in self.param_groups))
         evaluate_trial(trial, params, closure, self._random_rates)
-        self._update(trial.participants, trial.found_inf, trial.grad_scale)
+        self._update_tensors(trial.participants, trial.found_inf, trial.grad_scale)
 
-    def _update(
+    def _update_tensors(
         self,
         participants: Participants,
         found_inf: Tensor | None,
@@ -341,10 +341,13 @@ class AdaptiveOptimizer(Handled):
     ) -> None:
         """Performs the update. Updates this rank's shards of DTensors."""
         participants.localize_gradients()
-        self._backend.step(participants, found_inf, grad_scale, None if only_makes_state else self._random_rates)
-        if only_makes_state:  # torch.distributed.checkpoint steps like this to create state; no interval has begun
+        calls = [count.clone() for count in participants.counts()] if only_makes_state else []
+        self._step_backend.step(participants, found_inf, grad_scale, None if only_makes_state else self._random_rates)
+        if only_makes_state:  # torch.distributed.checkpoint steps like this to create state, which is no call
             for policy, views in participants.members.items():
                 policy.restart_interval(views)
+            for count, number in zip(participants.counts(), calls, strict=True):
+                count.copy_(number)
         else:
             count_idle_calls(participants.idle, found_inf)
         participants.write_back()
@@ -352,16 +355,14 @@ class AdaptiveOptimizer(Handled):
             self._bound = None
             participants.renew(self.state)
 
-    def _current(self) -> Participants | None:
+    def _current_participants(self) -> Participants | None:
         """Returns the participants of the last step if nothing has changed since, else None."""
-        participants = self._participants
-        is_current = participants is not None and participants.is_current(self.param_groups, self.state)
-        return participants if is_current else None
+        last = self._participants
+        return last if last is not None and last.is_current(self.param_groups, self.state) else None
 
     @torch.no_grad()
-    def _collect(self, in_step: bool = True) -> Participants:
-        checks.check_names(self.param_groups, self.defaults)
-        backends.check_masters(self._backend, self.param_groups)
+    def _collect_participants(self, in_step: bool = True) -> Participants:
+        backends.check_masters(self._step_backend, self.param_groups)
         # Before collecting, so that state which the user has dropped is freed before new state is created.
         self._drop_participants()
         participants = collect(
@@ -380,20 +381,20 @@ class AdaptiveOptimizer(Handled):
         self._participants = self._bound = None
 
     @eager
-    def _complete(self) -> Participants:
+    def _complete_participants(self) -> Participants:
         """Returns the participants outside of a step, after applying changes made to the param groups."""
-        current = self._current()
-        if current is not None:
+        if (current := self._current_participants()) is not None:
             return current
+        checks.check_names(self.param_groups, self.defaults)
         self._settle_policies()
-        return self._collect(in_step=False)
+        return self._collect_participants(in_step=False)
 
     def _apply_changes(self) -> None:
         """Adapts state to policies and structure that were set in the param groups; drops momentum without a value."""
-        if self._participants is not None:
-            self._participants.drop_unfilled()
-        if self._current() is None:
+        if (last := self._participants) is not None:
+            last.drop_unfilled()
+        if self._current_participants() is None:
             self._settle_policies()
             memberships = memberships_of_groups(self.backbone, self.param_groups, self.state)
             if any(self._memberships.get(p, membership) != membership for p, membership in memberships.items()):
-                self._collect(in_step=False)
+                self._collect_participants(in_step=False)

@@ -31,14 +31,14 @@ class SGDBackbone(Backbone):
         return bool(group["momentum"] != 0), group["nesterov"]
 
     def update(self, grad: Tensor, state: State, group: Group) -> Direction:
-        momentum = group["momentum"]
+        momentum, dampening = float(group["momentum"]), float(group["dampening"])
         if momentum == 0:
             return Plain(grad)
         buffer = state.get("momentum_buffer")
         if buffer is None:
             buffer = state["momentum_buffer"] = torch.clone(grad).detach()
         else:
-            buffer.mul_(momentum).add_(grad, alpha=1 - group["dampening"])
+            buffer.mul_(momentum).add_(grad, alpha=1 - dampening)
         return Plain(grad.add(buffer, alpha=momentum) if group["nesterov"] else buffer)
 
     def direction(self, state: State, group: Group) -> Direction:

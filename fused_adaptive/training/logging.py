@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..core.eager import eager
 from ..core.plain import plain_int
+from ..core.warning import warn
 from ..engine.handles import unwrap
 from ..engine.rates import to_host
 from ..optimizers.base import AdaptiveOptimizer
@@ -94,7 +95,7 @@ class RateLogger:
         self._counts = dict.fromkeys(_policies(self._optimizer), 0)
         self._unread.clear()
         if self._every is None:
-            self.write()
+            self._write_if_possible()
 
     @eager
     def _after_step(self) -> None:
@@ -104,7 +105,14 @@ class RateLogger:
         else:
             ended = [self._has_ended(policy) for policy in dict.fromkeys(_policies(self._optimizer))]
         if any(ended):
+            self._write_if_possible()
+
+    def _write_if_possible(self) -> None:
+        """Logs the current rates. Warns if that fails, since the step that called it has updated the parameters."""
+        try:
             self.write()
+        except Exception as error:
+            warn(f"log_learning_rates: the rates are not logged: {type(error).__name__}: {error}")
 
     def _has_ended(self, policy: Policy) -> bool:
         """Checks whether the last step ended an interval. ``end_interval()`` calls are handled by ``_after_end``."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import check_gradient, check_gradients, describe
+from ..core.checks import check_gradient, check_gradients, describe, make_numbers_plain
 from ..core.eager import eager
 from ..core.view import ParamView
 from ..engine import reference_rates
@@ -173,13 +173,15 @@ class GradientRelease:
             self._check_not_stepped(p)
         for p in remaining:
             self._hook(p)  # a parameter that was frozen has no hook yet
+            # After torch.utils.swap_tensors torch calls no hook of the parameter, until its dict of hooks is set.
+            p._post_accumulate_grad_hooks = p._post_accumulate_grad_hooks  # type: ignore[attr-defined]
             self._move(p)
         for p, single in self._singles.items():
             if p not in self._stepped:
-                optimizer._backend.step(single, None, None, None)
+                optimizer._step_backend.step(single, None, None, None)
         self._count_idle_calls()
         if self._fingerprint is None:  # _join has created state
-            optimizer._complete()  # records the parameters' memberships
+            optimizer._complete_participants()  # records the parameters' memberships
             self._fingerprint = Fingerprint(optimizer.backbone, optimizer.param_groups, optimizer.state)
         self._stepped.clear()
         self._running = False
@@ -191,6 +193,7 @@ class GradientRelease:
         """Begins a step. Applies or rejects the changes made to the optimizer since the last one."""
         optimizer = self._optimizer
         _check_clipping(optimizer)
+        make_numbers_plain(optimizer.param_groups)
         if optimizer._random_rates is not None:
             raise RuntimeError("ASLR draws a rate for each step(): use ASLR(jitter=False) with release_gradients")
         if self._fingerprint is None or not self._fingerprint.matches(optimizer.param_groups, optimizer.state):
@@ -212,7 +215,7 @@ class GradientRelease:
         for group in optimizer.param_groups:
             for policy in from_plain(group["policy"]):
                 _check_policy(policy)
-        optimizer._complete()
+        optimizer._complete_participants()
         self._views, self._singles = {}, {}
         for group in optimizer.param_groups:
             policies = from_plain(group["policy"])
@@ -246,7 +249,7 @@ class GradientRelease:
             view = self._views[param]
             check_gradient(view.index, param, _name(view))
             single = self._singles[param] = self._join(view)
-        self._optimizer._backend.step(single, None, None, None)
+        self._optimizer._step_backend.step(single, None, None, None)
         self._stepped.add(param)
         param.grad = None
 

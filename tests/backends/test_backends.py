@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
@@ -15,13 +16,13 @@ from fused_adaptive import __main__, backends
 from fused_adaptive.backends import native, triton
 from fused_adaptive.core import library
 
-from ..common.cases import all_equal, parameters, train
+from ..common.cases import all_equal, needs_native, parameters, train
 
 
 def test_reference_is_always_available():
     assert fa.backends.available()["reference"] == ""
     assert backends.NAMES[-1] == "reference"  # "auto" falls back to it
-    assert fa.AdamW(parameters(), backend="reference")._backend.name == "reference"
+    assert fa.AdamW(parameters(), backend="reference")._step_backend.name == "reference"
 
 
 def test_every_backend_gives_a_reason_if_it_cannot_run():
@@ -81,9 +82,9 @@ def test_backend_is_called_for_every_step_and_interval_end(fake):
 def test_backend_is_selected_again_when_a_group_on_another_device_is_added(fake):
     fake.why_not = lambda devices: "only the CPU" if torch.device("meta") in set(devices) else ""
     optimizer = fa.AdamW(parameters())
-    assert optimizer._backend.name == "fake"
+    assert optimizer._step_backend.name == "fake"
     optimizer.add_param_group({"params": [torch.zeros(2, device="meta", requires_grad=True)]})
-    assert optimizer._backend.name == "reference"
+    assert optimizer._step_backend.name == "reference"
     strict = fa.AdamW(parameters(), backend="fake")
     with pytest.raises(RuntimeError, match="only the CPU"):
         strict.add_param_group({"params": [torch.zeros(2, device="meta", requires_grad=True)]})
@@ -138,3 +139,29 @@ def test_warning_of_sync_debug_mode_is_not_an_error():
     """torch.cuda.set_sync_debug_mode warns at its first call, and other warnings are errors in the tests."""
     text = "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations"
     warnings.warn(text, UserWarning, stacklevel=1)
+
+
+SECOND_IMPORT = """
+import copy, sys, torch, fused_adaptive as fa
+p = torch.ones(3, requires_grad=True)
+optimizer = fa.ActiveAdamW([p], interval=2)
+p.grad = torch.ones(3)
+optimizer.step()
+for name in [name for name in sys.modules if name.split(".")[0] == "fused_adaptive"]:
+    del sys.modules[name]
+import fused_adaptive
+optimizer.load_state_dict(optimizer.state_dict())
+copied = copy.deepcopy(optimizer)
+copied.step()
+optimizer.add_param_group({"params": [torch.ones(2, requires_grad=True)], "policy": fa.TrainableLR(interval=2)})
+optimizer.step()
+print(optimizer._step_backend.name, copied._step_backend.name)
+"""
+
+
+@needs_native
+def test_an_optimizer_keeps_its_backend_when_the_package_is_imported_again():
+    environment = {**os.environ, "FUSED_ADAPTIVE_BACKEND": "native"}
+    command = [sys.executable, "-c", SECOND_IMPORT]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["native", "native"]

@@ -387,7 +387,7 @@ def test_a_global_gain_that_one_plan_cannot_hold_goes_to_the_reference(monkeypat
 def test_auto_selects_native_and_a_copied_optimizer_has_its_own_plan():
     params = parameters(torch.float32)
     optimizer = fa.AdamW(params, lr=0.01)
-    assert optimizer._backend.name == "native" == backends.select("auto", [torch.device("cpu")]).name
+    assert optimizer._step_backend.name == "native" == backends.select("auto", [torch.device("cpu")]).name
     train(optimizer, 2)
     twin = copy.deepcopy(optimizer)
     twin_params = [p for group in twin.param_groups for p in group["params"]]

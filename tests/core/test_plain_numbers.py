@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import io
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -200,3 +201,61 @@ def test_other_numbers_become_floats_and_tensors_stay():
     assert type(group["weight_decay"]) is int
     optimizer.state_dict()
     assert group["lr"] is lr
+
+
+SET_BY_HAND = [Decimal("0.5"), Fraction(1, 2), np.array(0.5), np.array([0.5]), np.float32(0.5)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", SET_BY_HAND, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("name", ["lr", "momentum", "dampening", "weight_decay"])
+def test_a_number_set_by_hand_counts_as_a_float(name, value, backend):
+    params, others = parameters(), parameters()
+    for ps, number in ((params, value), (others, 0.5)):
+        optimizer = fa.ActiveSGD(ps, lr=0.1, momentum=0.9, interval=1, backend=backend)
+        train(optimizer, 1)
+        optimizer.param_groups[0][name] = number
+        train(optimizer, 3, start=1)
+        saved = loads_safely(optimizer.state_dict())["param_groups"][0]
+        assert type(saved[name]) is float
+        assert saved["lr_ref"] == (0.5 if name == "lr" else 0.1)
+    assert all(map(torch.equal, params, others))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("cls", "name"), [(fa.AdamW, "eps"), (fa.SGD, "momentum"), (fa.SGD, "lr"), (fa.NAdam, "eps")])
+def test_a_string_set_by_hand_is_refused_before_anything_moves(cls, name, backend):
+    params = parameters()
+    optimizer = cls([{"params": params[:1]}, {"params": params[1:]}], backend=backend)
+    train(optimizer, 2)
+    before = [p.detach().clone() for p in params]
+    optimizer.param_groups[1][name] = "0.25"
+    with pytest.raises(TypeError, match=rf"{name} must be a number, got '0.25', a string"):
+        optimizer.step()
+    assert all(map(torch.equal, params, before))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("eps", "1e-8", "eps must be a number, got '1e-8'"),
+        ("lr", None, "lr must be a number, got None"),
+        ("lr", torch.ones(2), "lr as a tensor must have one element"),
+        ("weight_decay", -1.0, "weight_decay must be finite and >= 0"),
+    ],
+)
+def test_a_checkpoint_with_a_bad_number_is_refused(name, value, message):
+    optimizer = fa.AdamW(parameters())
+    train(optimizer, 1)
+    saved = optimizer.state_dict()
+    saved["param_groups"][0][name] = value
+    with pytest.raises(ValueError, match=f"group 0 of the loaded state dict is not usable: {message}"):
+        optimizer.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_betas_without_an_order_are_refused_when_set_by_hand(backend):
+    optimizer = fa.AdamW(parameters(), backend=backend)
+    optimizer.param_groups[0]["betas"] = {0.9, 0.99}
+    with pytest.raises(ValueError, match="betas must be a pair of numbers"):
+        train(optimizer, 1)

@@ -280,3 +280,20 @@ def test_the_norm_is_over_all_shards(tmp_path):
     for norm in norms:
         assert type(norm) is Tensor
         torch.testing.assert_close(norm, expected)
+
+
+@every_backend
+def test_a_refused_step_keeps_the_norm(backend):
+    params = parameters(torch.float32)
+    optimizer = fa.AdamW(params, max_grad_norm=1.0, backend=backend)
+    Gradients().set(params, 0)
+    optimizer.step()
+    norm = optimizer.grad_norm
+    assert norm is not None
+    before = norm.clone()
+    optimizer.state[params[1]]["exp_avg"].untyped_storage().resize_(0)
+    Gradients().set(params, 1)
+    with pytest.raises(RuntimeError, match="has been freed"):
+        optimizer.step()
+    assert optimizer.grad_norm is norm
+    assert torch.equal(norm, before)

@@ -67,3 +67,18 @@ def test_schedulers_notice_a_compiled_step():
     optimizer._opt_called = False
     torch.compile(optimizer.step, backend="eager")()
     assert optimizer._opt_called
+
+
+def test_a_tensor_that_groups_shared_when_compiled_and_do_not_any_more_is_refused():
+    """torch.compile passes one of the tensors to both groups, in the steps of torch.optim too."""
+    p, q = (torch.zeros(4, requires_grad=True) for _ in range(2))
+    optimizer = fa.SGD([{"params": [p]}, {"params": [q]}], lr=torch.tensor(0.5))
+    p.grad, q.grad = torch.ones(4), torch.ones(4)
+    optimizer.step()
+    step = torch.compile(optimizer.step, backend="eager", fullgraph=True)
+    step()
+    assert torch.equal(q, torch.full((4,), -1.0))
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.25)
+    with pytest.raises(RuntimeError, match="param groups shared a tensor as their 'lr' when this step was compiled"):
+        step()
+    assert torch.equal(q, torch.full((4,), -1.0))

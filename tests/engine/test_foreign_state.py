@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -232,3 +233,97 @@ def test_sparse_state_is_refused_before_anything_moves(backend):
     with pytest.raises(RuntimeError, match=r"the state 'exp_avg' of parameter 1 .* is sparse \(torch.sparse_coo\)"):
         optimizer.step()
     assert all(map(torch.equal, params, before))
+
+
+# ---- state that is changed in place ----
+
+IN_PLACE: dict[str, Callable[[Tensor], Any]] = {
+    "another dtype": lambda value: setattr(value, "data", value.data.bfloat16()),
+    "swapped": lambda value: torch.utils.swap_tensors(value, value.detach().bfloat16()),
+}
+
+
+@every_backend
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize("change", IN_PLACE.values(), ids=IN_PLACE)
+def test_state_whose_data_get_another_dtype_gets_its_own_back(change, name, backend):
+    params = parameters(torch.float32, [(3,), (4,)])
+    optimizer = fa.AdamW(params, backend=backend)
+    train(optimizer, 2)
+    change(optimizer.state[params[1]][name])
+    train(optimizer, 2, start=2)
+    assert optimizer.state[params[1]][name].dtype == torch.float32
+
+
+@every_backend
+def test_state_whose_data_get_another_shape_is_refused_before_anything_moves(backend):
+    params = parameters(torch.float32, [(3,), (4,)])
+    optimizer = fa.AdamW(params, backend=backend)
+    train(optimizer, 2)
+    before = [p.detach().clone() for p in params]
+    optimizer.state[params[1]]["exp_avg"].data = torch.zeros(2)
+    with pytest.raises(RuntimeError, match=r"'exp_avg' of parameter 1 .* has shape \(2,\) instead of \(4,\)"):
+        optimizer.step()
+    assert all(map(torch.equal, params, before))
+
+
+@every_backend
+@pytest.mark.parametrize("kind", ["expanded", "inference"])
+def test_state_that_torch_refuses_to_write_to_is_copied(kind, backend):
+    params, others = parameters(torch.float32, [(3,), (4,)]), parameters(torch.float32, [(3,), (4,)])
+    for ps in (params, others):
+        optimizer = fa.AdamW(ps, backend=backend)
+        train(optimizer, 2)
+        moment = torch.zeros(4)
+        if ps is params:
+            with torch.inference_mode(kind == "inference"):
+                moment = torch.zeros(4) if kind == "inference" else torch.zeros(1).expand(4)
+        optimizer.state[ps[1]]["exp_avg"] = moment
+        train(optimizer, 2, start=2)
+    assert all(map(torch.equal, params, others))
+
+
+@every_backend
+def test_a_nadam_checkpoint_through_torchs_loader_can_be_continued(backend):
+    """torch's loader casts mu_product to the parameter's dtype, and not step."""
+    params = parameters(torch.float64)
+    theirs = torch.optim.NAdam(params)
+    train(theirs, 2)
+    theirs.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    train(theirs, 1, start=2)
+    others = [p.detach().clone().requires_grad_() for p in params]
+    ours = fa.NAdam(others, backend=backend)
+    ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    for optimizer in (theirs, ours):
+        train(optimizer, 3, start=3)
+    for mine, yours in zip(others, params, strict=True):
+        torch.testing.assert_close(mine, yours, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("step", [np.int64(1), np.float32(1), np.float64(1)], ids=lambda value: type(value).__name__)
+def test_a_step_count_of_numpy_loads(step):
+    params = parameters()
+    theirs = torch.optim.AdamW(params)
+    train(theirs, 1)
+    saved = theirs.state_dict()
+    saved["state"][0]["step"] = step
+    ours = fa.AdamW(params)
+    ours.load_state_dict(saved)
+    assert ours.state[params[0]]["step"] == 1
+
+
+@every_backend
+@every_policy
+def test_reading_a_state_dict_keeps_the_calls_before_the_first_gradient(policy, backend):
+    ends = []
+    for reads in (False, True):
+        model = torch.nn.Linear(4, 3)
+        torch.nn.init.constant_(model.weight, 0.5)
+        torch.nn.init.constant_(model.bias, 0.5)
+        optimizer = fa.SGD(model.parameters(), lr=0.1, policy=POLICIES[policy], backend=backend)
+        optimizer.step()
+        if reads:
+            get_optimizer_state_dict(model, optimizer)
+        train(optimizer, 4)
+        ends.append({k: v.clone() for k, v in state_of(optimizer).items()} | dict(model.named_parameters()))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])

@@ -269,3 +269,75 @@ def test_aslr_counts_a_step_once_if_step_calls_super(base):
     assert all_equal(train(optimizer, 4), train(plain, 4))
     assert aslr.state_dict()["n"] == other.state_dict()["n"] == 4
     assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+# ---- wrappers with param groups of their own, or around several optimizers ----
+
+
+class Outer(torch.optim.Optimizer):
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__([{"params": group["params"]} for group in optimizer.param_groups], {"lr": 0.1})
+        self.optimizer = optimizer
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        return self.optimizer.step(closure)
+
+
+class Chained(torch.optim.Optimizer):
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+        super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
+        self.chained = list(optimizers)
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for optimizer in self.chained:
+            optimizer.step()
+
+
+def test_a_controller_refuses_a_wrapper_whose_rates_the_inner_optimizer_does_not_read():
+    wrapper = Outer(fa.SGD(parameters(), lr=0.1))
+    with pytest.raises(TypeError, match="Outer has param groups of its own, and the SGD inside has others"):
+        fa.ASLR(wrapper)
+    fa.ASLR(Outer(torch.optim.SGD(parameters(), lr=0.1)))  # of other packages nothing is known
+
+
+def test_aalr_resets_all_optimizers_that_a_wrapper_holds_in_a_list():
+    model = nn.Linear(3, 2)
+    wrapper = Chained(fa.AdamW([model.weight], lr=0.1), fa.AdamW([model.bias], lr=0.1))
+    controller = fa.AALR(wrapper, model, initial_loss=1.0)
+    model(torch.ones(1, 3)).sum().backward()
+    wrapper.step()
+    controller.step(5.0)
+    assert [len(optimizer.state) for optimizer in wrapper.chained] == [0, 0]
+
+
+def test_a_wrapper_of_itself_and_one_that_keeps_a_name_as_optimizer():
+    class Wrapper:
+        optimizer: Any
+
+    itself, named = Wrapper(), Wrapper()
+    itself.optimizer = itself
+    with pytest.raises(TypeError, match=r"optimizer must be a torch\.optim\.Optimizer, got Wrapper"):
+        fa.ASLR(itself)  # type: ignore[arg-type]
+    named.optimizer, named.inner = "adamw", fa.AdamW(parameters(), lr=0.1)  # type: ignore[attr-defined]
+    assert fa.ASLR(named).optimizer is named.inner  # type: ignore[arg-type, attr-defined]
+
+
+def test_names_that_subclasses_often_use_do_not_collide():
+    class Counting:
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self._step, self._backend, self._current = 0, "", None
+
+        def step(self, closure: Any = None) -> Any:
+            self._step += 1
+            result = super().step(closure)  # type: ignore[misc]
+            self._update()
+            return result
+
+        def _update(self) -> None:
+            self._current = self._step
+
+    params = parameters()
+    optimizer = type("Mine", (Counting, fa.AdamW), {})(params)
+    train(optimizer, 2)
+    assert optimizer._current == 2

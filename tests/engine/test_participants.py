@@ -66,11 +66,11 @@ def test_a_change_that_is_not_noticed_gives_other_results(name):
 def is_noticed(change: Change) -> bool:
     run = Run(change.build(), True)
     run.train(5)
-    assert run.optimizer._current() is not None
+    assert run.optimizer._current_participants() is not None
     change.make(run.optimizer)
-    noticed = run.optimizer._current() is None
+    noticed = run.optimizer._current_participants() is None
     run.train(2)
-    assert run.optimizer._current() is not None
+    assert run.optimizer._current_participants() is not None
     return noticed
 
 
@@ -116,7 +116,7 @@ def test_tensors_are_compared_by_identity_and_not_read(monkeypatch):
         run.train(5)
         CHANGES["entry replaced by an equal one"].make(run.optimizer)
         with Operations() as operations:
-            return run.optimizer._current() is None and not operations.count
+            return run.optimizer._current_participants() is None and not operations.count
 
     assert is_noticed_without_an_operation()
     monkeypatch.setattr(python_calls, "same_objects", lambda: None)
@@ -264,7 +264,7 @@ def test_backends_raise_the_message_for_a_bad_gradient():
     named = [(f"layer.{i}", p) for i, p in enumerate(parameters(shapes=[(2,), (3,), (4,)]))]
     optimizer = fa.AdamW([{"params": named[:1]}, {"params": named[1:]}])
     Run(optimizer, True).train(2)
-    participants = optimizer._current()
+    participants = optimizer._current_participants()
     assert participants is not None
     participants.check_gradients()
     named[2][1].grad = torch.zeros(4, dtype=torch.float64).to_sparse()

@@ -329,7 +329,7 @@ p.grad = torch.arange(5.0)
 optimizer = fa.AdamW([p], lr=0.5, backend="{backend}")
 optimizer.step()
 assert p[0] == 0 and torch.allclose(p[1:], torch.tensor(-0.5)), p
-print(optimizer._backend.name)
+print(optimizer._step_backend.name)
 """
 
 

@@ -116,7 +116,7 @@ library.FOLDER, broken = Path(sys.argv[1]), sys.argv[2]
 if broken == "broken":
     library._try_to_load = lambda: torch.ops.load_library(str(library.FOLDER / "_C.abi3.so")) or ""
 optimizer = fa.AdamW([torch.ones(1, requires_grad=True)])
-print(optimizer._backend.name, fa.backends.available()["native"])
+print(optimizer._step_backend.name, fa.backends.available()["native"])
 """
 
 

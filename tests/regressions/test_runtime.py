@@ -134,7 +134,7 @@ def base_class_never_reads_a_value(case: Case) -> bool:
     optimizer = case.build(parameters(torch.float32), lr=torch.tensor(0.1), **options)
     optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.zeros(())  # type: ignore[attr-defined]
     nothing = type("Nothing", (), {"name": "nothing", "step": staticmethod(lambda *_: None)})
-    optimizer._backend = nothing  # type: ignore[assignment]
+    optimizer._step_backend = nothing  # type: ignore[assignment]
     params = optimizer.param_groups[0]["params"]
     for step in range(4):
         Gradients(missing=0.3).set(params, step)

@@ -73,7 +73,7 @@ def nothing_is_read_between_the_ends() -> bool:
     nothing = type("Nothing", (), {"name": "nothing", "step": staticmethod(lambda *_: None)})
     train(optimizer, 1)
     logger = fa.log_learning_rates(optimizer, Recorder())
-    optimizer._backend = nothing  # type: ignore[assignment]
+    optimizer._step_backend = nothing  # type: ignore[assignment]
     with NoGainIsRead():
         for _ in range(5):  # counts do not change, so no interval ends
             optimizer.step()
@@ -221,3 +221,16 @@ def test_a_writer_without_add_scalar_is_refused_at_once(writer):
     with pytest.raises(TypeError, match=r"writer must have add_scalar\(tag, value, step\).*wrap it in an object"):
         fa.log_learning_rates(optimizer, writer)
     assert not optimizer._shared.after_step
+
+
+def test_a_writer_that_fails_does_not_fail_the_step_or_other_loggers():
+    class Full:
+        def add_scalar(self, tag: str, value: float, step: int) -> None:
+            raise OSError("disk full")
+
+    optimizer, writer = adamw(fa.ActiveLR(interval=2)), Recorder()
+    fa.log_learning_rates(optimizer, Full(), every=1)
+    logger = fa.log_learning_rates(optimizer, writer, every=1)
+    with pytest.warns(UserWarning, match="the rates are not logged: OSError: disk full"):
+        train(optimizer, 3)
+    assert logger.steps == 3

@@ -330,3 +330,22 @@ def test_copies_do_not_release_and_no_memory_leaks():
     model.backward(1, missing=0)
     assert all_equal(before, list(model.parameters()))
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_gradients_are_released_again_after_a_module_is_converted_by_swapping():
+    model = nn.Linear(3, 2)
+    optimizer = fa.AdamW(model.parameters())
+    fa.release_gradients(model, optimizer)
+    released = []
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        for step in range(3):
+            model(torch.ones(1, 3)).sum().backward()
+            released.append(model.weight.grad is None)
+            optimizer.step()
+            if step == 0:
+                model.double().float()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert released == [True, False, True]  # torch takes the hooks away; the step restores them
+    assert optimizer.state[model.weight]["step"] == 3

@@ -10,7 +10,7 @@ import torch
 
 import fused_adaptive as fa
 
-from ..common.cases import BACKENDS, parameters
+from ..common.cases import BACKENDS, parameters, train
 
 
 def resident_kib() -> int:
@@ -53,3 +53,13 @@ def test_memory_does_not_grow_in_a_hundred_thousand_steps_with_changes(backend):
     before = resident_kib()
     run(few, 9 * few)
     assert resident_kib() - before < 2000
+
+
+def test_policies_annealed_by_their_plain_form_are_not_all_kept():
+    optimizer = fa.AdamW(parameters(), policy=fa.ActiveLR(interval=2, high=0.1))
+    train(optimizer, 1)
+    for step in range(20):
+        group = optimizer.param_groups[0]
+        group["policy"] = {**group["policy"], "high": 0.1 + 1e-3 * step}
+        train(optimizer, 1, start=step)
+    assert len(optimizer._resolutions._resolved) <= 2

@@ -1,0 +1,38 @@
+"""Refuses steps on tensors whose memory has been freed, which torch's own operators read without a check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..core import masters
+from ..core.checks import is_freed
+from ..core.view import ParamView
+from .checkpoint import specs
+
+
+def check_memory(views: Iterable[ParamView]) -> None:
+    """Raises RuntimeError for a tensor that a step uses and that has no memory.
+
+    A parameter without a gradient may have none (offloaded blocks); its step then uses the state of policies alone.
+    """
+    for view in views:
+        named = specs(view.backbone, view.group, view.param.dtype)
+        if is_freed(view.param):
+            if view.applies:
+                raise _freed("data", view)
+            if "interval_start" in named:
+                raise RuntimeError(
+                    f"the memory of parameter {view.index} has been freed, and TrainableLR measures what it has moved "
+                    "by: bring it back before the step, or use source='gradient'"
+                )
+            named = named.keys() - view.backbone.state_spec(view.group).keys() - masters.NAMES
+        for name in named:
+            if name in view.state and is_freed(view.state[name]):
+                raise _freed(name, view)
+
+
+def _freed(name: str, view: ParamView) -> RuntimeError:
+    return RuntimeError(
+        f"the memory of {name!r} of parameter {view.index} has been freed, its storage has no bytes: bring it back "
+        "before the step"
+    )
