@@ -73,9 +73,8 @@ class AdaptiveOptimizer(Handled):
         defaults = {**defaults, **OF_GROUPS, **{name: value for name, value in options.items() if name in OF_GROUPS}}
         defaults |= checks.check_hyperparameters(defaults)
         self._shared = Shared(self)
-        self.process_group = own_options["process_group"]
+        self.process_group, self._backend_requested = own_options["process_group"], own_options["backend"]
         self.max_grad_norm, self.skip_nonfinite = own_options["max_grad_norm"], own_options["skip_nonfinite"]
-        self._backend_requested = own_options["backend"]
         self._step_backend = backends.select(own_options["backend"], ())
         self._resolutions = Resolutions(self.backbone)
         given: Any = params if isinstance(params, Tensor) else list(params)  # torch raises its own error for a tensor

@@ -84,7 +84,7 @@ def test_auto_selects_the_reference_for_a_registered_policy_and_warns_once(polic
     assert f"has no kernels for {name}" in message
     assert "takes 'reference'" in message
     train(optimizer, 3)
-    assert optimizer._backend.name == "reference"
+    assert optimizer._step_backend.name == "reference"
     expected = fa.AdamW(parameters(), policy=policy, backend="reference")
     train(expected, 3)
     pairs = zip(optimizer.param_groups[0]["params"], expected.param_groups[0]["params"], strict=True)
@@ -111,13 +111,13 @@ def test_a_backend_that_is_selected_by_name_refuses_a_registered_policy_set_by_h
 @pytest.mark.skipif(not KERNELS, reason="no backend with kernels runs here")
 def test_auto_selects_kernels_again_when_the_registered_policy_is_removed():
     optimizer = fa.AdamW(parameters())
-    fast = optimizer._backend.name
+    fast = optimizer._step_backend.name
     optimizer.param_groups[0]["policy"] = Doubling()
     with pytest.warns(UserWarning, match="no kernels for Doubling"):
         train(optimizer, 1)
-    assert optimizer._backend.name == "reference"
+    assert optimizer._step_backend.name == "reference"
     optimizer.param_groups[0]["policy"] = fa.FixedLR()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(optimizer, 1, start=1)
-    assert optimizer._backend.name == fast
+    assert optimizer._step_backend.name == fast
