@@ -79,6 +79,6 @@ def test_a_tensor_that_groups_shared_when_compiled_and_do_not_any_more_is_refuse
     step()
     assert torch.equal(q, torch.full((4,), -1.0))
     optimizer.param_groups[0]["lr"] = torch.tensor(0.25)
-    with torch.enable_grad(), pytest.raises(RuntimeError, match="param groups shared a tensor as their 'lr' when this step was compiled"):
+    with torch.enable_grad(), pytest.raises(RuntimeError, match="shared a tensor as their 'lr'"):
         step()
     assert torch.equal(q, torch.full((4,), -1.0))
