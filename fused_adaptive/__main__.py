@@ -6,7 +6,9 @@ import argparse
 import json
 import os
 import platform
+import sys
 import textwrap
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -86,7 +88,7 @@ def report() -> str:
         lines.append(f"cuda:{i:<11}{device['name']}, compute capability {capability}, {device['memory_gib']} GiB")
     lines += [f"cuda            none: {cuda['why_not']}"] if cuda["why_not"] else []
     lines += ["", *_native_library(found["library"]), ""]
-    lines.append("backends (backend=…, or the environment variable FUSED_ADAPTIVE_BACKEND):")
+    lines.append("backends (backend=..., or the environment variable FUSED_ADAPTIVE_BACKEND):")
     for name, reason in found["backends"].items():
         lines.append(f"  {name:<14}{'can run' if not reason else f'cannot run: {reason}'}")
     lines += [f'"auto" takes    {name} for parameters on {device}' for device, name in found["auto"].items()]
@@ -146,7 +148,12 @@ def _why_no_cuda() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fused_adaptive", description=(__doc__ or "").partition(":")[0])
     parser.add_argument("--json", action="store_true", help="the same as JSON")
-    print(json.dumps(information(), indent=2) if parser.parse_args().json else report())
+    as_json = parser.parse_args().json
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the report itself says what is missing
+        text = json.dumps(information(), indent=2) if as_json else report()
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))  # a path may have any character
 
 
 if __name__ == "__main__":

@@ -171,6 +171,8 @@ class _Required:
 
 #: Default of an argument that must be given.
 REQUIRED: Any = _Required()
+#: The longest interval: its steps are counted in int64.
+_LONGEST = 2**63 - 1
 
 
 def check_interval(policy: str, interval: Any) -> int | None:
@@ -190,6 +192,8 @@ def check_interval(policy: str, interval: Any) -> int | None:
         raise TypeError(f"{policy}: interval must be an int or None, got {interval!r}; {remedy}") from None
     if isinstance(interval, bool) or steps < 1:
         raise ValueError(f"{policy}: interval must be at least 1, got {interval!r}; {remedy}")
+    if steps > _LONGEST:
+        raise ValueError(f"{policy}: interval must be below 2**63, got {interval!r}; None never ends by itself")
     return steps
 
 

@@ -22,6 +22,7 @@ from .controller import Controller
 _HALVINGS = 40
 
 RESTORE_INITIAL, RESTORE_BEST, SAVE = "restore_initial", "restore_best", "save"
+_ACTIONS = (RESTORE_INITIAL, RESTORE_BEST, SAVE, "")
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ class AALR(Controller):
         eager_nonfinite: whether a loss that is not finite ends its window at once. Default True; False waits for the
             check.
         snapshot: where to keep the copy of the model: ``"device"`` (default; the memory of the parameters' devices),
-            ``"pinned"`` (host memory), or the path of a file. There is one copy at any time, of the size of parameters
-            and buffers.
+            ``"pinned"`` (host memory), or the path of a file, which must be this controller's alone. There is one copy
+            at any time, of the size of parameters and buffers.
         process_group: the ranks that decide together, on their mean loss. Default: the default group if
             ``torch.distributed`` is initialized.
 
@@ -130,7 +131,7 @@ class AALR(Controller):
         MemoryError, OSError: if there is no room for the snapshot, at construction or, with a file, in ``step``. The
             previous snapshot and all state have not changed then.
         RuntimeError: if another scheduler or controller drives the optimizer; from ``step`` after 40 halvings without
-            a lower loss, with the last good model restored.
+            a lower loss, with the last good model restored, and if something else has written to the snapshot's file.
     """
 
     def __init__(
@@ -173,7 +174,7 @@ class AALR(Controller):
         Call it at the end of training, since the last epoch may have tried too high a rate.
 
         Raises:
-            RuntimeError: in phase 1, which has no checkpoint.
+            RuntimeError: in phase 1, which has no checkpoint, and if something else has written to the snapshot's file.
         """
         if self.progress.phase == 1:
             raise RuntimeError("AALR is in phase 1 and has no checkpoint yet: the model is the best one there is")
@@ -225,6 +226,7 @@ class AALR(Controller):
         progress = Progress(**state_dict["progress"])
         rules = Rules(**state_dict["rules"])
         action, saved = state_dict["action"], state_dict["snapshot"]
+        _check_state(progress, rules, action)
         snapshots.check_fit(self._tensors(), saved)
         self._snapshot.save(saved)
         self.progress, self.rules, self.action = progress, rules, action
@@ -261,6 +263,15 @@ def _check(lr: float, patience: int, check_offset: int) -> None:
         raise ValueError(
             f"AALR: check_offset must be 0 (the paper's pseudo-code) or 1 (its text), got {check_offset!r}"
         )
+
+
+def _check_state(progress: Progress, rules: Rules, action: str) -> None:
+    """Raises ValueError for values that AALR never saves."""
+    _check(rules.initial_lr, rules.patience, rules.check_offset)
+    if not (progress.lr > 0 and math.isfinite(progress.lr) and math.isfinite(progress.best)):
+        raise ValueError(f"the state of AALR is damaged, load another checkpoint: {progress}")
+    if action not in _ACTIONS:
+        raise ValueError(f"the state of AALR is damaged, load another checkpoint: its action is {action!r}")
 
 
 def _check_model(model: Module, optimizer: Optimizer) -> None:

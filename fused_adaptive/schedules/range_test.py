@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
@@ -80,8 +81,8 @@ class RangeTest:
 
             ax = plt.subplots()[1]
         ax.plot(self.lrs, self.losses, linewidth=0.7, alpha=0.5, label="loss")
-        ax.plot(self.lrs, self.smoothed(), label="smoothed")
-        if len(self.losses) > 1 and min(self.smoothed()) < self.losses[0]:
+        ax.plot(self.lrs, smooth := self.smoothed(), label="smoothed")
+        if smooth and min(smooth) < smooth[0]:
             ax.axvspan(*self.bounds(), alpha=0.15, label="the loss falls")
             ax.axvline(self.suggestion, linestyle="--", label=f"suggestion {self.suggestion:.2g}")
         ax.set_xscale("log" if self.scale == "exponential" else "linear")
@@ -126,7 +127,7 @@ def lr_range_test(
             ``torch.distributed`` is initialized. For ranks that test apart, pass a group of the one rank.
 
     Raises:
-        ValueError: for invalid arguments or an empty loader.
+        ValueError: for invalid arguments, a model without parameters or an empty loader.
         RuntimeError: if a controller drives the optimizer; run the test before constructing one.
     """
     min_lr = float(plain_number("lr_range_test: min_lr", min_lr))
@@ -138,6 +139,7 @@ def lr_range_test(
         )
     if owner_of(optimizer) is not None:
         raise RuntimeError("a controller drives this optimizer: run lr_range_test before you build it, or remove() it")
+    device = _device_of(model)
     test = RangeTest(scale=scale)
     with preserved(model, optimizer, loader):
         reset(driven(optimizer))
@@ -149,8 +151,7 @@ def lr_range_test(
             part = i / (steps - 1)
             lr = min_lr + part * (max_lr - min_lr) if scale == "linear" else min_lr * (max_lr / min_lr) ** part
             write_lrs(optimizer.param_groups, [lr * ratio for ratio in ratios])
-            loss = _train_step(model, optimizer, next(batches), loss_fn)
-            loss = ranks.mean(loss, process_group, next(model.parameters()).device)
+            loss = ranks.mean(_train_step(model, optimizer, next(batches), loss_fn, device), process_group, device)
             if not math.isfinite(loss):
                 break
             test.lrs.append(lr)
@@ -161,8 +162,17 @@ def lr_range_test(
     return test
 
 
-def _train_step(model: Module, optimizer: Optimizer, batch: Any, loss_fn: Callable[[Any, Any], Tensor]) -> float:
-    device = next(model.parameters()).device
+def _device_of(model: Module) -> torch.device:
+    for p in model.parameters():
+        return p.device
+    raise ValueError(
+        f"lr_range_test: {type(model).__name__} has no parameters to train: pass the model that the optimizer trains"
+    )
+
+
+def _train_step(
+    model: Module, optimizer: Optimizer, batch: Any, loss_fn: Callable[[Any, Any], Tensor], device: torch.device
+) -> float:
     inputs, targets = (part.to(device) if isinstance(part, Tensor) else part for part in batch)
     optimizer.zero_grad()
     loss = loss_fn(model(inputs), targets)

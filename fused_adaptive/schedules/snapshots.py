@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
+import uuid
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
@@ -142,31 +142,33 @@ class FileSnapshot:
     """A copy in a file, which uses no memory besides the page cache. Each rank of a process group has its own file.
 
     The file is written under a temporary name, flushed to the disk and renamed. So ``path`` holds a complete copy at
-    any time, even if the process is killed or the disk is full.
+    any time, even if the process is killed or the disk is full. It is ``{"token": …, "tensors": …}``: the token is
+    random, and says whose copy it is.
 
     Args:
         path: the file, in a directory that exists. In a process group of several ranks, ``.rank3`` and so on is
-            appended. A deep copy has a file of its own, with ``.copy1`` and so on appended.
+            appended. A deep copy has a file and a token of its own, with ``.copy1`` and so on appended to the path.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         path = Path(path).absolute()  # the working directory may change
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             path = path.with_name(f"{path.name}.rank{dist.get_rank()}")
-        self.path = path
+        self.path, self._token = path, uuid.uuid4().hex
 
     def __deepcopy__(self, memo: Any) -> FileSnapshot:
         beside = (self.path.with_name(f"{self.path.name}.copy{n}") for n in count(1))
         copied = object.__new__(FileSnapshot)
-        copied.path = next(path for path in beside if not path.exists())
-        shutil.copyfile(self.path, copied.path)
+        copied.path, copied._token = next(path for path in beside if not path.exists()), uuid.uuid4().hex
+        copied.save(self.load())
         return copied
 
     def save(self, tensors: Mapping[str, Tensor]) -> None:
         partial = self.path.with_name(self.path.name + ".partial")
         try:
             with open(partial, "wb") as file:
-                torch.save({name: t.detach() for name, t in tensors.items()}, file)
+                copies = {name: t.detach() for name, t in tensors.items()}
+                torch.save({"token": self._token, "tensors": copies}, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, self.path)
@@ -180,12 +182,24 @@ class FileSnapshot:
             ) from error
 
     def load(self) -> Tensors:
+        """Returns the copy in the file.
+
+        Raises:
+            FileNotFoundError: if the file is gone.
+            RuntimeError: if something else has written to the file.
+        """
         try:
-            return torch.load(self.path, map_location="cpu", mmap=True, weights_only=True)
+            saved = torch.load(self.path, map_location="cpu", mmap=True, weights_only=True)
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"the snapshot {self.path} is gone, so the model cannot be restored: put it back and repeat the call"
             ) from None
+        if not isinstance(saved, dict) or saved.get("token") != self._token:
+            raise RuntimeError(
+                f"the snapshot {self.path} is not the one that this controller saved: something else writes to the "
+                "file, such as another controller; give each controller a path of its own"
+            )
+        return saved["tensors"]
 
 
 def make(where: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> Snapshot:

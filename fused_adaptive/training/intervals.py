@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sized
+
+from ..core.plain import plain_int
 
 
 def steps_per_epoch(loader: Sized, accumulate: int = 1) -> int:
@@ -16,9 +17,10 @@ def steps_per_epoch(loader: Sized, accumulate: int = 1) -> int:
 
     Raises:
         TypeError: for a loader without a length (an ``IterableDataset``). Use ``interval=None`` for it and call
-            ``optimizer.end_interval()`` at the end of each epoch.
+            ``optimizer.end_interval()`` at the end of each epoch. Also for an ``accumulate`` that is no int.
         ValueError: for an empty loader, or ``accumulate`` below 1.
     """
+    accumulate = plain_int("steps_per_epoch: accumulate", accumulate)
     try:
         batches = len(loader)
     except TypeError as error:
@@ -26,7 +28,7 @@ def steps_per_epoch(loader: Sized, accumulate: int = 1) -> int:
             f"{type(loader).__name__} has no length: use interval=None and call optimizer.end_interval() at the end "
             "of each epoch"
         ) from error
-    if operator.index(accumulate) < 1:
+    if accumulate < 1:
         raise ValueError(f"accumulate must be at least 1, got {accumulate}")
     if batches == 0:
         raise ValueError("the loader is empty: an interval needs at least one step")

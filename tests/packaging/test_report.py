@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -75,3 +76,27 @@ def test_gpus_are_named(monkeypatch):
     monkeypatch.setattr(fa.backends, "available", dict)
     monkeypatch.setattr(report, "_chosen", lambda device: "native")
     assert "cuda:0          A GPU, compute capability 9.0, 80 GiB\n" in report.report()
+
+
+WITHOUT_KERNELS = """
+import runpy
+from fused_adaptive.core import library
+library.why_not = lambda: "it was not built, says …"
+runpy.run_module("fused_adaptive", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_missing_kernels_are_reported_without_a_warning_and_in_any_encoding(arguments):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "CC": "/naïve/gcc"}
+    command = [sys.executable, "-W", "error::UserWarning", "-c", WITHOUT_KERNELS, *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "it was not built, says" in run.stdout
+
+
+def test_the_report_is_ascii_where_the_machine_is():
+    command = [sys.executable, "-m", "fused_adaptive"]
+    environment = {name: value for name, value in os.environ.items() if value.isascii()}
+    run = subprocess.run(command, capture_output=True, env={**environment, "PYTHONIOENCODING": "ascii"}, check=True)
+    assert b"backend=..., or the environment variable" in run.stdout

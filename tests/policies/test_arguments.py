@@ -197,6 +197,13 @@ def test_a_schedule_of_momentum_does_not_change_the_source():
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("policy", [fa.ActiveLR, fa.TrainableLR])
+def test_an_interval_that_int64_cannot_count_is_refused(policy):
+    with pytest.raises(ValueError, match=f"{policy.__name__}: interval must be below 2\\*\\*63, got {2**63}; None"):
+        policy(interval=2**63)
+    assert policy(interval=2**63 - 1).interval == 2**63 - 1
+
+
 def test_displacements_with_short_intervals_warn():
     with pytest.warns(UserWarning, match=r"interval=5 and momentum=0.8.* at least 10 steps, or source='gradient'"):
         fa.SGD(parameters(), lr=0.1, momentum=0.8, policy=fa.TrainableLR(interval=5, source="displacement"))

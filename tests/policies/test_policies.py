@@ -25,6 +25,9 @@ def test_steps_per_epoch_counts_optimizer_steps():
         fa.steps_per_epoch(range(3), accumulate=0)
     with pytest.raises(ValueError, match="empty"):
         fa.steps_per_epoch([])
+    for accumulate in (2.0, "2", True):
+        with pytest.raises(TypeError, match="steps_per_epoch: accumulate must be an int, got"):
+            fa.steps_per_epoch(range(3), accumulate=accumulate)
 
 
 # ---- ActiveLR ----

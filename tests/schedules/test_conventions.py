@@ -118,9 +118,39 @@ def test_a_bad_state_of_aslr_leaves_its_draws():
     optimizer = fa.SGD(Net().parameters(), lr=0.1)
     controller = fa.ASLR(optimizer)
     drawn = optimizer._random_rates
-    with pytest.raises(ArithmeticError):
+    with pytest.raises(ValueError, match="min_lr is 'low'"):
         controller.load_state_dict(controller.state_dict() | {"min_lr": "low"})
     assert optimizer._random_rates is drawn is not None
+
+
+DAMAGED = {
+    "ASLR": [
+        *({"center": center} for center in ("NaN", "-0.1", "0", "Infinity", "a tenth", None)),
+        *({name: "NaN"} for name in ("min_lr", "max_lr")),
+        {"best": math.nan},
+        {"dir": 0},
+        {"steps": 3},
+    ],
+    "AALR": [
+        {"action": "restore"},
+        {"action": None},
+        {"progress": {"lr": math.nan, "best": 1.0}},
+        {"progress": {"lr": 0.1, "best": math.nan}},
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "damage"), [(name, damage) for name in DAMAGED for damage in DAMAGED[name]])
+def test_a_damaged_state_is_refused_and_changes_nothing(name, damage):
+    model, optimizer = parts(lr=0.1)
+    controller = fa.ASLR(optimizer) if name == "ASLR" else fa.AALR(optimizer, model, initial_loss=2.0)
+    before = copy.deepcopy(controller.state_dict())
+    with pytest.raises(ValueError, match=f"the state of {name} is damaged, load another checkpoint"):
+        controller.load_state_dict(copy.deepcopy(before) | damage)
+    after = controller.state_dict()
+    assert {**after, "snapshot": None} == {**before, "snapshot": None}
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    controller.step(1.0)
 
 
 def test_a_group_that_is_added_later_keeps_its_ratio(make):

@@ -203,3 +203,28 @@ def test_a_buffer_that_cannot_be_restored_is_refused_before_anything_moves():
     with pytest.raises(RuntimeError, match=r"'scale' was made in torch\.inference_mode\(\)"):
         fa.lr_range_test(model, optimizer, [batch], nn.functional.mse_loss, steps=4)
     assert same(values(model), before)
+
+
+def test_a_plot_of_a_loss_that_never_falls_has_no_suggestion():
+    """Here the first smoothed loss is below the first loss, by a rounding."""
+    matplotlib.use("Agg")
+    loss = 1.6914923853808896
+    test = RangeTest([1e-4, 1e-3, 1e-2], [loss, loss + 1, loss + 2], "exponential")
+    assert test.smoothed()[0] < loss
+    axes = test.plot()
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["loss", "smoothed"]
+    plt.close(axes.figure)
+
+
+def test_a_model_without_parameters_is_refused_before_anything_changes():
+    head = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+    model = nn.Identity()
+    model.eval()
+    before = values(head)
+    batches = iter(loader())
+    with pytest.raises(ValueError, match="lr_range_test: Identity has no parameters to train"):
+        fa.lr_range_test(model, optimizer, batches, lambda y, t: nn.functional.mse_loss(head(y), t))
+    assert same(values(head), before)
+    assert not model.training
+    assert len(list(batches)) == 7

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import resource
 import signal
 import subprocess
@@ -71,7 +72,7 @@ def test_a_full_disk_loses_no_data(tmp_path):
     assert list(tmp_path.iterdir()) == [file], "no half file is left"
     controller.step(0.5)
     assert controller.action == "save"
-    assert not torch.load(file, weights_only=True)["weight"].any()
+    assert not torch.load(file, weights_only=True)["tensors"]["weight"].any()
 
 
 def test_a_lost_snapshot_file_loses_no_other_data(tmp_path):
@@ -153,6 +154,39 @@ def test_a_copy_has_a_file_of_its_own(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "best.pt.copy1"]
 
 
+def test_another_controllers_snapshot_is_not_put_back(tmp_path):
+    file = tmp_path / "best.pt"
+    first = controlled(file)
+    second = controlled(file)
+    before = values(first.model)
+    for call in (lambda: first.step(math.nan), first.state_dict, lambda: copy.deepcopy(first)):
+        with pytest.raises(RuntimeError, match=r"best\.pt is not the one that this controller saved.*path of its own"):
+            call()
+    assert same(values(first.model), before)
+    assert (first.last_epoch, first.get_last_lr()) == (0, [0.1])
+    initial = values(second.model)
+    nn.init.zeros_(second.model.weight)  # pyright: ignore
+    second.step(math.nan)
+    assert same(values(second.model), initial), "whose file it is"
+
+
+def test_a_file_that_is_no_snapshot_is_not_put_back(tmp_path):
+    controller = controlled(tmp_path / "best.pt")
+    for content in (controller.model.state_dict(), [torch.ones(2)]):
+        torch.save(content, tmp_path / "best.pt")
+        with pytest.raises(RuntimeError, match="something else writes to the file"):
+            controller.step(math.nan)
+
+
+def test_a_pickled_controller_finds_its_file(tmp_path):
+    controller = controlled(tmp_path / "best.pt")
+    initial = values(controller.model)
+    again = pickle.loads(pickle.dumps(controller))
+    nn.init.zeros_(again.model.weight)
+    again.step(math.nan)
+    assert same(values(again.model), initial)
+
+
 WRITER = """
 import io, sys, time, torch
 from fused_adaptive.schedules.snapshots import FileSnapshot
@@ -186,7 +220,7 @@ def test_snapshots_survive_kill_9_in_the_middle_of_a_write(when, tmp_path):
         process.send_signal(signal.SIGKILL)
         lines += [int(line) for line in process.stdout if line.endswith("\n")]
         last = max(lines)
-    saved = snapshots.FileSnapshot(file).load()
+    saved = torch.load(file, weights_only=True)["tensors"]
     number = saved["b"][0].item()
     assert number in ((2,) if when == "halfway" else (last, last + 1)), "the newest whole one"
     assert all((t == number).all() for t in saved.values())

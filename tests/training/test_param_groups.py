@@ -196,3 +196,109 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="Linear has no trainable"):
         fa.param_groups(nn.Linear(2, 2).requires_grad_(False), 0.1)
     assert len(fa.param_groups(nn.Linear(2, 2, bias=False), 0.1)) == 1
+
+
+class Traceable(nn.Module):
+    """The kinds of layers that torch.jit, torch.fx and torch.export all accept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.norm, self.batch_norm = nn.Embedding(10, 4), nn.LayerNorm(4), nn.BatchNorm1d(4)
+        self.linear = nn.Linear(4, 2)
+        self.position = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return self.linear(self.batch_norm(self.norm(self.tokens(x) + self.position)))
+
+
+INDICES = torch.tensor([1, 2])
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated, and tracing warns of BatchNorm's checks
+@pytest.mark.parametrize(
+    "convert",
+    [torch.jit.script, lambda model: torch.jit.trace(model, INDICES), torch.fx.symbolic_trace],
+    ids=["script", "trace", "fx"],
+)
+@pytest.mark.parametrize("no_decay", [("bias", "norm"), "norm", "embedding"])
+def test_scripted_and_traced_modules_have_the_kinds_of_their_classes(convert, no_decay):
+    model = Traceable()
+    assert decaying(convert(model), no_decay) == decaying(model, no_decay)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
+def test_lists_of_biases_in_a_scripted_module_are_biases():
+    class Scriptable(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.biases = nn.ParameterList([torch.ones(2)])
+
+        def forward(self, x):
+            return x
+
+    assert decaying(torch.jit.script(Scriptable())) == set()
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.export about itself
+@pytest.mark.parametrize("unflatten", [False, True])
+def test_norms_and_embeddings_of_an_exported_graph_are_refused_and_biases_found(unflatten):
+    program = torch.export.export(Traceable(), (INDICES,))
+    graph = torch.export.unflatten(program) if unflatten else program.module()
+    for no_decay in (("bias", "norm"), "embedding"):
+        with pytest.raises(ValueError, match=r"tokens\.weight is of a graph of torch\.export.*from the model that the"):
+            fa.param_groups(graph, 0.1, no_decay)
+    biases = {"norm.bias", "batch_norm.bias", "linear.bias"}
+    assert names_without_decay(fa.param_groups(graph, 0.1, "bias")) == biases
+    assert names_without_decay(fa.param_groups(graph, 0.1, ())) == set()
+
+
+def test_an_exported_graph_has_the_parameters_of_its_model():
+    """So that the groups of the model, which the message advises, are those of the graph."""
+    model = Traceable()
+    graph = torch.export.export(model, (INDICES,)).module()
+    assert {id(p) for p in graph.parameters()} == {id(p) for p in model.parameters()}
+
+
+def test_a_graph_that_has_lost_the_class_of_a_norm_is_refused():
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = RMSNormOfSomeone()
+            self.norm.forward = lambda x: x * self.norm.scale  # pyright: ignore[reportAttributeAccessIssue]
+
+        def forward(self, x):
+            return x * self.norm.scale
+
+    graph = torch.fx.symbolic_trace(Scaled())
+    with pytest.raises(ValueError, match=r"norm\.scale is of a graph"):
+        fa.param_groups(graph, 0.1)
+
+
+def test_lazy_modules_have_the_kinds_of_their_classes():
+    norm = type("LazyRMSNorm2dAct", (nn.Module,), {})()
+    norm.scale = nn.UninitializedParameter()
+    model = nn.Sequential(nn.LazyLinear(2), nn.LazyBatchNorm1d(), norm)
+    assert decaying(model, ("bias", "norm")) == {"0.weight"}
+
+
+class Borrowing(nn.Module):
+    """Overrides named_parameters() to yield parameters that no module holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = {"inner.weight": nn.Parameter(torch.ones(2)), "inner.bias": nn.Parameter(torch.ones(2))}
+
+    def named_parameters(self, *args, **kwargs):
+        return iter(self.held.items())
+
+
+def test_parameters_that_no_module_holds_are_biases_by_name():
+    groups = fa.param_groups(Borrowing(), 0.1)
+    assert [[name for name, _ in group["params"]] for group in groups] == [["inner.weight"], ["inner.bias"]]
+
+
+def test_arguments_of_other_types_are_refused():
+    with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, got generator: pass the model itself"):
+        fa.param_groups(Language().parameters(), 0.1)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"no_decay must be a kind or a tuple of kinds, got None; \(\) is none"):
+        fa.param_groups(Language(), 0.1, None)  # pyright: ignore[reportArgumentType]
