@@ -19,7 +19,7 @@ from ..core.declarations import READINESS, SOURCES, Rule, role_of
 from ..core.state import state_dtype
 from ..core.view import ParamView, has_rate, numbers_of, reference_rate
 from ..engine.checkpoint import specs
-from ..engine.memory import check_memory
+from ..engine.memory import check_memory, is_parked
 from ..policies import ActiveLR, FixedLR, Hypergradient, Policy, TrainableLR
 from . import reference
 from .overlaps import share_memory
@@ -131,10 +131,8 @@ def parked_members(views: Sequence[ParamView]) -> dict[int, Tensor]:
         param = view.param
         tensors = [t for t in view.state.values() if isinstance(t, Tensor) and t.device == param.device]
         shaped = [t for t in tensors if t.dim() or param.dim() == 0]
-        freed, emptied = is_freed(param), param.numel() == 0 and any(t.numel() > 0 for t in shaped)
-        if not view.applies and (freed or emptied):
-            like = param if freed else torch.empty(0, dtype=state_dtype(param), device=param.device)
-            parked[i] = shaped[0] if shaped else like
+        if not view.applies and is_parked(view):
+            parked[i] = shaped[0] if shaped else param
     return parked
 
 

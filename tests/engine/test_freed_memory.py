@@ -44,13 +44,17 @@ def test_a_gradient_without_memory_is_refused_by_name(backend):
 
 
 @every_backend
+@pytest.mark.parametrize("how", ["free", "empty"])
 @pytest.mark.parametrize("source", ["gradient", "preconditioned"])
-def test_trainable_lr_needs_the_memory_of_parameters_only_if_it_measures_their_displacement(source, backend):
+def test_trainable_lr_needs_the_memory_of_parameters_only_if_it_measures_their_displacement(source, how, backend):
     params = parameters(torch.float32, [(3,), (4,)])
     optimizer = fa.AdamW(params, policy=fa.TrainableLR(interval=2, source=source), backend=backend)
     train(optimizer, 1)
     params[1].grad = None
-    free(params[1])
+    if how == "free":
+        free(params[1])
+    else:
+        params[1].data = torch.empty(0)
     if source == "gradient":
         optimizer.step()
         assert optimizer.state[params[0]]["step"] == 2
@@ -97,3 +101,11 @@ def test_state_without_values_is_refused(backend):
     with pytest.raises(RuntimeError, match=r"'exp_avg' of parameter 1 .* is on the meta device and has no values"):
         optimizer.step()
     assert torch.equal(params[0], before)
+
+
+def test_a_step_on_the_meta_device_runs():
+    param = torch.empty(3, device="meta", requires_grad=True)
+    param.grad = torch.empty(3, device="meta")
+    optimizer = fa.AdamW([param])
+    optimizer.step()
+    assert optimizer.state[param]["step"] == 1
