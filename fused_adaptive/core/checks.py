@@ -112,7 +112,7 @@ def make_numbers_plain(groups: Sequence[dict[str, Any]]) -> None:
 def _has_plain_numbers(group: Mapping[str, Any]) -> bool:
     betas = group.get("betas", ())
     numbers = [group[name] for name in NUMBERS if name in group]
-    return isinstance(betas, (tuple, list)) and all([isinstance(n, _PLAIN) for n in (*numbers, *betas)])  # noqa: C419
+    return isinstance(betas, (tuple, list)) and all(isinstance(n, _PLAIN) for n in (*numbers, *betas))
 
 
 def check_names(groups: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> None:

@@ -226,7 +226,11 @@ class AALR(Controller):
         progress = Progress(**state_dict["progress"])
         rules = Rules(**state_dict["rules"])
         action, saved = state_dict["action"], state_dict["snapshot"]
-        _check_state(progress, rules, action)
+        _check(rules.initial_lr, rules.patience, rules.check_offset)
+        if not (progress.lr > 0 and math.isfinite(progress.lr) and math.isfinite(progress.best)):
+            raise self._damaged(f"{progress}")
+        if action not in _ACTIONS:
+            raise self._damaged(f"its action is {action!r}")
         snapshots.check_fit(self._tensors(), saved)
         self._snapshot.save(saved)
         self.progress, self.rules, self.action = progress, rules, action
@@ -263,15 +267,6 @@ def _check(lr: float, patience: int, check_offset: int) -> None:
         raise ValueError(
             f"AALR: check_offset must be 0 (the paper's pseudo-code) or 1 (its text), got {check_offset!r}"
         )
-
-
-def _check_state(progress: Progress, rules: Rules, action: str) -> None:
-    """Raises ValueError for values that AALR never saves."""
-    _check(rules.initial_lr, rules.patience, rules.check_offset)
-    if not (progress.lr > 0 and math.isfinite(progress.lr) and math.isfinite(progress.best)):
-        raise ValueError(f"the state of AALR is damaged, load another checkpoint: {progress}")
-    if action not in _ACTIONS:
-        raise ValueError(f"the state of AALR is damaged, load another checkpoint: its action is {action!r}")
 
 
 def _check_model(model: Module, optimizer: Optimizer) -> None:

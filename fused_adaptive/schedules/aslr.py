@@ -146,14 +146,11 @@ class ASLR(Controller):
 
     def _load(self, state_dict: dict[str, Any]) -> float:
         s = state_dict
-        center, best, direction = _saved_rate(s, "center"), float(s["best"]), int(s["dir"])
+        center, best, direction = self._saved_rate(s, "center"), float(s["best"]), int(s["dir"])
         search_range, moves, seed, n = int(s["range"]), int(s["steps"]), s["seed"], s["n"]
-        low, high = (None if s[name] is None else _saved_rate(s, name) for name in ("min_lr", "max_lr"))
+        low, high = (None if s[name] is None else self._saved_rate(s, name) for name in ("min_lr", "max_lr"))
         if math.isnan(best) or abs(direction) != 1 or not 0 <= moves < search_range:
-            raise ValueError(
-                "the state of ASLR is damaged, load another checkpoint: "
-                f"best={best}, dir={direction}, range={search_range}, steps={moves}"
-            )
+            raise self._damaged(f"best={best}, dir={direction}, range={search_range}, steps={moves}")
         random_rates = None if seed is None else RandomRates(seed, 0.0, n)
         self._detach()
         self._bounds = low, high
@@ -163,6 +160,15 @@ class ASLR(Controller):
         self._attach()
         self._scale_random_rates()
         return self.center
+
+    def _saved_rate(self, state_dict: dict[str, Any], name: str) -> Decimal:
+        try:
+            rate = Decimal(state_dict[name])
+        except (InvalidOperation, TypeError, ValueError):
+            rate = Decimal("NaN")
+        if not (rate.is_finite() and rate > 0):
+            raise self._damaged(f"{name} is {state_dict[name]!r}, and must be a number > 0")
+        return rate
 
     # ---- attaching to the optimizer: repeated after pickling and deep copies, which drop hooks ----
 
@@ -198,19 +204,6 @@ class ASLR(Controller):
 def _unit(center: Decimal) -> Decimal:
     """Returns ``s = 10^⌊log10 c⌋``."""
     return _EXACT.scaleb(Decimal(1), center.adjusted())
-
-
-def _saved_rate(state_dict: dict[str, Any], name: str) -> Decimal:
-    try:
-        rate = Decimal(state_dict[name])
-    except (InvalidOperation, TypeError, ValueError):
-        rate = Decimal("NaN")
-    if not (rate.is_finite() and rate > 0):
-        raise ValueError(
-            f"the state of ASLR is damaged, load another checkpoint: {name} is {state_dict[name]!r}, and must be a "
-            "number > 0"
-        )
-    return rate
 
 
 def _one_digit(value: float, rounding: str) -> Decimal:

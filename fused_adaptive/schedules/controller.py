@@ -124,6 +124,10 @@ class Controller:
         """Loads the subclass's part of the state and returns the first group's rate."""
         raise NotImplementedError
 
+    def _damaged(self, what: str) -> ValueError:
+        """Returns the error for a state with values that this class never saves."""
+        return ValueError(f"the state of {self._name} is damaged, load another checkpoint: {what}")
+
     # A copy of the controller claims its own copy of the optimizer, which has dropped the reference to the original. A
     # shallow copy leaves the optimizer to the original.
 
