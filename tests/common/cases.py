@@ -5,7 +5,8 @@ A new case is one line here. All tests that are parametrized over the matrix inc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,6 +120,14 @@ def train(
 
 def all_equal(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@contextmanager
+def unmoved(params: Sequence[Tensor]) -> Iterator[None]:
+    """Returns a context in which no parameter may move, as in a step that is refused."""
+    before = [p.detach().clone() for p in params]
+    yield
+    assert all_equal(params, before), "a parameter has moved"
 
 
 def state_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
