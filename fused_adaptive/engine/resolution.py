@@ -62,9 +62,8 @@ class Resolutions:
         by_hand = [(group, plain) for equal, plain in settled for group in equal if group["policy"] != plain]
         for group, plain in by_hand:
             group["policy"] = deepcopy(plain)
-        if (
-            by_hand or len(self._resolved) > before
-        ):  # a policy whose numbers change during training must not fill the dict
+        # A policy whose numbers change during training must not fill the dict.
+        if by_hand or len(self._resolved) > before:
             in_use = [group["policy"] for group in groups]
             self._resolved = {given: plain for given, plain in self._resolved.items() if plain in in_use}
         for group in groups:

@@ -206,6 +206,14 @@ def test_other_numbers_become_floats_and_tensors_stay():
 SET_BY_HAND = [Decimal("0.5"), Fraction(1, 2), np.array(0.5), np.array([0.5]), np.float32(0.5)]
 
 
+@pytest.mark.parametrize("value", SET_BY_HAND, ids=lambda value: type(value).__name__)
+def test_a_number_set_by_hand_is_plain_in_a_checkpoint_without_a_step(value):
+    optimizer = fa.AdamW(parameters())
+    optimizer.param_groups[0].update(lr=value, initial_lr=value)
+    saved = loads_safely(optimizer.state_dict())["param_groups"][0]
+    assert (saved["lr"], saved["initial_lr"]) == (0.5, 0.5)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("value", SET_BY_HAND, ids=lambda value: type(value).__name__)
 @pytest.mark.parametrize("name", ["lr", "momentum", "dampening", "weight_decay"])
