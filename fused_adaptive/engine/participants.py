@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core import masters
 from ..core.backbone import Backbone
-from ..core.checks import check_gradients, describe
+from ..core.checks import check_gradients, describe, is_freed
 from ..core.ranks import any_rank, local_part
 from ..core.shards import Shard, local_views
 from ..core.state import StateSpec
@@ -125,8 +125,9 @@ class Participants:
             [(t.dtype, t.shape) for t in (view.param, *view.state.values()) if isinstance(t, Tensor)]
             for view in self.views
         ]
+        taken: set[int] = set()
         for view in self.views if self._forms not in ([], forms) else ():
-            _convert(view, specs(self.backbone, view.group, view.param.dtype))
+            _convert(view, specs(self.backbone, view.group, view.param.dtype), taken)
         self._forms = forms
 
     def keep(self, captured: Sequence[Any]) -> None:
@@ -175,7 +176,7 @@ def collect(
         in_step: whether tensors with a gradient join. If not, tensors that lack some of their state and are not in
             ``before`` are left out.
     """
-    views, late = [], []
+    views, late, taken = [], [], set()
     for view, spec in _all(backbone, groups, states):
         for name in masters.NAMES - spec.keys():  # of a master that the group has no more
             view.state.pop(name, None)
@@ -187,7 +188,7 @@ def collect(
         if spec:
             view.state = states.setdefault(view.param, view.state)
         views.append(view)
-        _convert(view, spec)
+        _convert(view, spec, taken)
         if missing(spec, view.state):
             late.append((view, spec))
     join(views, late, groups, before)
@@ -242,8 +243,14 @@ def _incomplete(views: Sequence[ParamView], params: Sequence[Tensor]) -> list[Te
     return [p for view, p in pairs if names[id(view.group)] - view.state.keys()]
 
 
-def _convert(view: ParamView, spec: dict[str, StateSpec]) -> None:
-    """Converts state that other code has set to its declared dtype and device."""
+def _convert(view: ParamView, spec: dict[str, StateSpec], taken: set[int]) -> None:
+    """Converts state that other code has set to its declared dtype and device, and copies what it has set twice.
+
+    Args:
+        view: the parameter.
+        spec: declarations of its state.
+        taken: ids of the tensors of other entries, to which those of this parameter are added.
+    """
     for name in spec.keys() & view.state.keys():
         value = view.state[name]
         if value is None and spec[name].optional:  # torch's SGD stores None before its first step
@@ -255,8 +262,11 @@ def _convert(view: ParamView, spec: dict[str, StateSpec]) -> None:
             converted = convert_state(spec[name], value, view.param, view.group, partial(_describe, view, name))
         except ValueError as error:
             raise RuntimeError(str(error)) from error
+        if id(converted) in taken and not is_freed(converted):
+            converted = converted.clone()  # an update would write it twice
         if converted is not value:
             view.state[name] = converted
+        taken.add(id(converted))
     match_counts(view.state)
 
 

@@ -129,6 +129,22 @@ def test_unusable_state_is_named_before_anything_changes(value, words, backend):
     assert torch.equal(params[0], before)
 
 
+@every_backend
+@pytest.mark.parametrize("names", [("step", "step"), ("exp_avg", "exp_avg"), ("exp_avg", "exp_avg_sq")], ids="-".join)
+def test_a_tensor_that_is_set_for_two_entries_counts_as_two(names, backend):
+    def run(put: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        params = parameters(torch.float32, [(4,), (4,)])
+        optimizer = fa.AdamW(params, lr=0.01, policy=POLICIES["active"], backend=backend)
+        train(optimizer, 3)
+        first, second = (optimizer.state[p] for p in params)
+        first[names[0]] = first["step"].clone() if names[0] == "step" else torch.full((4,), 0.25)
+        second[names[1]] = put(first[names[0]])
+        train(optimizer, 3, start=3)
+        return [*params, *state_of(optimizer).values()]
+
+    assert all(map(torch.equal, run(lambda value: value), run(torch.clone)))
+
+
 # ---- entries of other libraries ----
 
 
