@@ -58,12 +58,14 @@ def describe(index: int, param: Tensor, name: str | None = None) -> str:
     return f"parameter {index}{f' ({name})' if name else ''} of shape {tuple(param.shape)}"
 
 
-def check_hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
+def check_hyperparameters(group: Mapping[str, Any], is_new: bool = False) -> dict[str, Any]:
     """Checks the hyperparameters of a group and converts them to plain numbers.
 
     Args:
         group: any of lr, betas, eps, weight_decay, momentum, dampening, momentum_decay, nesterov, master and
             flags.
+        is_new: whether the group is not in use yet. Later lr may be negative: a schedule may overshoot 0 at its end,
+            and torch takes that in a step.
 
     Returns:
         The entries that need a change: numbers of numpy and other libraries as ints and floats, pairs as tuples.
@@ -77,7 +79,7 @@ def check_hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
     checked |= {name: plain_flag(name, group[name]) for name in FLAGS if name in group}
     for name in ("lr", "weight_decay", "eps", "momentum", "momentum_decay"):
         if name in checked:
-            check_nonnegative(name, checked[name])
+            check_nonnegative(name, abs(checked[name]) if name == "lr" and not is_new else checked[name])
     if "betas" in group:
         checked["betas"] = _pair("betas", group["betas"])
         for i, beta in enumerate(checked["betas"]):
@@ -115,11 +117,26 @@ def _has_plain_numbers(group: Mapping[str, Any]) -> bool:
     return isinstance(betas, (tuple, list)) and all(isinstance(n, _PLAIN) for n in (*numbers, *betas))
 
 
-def check_names(groups: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> None:
-    """Raises KeyError for a group that lacks one of the optimizer's options."""
-    for index, group in enumerate(groups):
+def check_names(
+    groups: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any], elsewhere: Mapping[str, str], start: int = 0
+) -> None:
+    """Checks the names of options in param groups.
+
+    Args:
+        groups: param groups.
+        defaults: the optimizer's options in param groups.
+        elsewhere: names that have no effect in a param group, and what to do instead.
+        start: index of the first group.
+
+    Raises:
+        KeyError: for a group that lacks an option.
+        TypeError: for a group with a name that has no effect there.
+    """
+    for index, group in enumerate(groups, start):
         if missing := sorted(defaults.keys() - group.keys()):
             raise KeyError(f"param group {index} has lost {missing[0]!r}: set it again")
+        if misplaced := sorted(elsewhere.keys() & group.keys()):
+            raise TypeError(f"{misplaced[0]!r} has no effect in param group {index}: {elsewhere[misplaced[0]]}")
 
 
 def check_parameters(params: Sequence[Any], start: int) -> None:

@@ -26,6 +26,7 @@ from ..policies import from_plain, parse, resolve
 from . import reference_rates
 
 Groups = list[dict[str, Any]]
+_OF_PARAMS = ("params", "param_names")
 
 
 def specs(backbone: Backbone, group: Mapping[str, Any], dtype: torch.dtype) -> dict[str, StateSpec]:
@@ -37,7 +38,11 @@ def specs(backbone: Backbone, group: Mapping[str, Any], dtype: torch.dtype) -> d
 
 
 def restore(
-    backbone: Backbone, groups: Groups, state_dict: Mapping[str, Any], own_flags: Sequence[str] = ()
+    backbone: Backbone,
+    groups: Groups,
+    state_dict: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    own_flags: Sequence[str] = (),
 ) -> tuple[dict[Any, Any], Groups]:
     """Returns the state and the param groups that ``state_dict`` describes. Changes nothing.
 
@@ -45,6 +50,8 @@ def restore(
         backbone: backbone of the optimizer that loads.
         groups: param groups of this optimizer.
         state_dict: of an optimizer of this package, or of its ``torch.optim`` namesake; then policy state starts anew.
+        defaults: options of this optimizer. A group keeps those that ``state_dict`` lacks, and nothing else: not what a
+            scheduler has written there.
         own_flags: hyperparameters that are not taken from a checkpoint of ``torch.optim``.
 
     Raises:
@@ -53,7 +60,7 @@ def restore(
     saved_groups: Groups = state_dict["param_groups"]
     _check_sizes(groups, saved_groups)
     merged = [
-        _merge(backbone, ours, saved, i, own_flags)
+        _merge(backbone, {n: v for n, v in ours.items() if n in defaults or n in _OF_PARAMS}, saved, i, own_flags)
         for i, (ours, saved) in enumerate(zip(groups, saved_groups, strict=True))
     ]
     ids = list(chain.from_iterable(group["params"] for group in saved_groups))
@@ -93,9 +100,6 @@ def _merge(
     """Returns our hyperparameters, overridden by the saved ones."""
     kept = {"params", *(own_flags if "policy" not in saved else ())}
     merged = {**ours, **deepcopy({k: v for k, v in saved.items() if k not in kept})}
-    for name in ("idle_calls", "lr_ref"):
-        if name not in saved:
-            merged.pop(name, None)
     if merged.get("differentiable"):
         raise ValueError(f"group {index} of the loaded state dict has differentiable=True, which is not supported")
     try:

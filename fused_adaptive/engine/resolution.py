@@ -38,8 +38,9 @@ class Resolutions:
         given = parse(policy)
         known = self._resolved.get(given)
         resolved = resolve(given if known is None else parse(known), self._backbone, groups)
-        if known is None and not is_plain(policy):
-            for message in filter(None, (p.advice(self._backbone, groups) for p in given)):
+        filled = [group for group in groups if not isinstance(group.get("params"), list) or group["params"]]
+        if known is None and not is_plain(policy) and filled:
+            for message in filter(None, (p.advice(self._backbone, filled) for p in given)):
                 warn(message)
         self._resolved[given] = resolved
         return deepcopy(resolved)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ..policies import ActiveLR
 from ..policies.base import REQUIRED
-from .base import AdaptiveOptimizer, Params
+from .base import AdaptiveOptimizer
+from .options import Params
 
 
 class Active(AdaptiveOptimizer):
     """Adds the arguments of :class:`ActiveLR` to an optimizer, in place of ``policy``."""
+
+    _elsewhere: ClassVar = {
+        **AdaptiveOptimizer._elsewhere,
+        **dict.fromkeys(inspect.signature(ActiveLR).parameters, "give the group its own policy=ActiveLR(…)"),
+    }
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -11,9 +11,9 @@ from typing_extensions import Unpack
 from ..core.backbone import Direction, Group, Quotient
 from ..core.state import ELEMENTS, State, StateSpec, step_spec
 from .active import Active
-from .base import AdaptiveOptimizer, Betas, Params
+from .base import AdaptiveOptimizer
 from .moments import MomentBackbone, bias_corrections, rectification, sma_length
-from .options import Options, shows_options
+from .options import Betas, Options, Params, shows_options
 
 
 class AdaBeliefBackbone(MomentBackbone):

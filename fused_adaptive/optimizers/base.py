@@ -6,7 +6,7 @@ tensor's value during a step, except for the naive TrainableLR.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar, cast, overload
 
@@ -31,10 +31,7 @@ from ..engine.rates import learning_rates
 from ..engine.resolution import Resolutions
 from ..engine.trial import Trial, check_naive, evaluate_trial, trial_policy
 from ..policies import from_plain, kinds_of, parse
-from .options import OF_GROUPS, OF_OPTIMIZER, Options
-
-Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
-Betas = tuple[float | Tensor, float | Tensor]
+from .options import OF_GROUPS, OF_OPTIMIZER, Options, Params
 
 
 class AdaptiveOptimizer(Handled):
@@ -59,6 +56,8 @@ class AdaptiveOptimizer(Handled):
     backbone: ClassVar[Backbone]
     #: Flags that loading a ``torch.optim`` checkpoint does not change, because torch's class has them fixed.
     _own_flags: ClassVar[tuple[str, ...]] = ()
+    #: Arguments that have no effect in param groups, and what to do instead.
+    _elsewhere: ClassVar[Mapping[str, str]] = dict.fromkeys(OF_OPTIMIZER, "pass it to the constructor, for all groups")
 
     @eager
     def __init__(
@@ -71,7 +70,7 @@ class AdaptiveOptimizer(Handled):
             raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {min(unknown)!r}")
         own_options = {**OF_OPTIMIZER, **{name: value for name, value in options.items() if name in OF_OPTIMIZER}}
         defaults = {**defaults, **OF_GROUPS, **{name: value for name, value in options.items() if name in OF_GROUPS}}
-        defaults |= checks.check_hyperparameters(defaults)
+        defaults |= checks.check_hyperparameters(defaults, is_new=True)
         self._shared = Shared(self)
         self.process_group, self._backend_requested = own_options["process_group"], own_options["backend"]
         self.max_grad_norm, self.skip_nonfinite = own_options["max_grad_norm"], own_options["skip_nonfinite"]
@@ -94,7 +93,8 @@ class AdaptiveOptimizer(Handled):
             param_group["params"] = list(param_group["params"])
             checks.check_parameters(param_group["params"], sum(len(group["params"]) for group in self.param_groups))
         group = {**self.defaults, **param_group}
-        numbers = checks.check_hyperparameters(group)
+        checks.check_names([group], self.defaults, self._elsewhere, len(self.param_groups))
+        numbers = checks.check_hyperparameters(group, is_new=True)
         policy = self._resolutions.plain(group["policy"], [group])
         check_naive([*(parse(g["policy"]) for g in self.param_groups[:1]), from_plain(policy)])
         backend = self._backend_for({**group, "policy": policy})
@@ -226,7 +226,7 @@ class AdaptiveOptimizer(Handled):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             replaced = pre_hook(self, state_dict)
             state_dict = state_dict if replaced is None else replaced
-        state, param_groups = restore(self.backbone, self.param_groups, state_dict, self._own_flags)
+        state, param_groups = restore(self.backbone, self.param_groups, state_dict, self.defaults, self._own_flags)
         check_naive([from_plain(group["policy"]) for group in param_groups])
         self._choose_backend(param_groups)
         # In place, since handles hold references to these two attributes.
@@ -293,7 +293,7 @@ class AdaptiveOptimizer(Handled):
         only_makes_state = False
         if participants is None or participants.has_newcomers():
             # All checks run before state is created. In later steps only the backend checks.
-            checks.check_names(self.param_groups, self.defaults)
+            checks.check_names(self.param_groups, self.defaults, self._elsewhere)
             checks.check_gradients(self.param_groups)
             self._settle_policies()
             policies = [from_plain(group["policy"]) for group in self.param_groups]
@@ -384,7 +384,7 @@ class AdaptiveOptimizer(Handled):
         """Returns the participants outside of a step, after applying changes made to the param groups."""
         if (current := self._current_participants()) is not None:
             return current
-        checks.check_names(self.param_groups, self.defaults)
+        checks.check_names(self.param_groups, self.defaults, self._elsewhere)
         self._settle_policies()
         return self._collect_participants(in_step=False)
 

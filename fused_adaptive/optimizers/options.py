@@ -1,15 +1,19 @@
-"""The keyword arguments that every optimizer takes besides those of its torch namesake."""
+"""The types of the optimizers' arguments, and the keyword arguments that all of them take besides torch's."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from torch import Tensor
 from typing_extensions import TypedDict
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+Betas = tuple[float | Tensor, float | Tensor]
 
 _Init = TypeVar("_Init", bound=Callable[..., None])
 

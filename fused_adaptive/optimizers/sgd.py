@@ -11,8 +11,8 @@ from typing_extensions import Unpack
 from ..core.backbone import Backbone, Direction, Group, Plain
 from ..core.state import State, StateSpec
 from .active import Active
-from .base import AdaptiveOptimizer, Params
-from .options import Options, shows_options
+from .base import AdaptiveOptimizer
+from .options import Options, Params, shows_options
 
 
 class SGDBackbone(Backbone):

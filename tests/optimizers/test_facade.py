@@ -8,6 +8,7 @@ import io
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.optim import lr_scheduler as lrs
@@ -15,7 +16,7 @@ from torch.optim.swa_utils import SWALR
 
 import fused_adaptive as fa
 
-from ..common.cases import POLICIES, Gradients, all_equal, parameters, state_of, train
+from ..common.cases import BACKENDS, POLICIES, Gradients, all_equal, parameters, state_of, train
 
 NAMESAKES = [(getattr(fa, n), getattr(torch.optim, n)) for n in ("SGD", "Adam", "AdamW", "RAdam", "NAdam")]
 KINDS = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -275,6 +276,41 @@ def test_onecycle_cycles_momentum_and_betas_while_adapting():
         drive(optimizer, scheduler, 0, 10)
         assert optimizer.param_groups[0][key] != before
         assert all(p.isfinite().all() for p in optimizer.param_groups[0]["params"])
+
+
+@pytest.mark.parametrize("cls", [torch.optim.AdamW, fa.AdamW, fa.ActiveAdamW])
+def test_loading_removes_what_a_scheduler_has_left_in_the_groups(cls):
+    """Finders of learning rates put the optimizer back; the next scheduler begins at the rate that they found."""
+    optimizer = cls(parameters(), lr=0.01, **({"interval": 3} if cls is fa.ActiveAdamW else {}))
+    saved = copy.deepcopy(optimizer.state_dict())
+    drive(optimizer, lrs.OneCycleLR(optimizer, 5.0, total_steps=12), 0, 2)
+    optimizer.load_state_dict(saved)
+    (group,) = optimizer.param_groups
+    assert not {"initial_lr", "max_lr"} & group.keys()
+    group["lr"] = 0.2
+    lrs.LambdaLR(optimizer, lambda epoch: 1.0)
+    assert group["lr"] == 0.2
+    train(optimizer, 1)
+    assert group.get("lr_ref", 0.2) == 0.2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_schedule_that_ends_below_0_steps_and_resumes(backend):
+    """torch's optimizers refuse a negative lr in constructors only."""
+    ours, theirs = parameters(torch.float32), parameters(torch.float32)
+    optimizer, reference = fa.AdamW(ours, lr=0.1, backend=backend), torch.optim.AdamW(theirs, lr=0.1, foreach=False)
+    for step, lr in enumerate((0.1, 0.01, -0.02, np.float64(-0.05))):
+        for each in (optimizer, reference):
+            each.param_groups[0]["lr"] = lr
+            train(each, 1, start=step)
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+    other = fa.AdamW(ours, backend=backend)
+    other.load_state_dict(optimizer.state_dict())
+    assert other.param_groups[0]["lr"] == -0.05
+    other.param_groups[0]["policy"] = fa.ActiveLR(interval=2)
+    train(other, 1)
+    assert other.param_groups[0]["lr_ref"] == 0
 
 
 # ---- copies ----

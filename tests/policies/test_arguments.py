@@ -99,6 +99,8 @@ def test_a_default_increment_far_above_lr_warns_once():
         build(lr=1e-5, increment=1e-4)  # given by the user
         build(lr=1e-5, high=0.1)
         build(lr=0.0)  # frozen, or a warm-up from 0
+        groups = [{"params": parameters(), "lr": 1e-3}, {"params": []}]
+        fa.ActiveAdamW(groups, interval=3, lr=1e-5)  # a group without parameters
 
 
 def test_a_start_from_which_rates_take_long_to_come_down_warns():
