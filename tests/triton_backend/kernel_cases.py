@@ -326,7 +326,7 @@ def test_bad_input_is_refused_before_anything_changes():
         fa.SGD([p], lr=0.1, backend="triton").step()
     optimizer = fa.AdamW([p], lr=0.1, backend="triton")
     train(optimizer, 1)
-    optimizer.state[p]["exp_avg"] = optimizer.state[p]["exp_avg_sq"]
+    optimizer.state[p]["exp_avg"] = optimizer.state[p]["exp_avg_sq"].detach()
     before = p.detach().clone()
     with pytest.raises(RuntimeError, match="share memory"):
         train(optimizer, 1)
