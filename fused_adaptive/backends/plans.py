@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from ..core.backbone import Backbone
-from ..core.checks import is_freed
+from ..core.checks import is_freed, is_wrapper
 from ..core.declarations import READINESS, SOURCES, Rule, role_of
 from ..core.state import state_dtype
 from ..core.view import ParamView, has_rate, numbers_of, reference_rate
+from ..core.warning import warn
 from ..engine.checkpoint import specs
 from ..engine.memory import check_memory, is_parked
 from ..policies import ActiveLR, FixedLR, Hypergradient, Policy, TrainableLR
@@ -104,9 +105,9 @@ def views_of_plans(participants: Participants, on_device: Callable[[ParamView], 
     """Returns the views of each plan: one plan per device and location of the counters.
 
     Returns None if tensors of several plans share a gain, or if two parameters share memory, since kernels update all
-    tensors at once.
+    tensors at once, or if a parameter has no memory of its own.
     """
-    if share_memory(participants.views):
+    if _wraps_tensors(participants.views) or share_memory(participants.views):
         return None
     views_by_key: dict[Any, list[ParamView]] = {}
     for view in participants.views:
@@ -116,6 +117,18 @@ def views_of_plans(participants: Participants, on_device: Callable[[ParamView], 
         if "gain" in policy.shared_names() and len({keys[id(view)] for view in views}) > 1:
             return None
     return list(views_by_key.values())
+
+
+def _wraps_tensors(views: Sequence[ParamView]) -> bool:
+    """Returns whether a parameter wraps other tensors, as torchao's float8 weights do, and warns if so."""
+    for view in views:
+        if is_wrapper(view.param):
+            warn(
+                f"parameter {view.index} is a {type(view.param).__name__}, which wraps other tensors: the step runs on "
+                "the reference backend, which is slower"
+            )
+            return True
+    return False
 
 
 def parked_members(views: Sequence[ParamView]) -> dict[int, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import masters
 from .plain import plain, plain_flag, plain_number
+from .warning import warn
 
 #: Hyperparameters that are numbers (some may be tensors), and hyperparameters that are flags.
 NUMBERS = ("lr", "weight_decay", "eps", "momentum", "dampening", "momentum_decay")
@@ -39,7 +40,12 @@ def is_dtensor(value: Any) -> bool:
 
 def is_freed(tensor: Tensor) -> bool:
     """Returns whether a tensor has elements and no memory, as after ``untyped_storage().resize_(0)``."""
-    return tensor.numel() > 0 and tensor.data_ptr() == 0
+    return tensor.numel() > 0 and not is_wrapper(tensor) and tensor.data_ptr() == 0
+
+
+def is_wrapper(tensor: Tensor) -> bool:
+    """Returns whether a tensor consists of other tensors and has no memory of its own, by torch's protocol for them."""
+    return hasattr(tensor, "__tensor_flatten__")
 
 
 def tensors_of(params: Iterable[Any]) -> list[Tensor]:
@@ -117,26 +123,11 @@ def _has_plain_numbers(group: Mapping[str, Any]) -> bool:
     return isinstance(betas, (tuple, list)) and all(isinstance(n, _PLAIN) for n in (*numbers, *betas))
 
 
-def check_names(
-    groups: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any], elsewhere: Mapping[str, str], start: int = 0
-) -> None:
-    """Checks the names of options in param groups.
-
-    Args:
-        groups: param groups.
-        defaults: the optimizer's options in param groups.
-        elsewhere: names that have no effect in a param group, and what to do instead.
-        start: index of the first group.
-
-    Raises:
-        KeyError: for a group that lacks an option.
-        TypeError: for a group with a name that has no effect there.
-    """
-    for index, group in enumerate(groups, start):
+def check_names(groups: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> None:
+    """Raises KeyError for a group that lacks one of the optimizer's options."""
+    for index, group in enumerate(groups):
         if missing := sorted(defaults.keys() - group.keys()):
             raise KeyError(f"param group {index} has lost {missing[0]!r}: set it again")
-        if misplaced := sorted(elsewhere.keys() & group.keys()):
-            raise TypeError(f"{misplaced[0]!r} has no effect in param group {index}: {elsewhere[misplaced[0]]}")
 
 
 def check_parameters(params: Sequence[Any], start: int) -> None:
@@ -188,6 +179,27 @@ def check_in_backward(optimizer: Any, policies: Iterable[Iterable[Any]]) -> None
             )
     if optimizer.max_grad_norm is not None or optimizer.skip_nonfinite:
         raise ValueError(f"{what}: max_grad_norm and skip_nonfinite need those of all tensors; leave them out")
+
+
+def warn_of_parts(optimizer: Any, before: Sequence[Any], policies: Iterable[Iterable[Any]]) -> None:
+    """Warns if steps take param groups in turn and that changes the results.
+
+    DeepSpeed's ZeRO replaces ``param_groups`` by one group after the other and calls ``step()`` for each.
+
+    Args:
+        before: param groups of the last step.
+        policies: policies of each group.
+    """
+    seen = {id(p) for group in before for p in group["params"]}
+    if not seen or any(id(p) in seen for group in optimizer.param_groups for p in group["params"]):
+        return
+    spans = any(policy.naive or "gain" in policy.shared_names() for of_group in policies for policy in of_group)
+    if spans or optimizer.max_grad_norm is not None or optimizer.skip_nonfinite:
+        warn(
+            "this step has none of the parameters of the last one, as where DeepSpeed's ZeRO steps one group after "
+            "the other: a gain of all tensors, max_grad_norm and skip_nonfinite are then of each group apart. Put all "
+            "parameters into one group, or use granularity='tensor' and clip outside"
+        )
 
 
 def sharding_problem(param: Any, grad: Any) -> str | None:

@@ -197,7 +197,7 @@ def convert_state(
         shape = () if spec.scalar else tuple(param.shape)
         raise ValueError(
             f"{what()} has shape {tuple(value.shape)} instead of {shape}: it belongs to another model or another "
-            "order of parameters"
+            "order of parameters; or the parameter has another shape now: change all of its state alike, or delete it"
         )
     value = shard_state(value, param, what).to(param.device, spec.dtype_for(param))
     return torch.empty_like(param, dtype=value.dtype, requires_grad=False).copy_(value) if _is_fixed(value) else value

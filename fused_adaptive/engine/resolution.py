@@ -19,10 +19,14 @@ class Resolutions:
 
     A default may depend on all groups that get an equal policy. It is resolved once: a group that gets the policy later
     has the same default.
+
+    Attributes:
+        default: the policy of groups that have none of their own, as given.
     """
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
+        self.default: tuple[Policy, ...] = ()
         self._resolved: dict[tuple[Policy, ...], Plain] = {}
 
     def plain(self, policy: Any, groups: Sequence[Group]) -> Plain:
@@ -47,6 +51,7 @@ class Resolutions:
 
     def of_all(self, params: Any, defaults: dict[str, Any]) -> Plain:
         """Resolves the policies of all groups that are about to be added. Returns the plain form of the default."""
+        self.default = parse(defaults["policy"])
         groups = [{**defaults, **group} for group in params if isinstance(group, dict)]
         for equal in _by_policy(groups):
             self.plain(equal[0]["policy"], equal)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, cast
 
 from torch import Tensor
 
+from ..core.eager import eager
 from ..policies import ActiveLR
 from ..policies.base import REQUIRED
 from .base import AdaptiveOptimizer
 from .options import Params
 
+_ARGUMENTS = inspect.signature(ActiveLR).parameters
+
 
 class Active(AdaptiveOptimizer):
-    """Adds the arguments of :class:`ActiveLR` to an optimizer, in place of ``policy``."""
-
-    _elsewhere: ClassVar = {
-        **AdaptiveOptimizer._elsewhere,
-        **dict.fromkeys(inspect.signature(ActiveLR).parameters, "give the group its own policy=ActiveLR(…)"),
-    }
+    """Adds the arguments of :class:`ActiveLR` to an optimizer, in place of ``policy``; a group may have its own."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -30,9 +29,8 @@ class Active(AdaptiveOptimizer):
         # inspect, editors and trainers read this signature: the plain optimizer's, with ActiveLR's arguments in place
         # of ``policy``.
         plain = inspect.signature(others[0].__init__).parameters
-        added = inspect.signature(ActiveLR).parameters
         arguments = [p for name, p in plain.items() if name not in ("self", "policy")]
-        arguments += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in added.values()]
+        arguments += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in _ARGUMENTS.values()]
         cls.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
 
     def __init__(
@@ -59,6 +57,19 @@ class Active(AdaptiveOptimizer):
                 interval=interval, increment=increment, high=high, low=low, on_zero=on_zero, gain_bounds=gain_bounds
             )
         super().__init__(given, *args, policy=policy, **kwargs)
+
+    @eager
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a param group, at construction or during training. It may have its own policy or arguments of ActiveLR.
+
+        Raises:
+            ValueError, TypeError: as the constructor does; the optimizer has not changed then.
+        """
+        if isinstance(param_group, dict):
+            own = {name: param_group.pop(name) for name in _ARGUMENTS.keys() & param_group.keys()}
+            if own and "policy" not in param_group:
+                param_group["policy"] = replace(cast(ActiveLR, self._resolutions.default[-1]), **own)
+        super().add_param_group(param_group)
 
 
 def _have_policies(params: Any) -> bool:

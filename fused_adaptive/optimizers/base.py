@@ -6,7 +6,7 @@ tensor's value during a step, except for the naive TrainableLR.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, ClassVar, cast, overload
 
@@ -56,8 +56,6 @@ class AdaptiveOptimizer(Handled):
     backbone: ClassVar[Backbone]
     #: Flags that loading a ``torch.optim`` checkpoint does not change, because torch's class has them fixed.
     _own_flags: ClassVar[tuple[str, ...]] = ()
-    #: Arguments that have no effect in param groups, and what to do instead.
-    _elsewhere: ClassVar[Mapping[str, str]] = dict.fromkeys(OF_OPTIMIZER, "pass it to the constructor, for all groups")
 
     @eager
     def __init__(
@@ -93,7 +91,6 @@ class AdaptiveOptimizer(Handled):
             param_group["params"] = list(param_group["params"])
             checks.check_parameters(param_group["params"], sum(len(group["params"]) for group in self.param_groups))
         group = {**self.defaults, **param_group}
-        checks.check_names([group], self.defaults, self._elsewhere, len(self.param_groups))
         numbers = checks.check_hyperparameters(group, is_new=True)
         policy = self._resolutions.plain(group["policy"], [group])
         check_naive([*(parse(g["policy"]) for g in self.param_groups[:1]), from_plain(policy)])
@@ -293,13 +290,14 @@ class AdaptiveOptimizer(Handled):
         only_makes_state = False
         if participants is None or participants.has_newcomers():
             # All checks run before state is created. In later steps only the backend checks.
-            checks.check_names(self.param_groups, self.defaults, self._elsewhere)
+            checks.check_names(self.param_groups, self.defaults)
             checks.check_gradients(self.param_groups)
             self._settle_policies()
             policies = [from_plain(group["policy"]) for group in self.param_groups]
             check_naive(policies)
             check_split(self.param_groups, policies, self.process_group)
             checks.check_in_backward(unwrap(self), policies)
+            checks.warn_of_parts(self, self._participants.groups if self._participants else (), policies)
             only_makes_state = not self.state and moves_nothing(self.param_groups, self.process_group)
             naive = trial_policy(chain.from_iterable(policies), self.param_groups, closure, self.process_group)
             participants = self._collect_participants()
@@ -384,7 +382,7 @@ class AdaptiveOptimizer(Handled):
         """Returns the participants outside of a step, after applying changes made to the param groups."""
         if (current := self._current_participants()) is not None:
             return current
-        checks.check_names(self.param_groups, self.defaults, self._elsewhere)
+        checks.check_names(self.param_groups, self.defaults)
         self._settle_policies()
         return self._collect_participants(in_step=False)
 

@@ -262,37 +262,6 @@ def test_a_group_that_has_lost_an_option(name, backend):
     assert not all(map(torch.equal, snapshot(optimizer), before))
 
 
-MISPLACED: list[tuple[type, str, Any, str]] = [
-    (fa.AdamW, "max_grad_norm", 1.0, "pass it to the constructor"),
-    (fa.ActiveSGD, "backend", "reference", "pass it to the constructor"),
-    (fa.ActiveAdamW, "interval", 2, r"give the group its own policy=ActiveLR\("),
-    (fa.ActiveSGD, "low", 0.5, r"give the group its own policy=ActiveLR\("),
-]
-
-
-@pytest.mark.parametrize(("cls", "name", "value", "remedy"), MISPLACED)
-def test_arguments_that_have_no_effect_in_a_group(cls, name, value, remedy):
-    arguments = {} if cls is fa.AdamW else {"interval": 9, "high": 0.1}
-    first, second = parameters()[:2], parameters()[2:]
-    message = f"'{name}' has no effect in param group {{}}: {remedy}"
-    with pytest.raises(TypeError, match=message.format(1)):
-        cls([{"params": first}, {"params": second, name: value}], **arguments)
-    optimizer = cls(first, **arguments)
-    with pytest.raises(TypeError, match=message.format(1)):
-        optimizer.add_param_group({"params": second, name: value})
-    assert len(optimizer.param_groups) == 1
-    optimizer.param_groups[0][name] = value
-    before = snapshot(optimizer)
-    Gradients().set(first, 0)
-    for call in (optimizer.step, optimizer.end_interval):
-        with pytest.raises(TypeError, match=message.format(0)):
-            call()
-    assert all(map(torch.equal, snapshot(optimizer), before))
-    del optimizer.param_groups[0][name]
-    optimizer.param_groups[0]["note"] = value  # torch keeps foreign names too
-    optimizer.step()
-
-
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

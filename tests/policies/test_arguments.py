@@ -12,6 +12,7 @@ import torch
 
 import fused_adaptive as fa
 from bench.demo.runs import load_digits
+from fused_adaptive.policies import from_plain
 
 from ..common.cases import BACKENDS, Gradients, parameters, train
 from ..common.single import element_gain, feed, one_parameter
@@ -122,6 +123,31 @@ def test_a_loaded_checkpoint_does_not_warn():
             again.load_state_dict(optimizer.state_dict())
             again.add_param_group({"params": parameters(seed=1)})
             train(again, 1)
+
+
+def test_arguments_of_active_lr_in_a_group_are_its_own():
+    first, second, third = ([p] for p in parameters()[:3])
+    optimizer = fa.ActiveSGD([{"params": first, "interval": 2, "low": 0.7}, {"params": second}], interval=5)
+    again = pickle.loads(pickle.dumps(optimizer))
+    again.add_param_group({"params": third, "interval": 5, "high": 0.1})
+    expected = [
+        fa.ActiveLR(interval=2, increment=0.01, low=0.7),
+        fa.ActiveLR(interval=5, increment=0.01, low=0.5),
+        fa.ActiveLR(interval=5, high=0.1),
+    ]
+    assert [from_plain(group["policy"]) for group in again.param_groups] == [(policy,) for policy in expected]
+    assert not any("interval" in group for group in again.param_groups)
+    with pytest.raises(ValueError, match="interval must be"):
+        again.add_param_group({"params": parameters(seed=1), "interval": 0})
+    assert len(again.param_groups) == 3
+
+
+def test_arguments_that_a_wrapper_copies_into_the_groups_change_nothing():
+    """SAM and torch's ZeroRedundancyOptimizer pass all of the optimizer's arguments in its groups too."""
+    arguments = {"lr": 1e-3, "interval": 5, "gain_bounds": [0.5, 2.0], "max_grad_norm": 1.0, "backend": "reference"}
+    optimizer = fa.ActiveAdamW([{"params": parameters(), **arguments}], **arguments)
+    plain = fa.ActiveAdamW(parameters(), **arguments)
+    assert optimizer.param_groups[0]["policy"] == plain.param_groups[0]["policy"]
 
 
 def test_increments_are_resolved_for_each_group():
