@@ -193,7 +193,7 @@ def warn_of_parts(optimizer: Any, before: Sequence[Any], policies: Iterable[Iter
     seen = {id(p) for group in before for p in group["params"]}
     if not seen or any(id(p) in seen for group in optimizer.param_groups for p in group["params"]):
         return
-    spans = any(policy.naive or "gain" in policy.shared_names() for of_group in policies for policy in of_group)
+    spans = any("gain" in policy.shared_names() for of_group in policies for policy in of_group)
     if spans or optimizer.max_grad_norm is not None or optimizer.skip_nonfinite:
         warn(
             "this step has none of the parameters of the last one, as where DeepSpeed's ZeRO steps one group after "

@@ -27,7 +27,7 @@ def meet(group: dict[str, Any]) -> None:
     if not any(policy.adapts for policy in from_plain(group["policy"])):
         group.pop("lr_ref", None)
     elif "lr_ref" not in group:
-        group["lr_ref"] = max(0.0, float(group["lr"]))
+        group["lr_ref"] = float(group["lr"])
 
 
 def follow(groups: Iterable[dict[str, Any]]) -> None:

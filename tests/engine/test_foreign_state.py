@@ -145,6 +145,19 @@ def test_a_tensor_that_is_set_for_two_entries_counts_as_two(names, backend):
     assert all(map(torch.equal, run(lambda value: value), run(torch.clone)))
 
 
+@every_backend
+def test_a_tensor_that_is_set_for_two_entries_and_freed_is_named(backend):
+    params = parameters(torch.float32, [(4,), (4,)])
+    optimizer = fa.AdamW(params, lr=0.01, backend=backend)
+    train(optimizer, 3)
+    freed = torch.zeros(4)
+    freed.untyped_storage().resize_(0)
+    for p in params:
+        optimizer.state[p]["exp_avg"] = freed
+    with unmoved(params), pytest.raises(RuntimeError, match="the memory of 'exp_avg' of parameter 0 has been freed"):
+        train(optimizer, 1)
+
+
 # ---- entries of other libraries ----
 
 

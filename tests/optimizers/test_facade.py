@@ -190,7 +190,9 @@ def test_named_parameters_and_their_names_survive():
     assert optimizer.param_groups[0]["param_names"] == ["weight", "bias"]
     train(optimizer, 3)
     other = fa.AdamW(torch.nn.Linear(3, 2).named_parameters(), policy=fa.ActiveLR(interval=2))
-    other.load_state_dict(optimizer.state_dict())
+    saved = optimizer.state_dict()
+    del saved["param_groups"][0]["param_names"]  # as of parameters that were not named
+    other.load_state_dict(saved)
     assert other.learning_rates(per_tensor=True)[0]["tensors"][1]["name"] == "bias"
 
 

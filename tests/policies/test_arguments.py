@@ -126,20 +126,22 @@ def test_a_loaded_checkpoint_does_not_warn():
 
 
 def test_arguments_of_active_lr_in_a_group_are_its_own():
-    first, second, third = ([p] for p in parameters()[:3])
+    first, second, third, fourth = ([p] for p in parameters()[:4])
     optimizer = fa.ActiveSGD([{"params": first, "interval": 2, "low": 0.7}, {"params": second}], interval=5)
     again = pickle.loads(pickle.dumps(optimizer))
     again.add_param_group({"params": third, "interval": 5, "high": 0.1})
+    again.add_param_group({"params": fourth, "interval": 5, "policy": fa.ActiveLR(interval=7)})
     expected = [
         fa.ActiveLR(interval=2, increment=0.01, low=0.7),
         fa.ActiveLR(interval=5, increment=0.01, low=0.5),
         fa.ActiveLR(interval=5, high=0.1),
+        fa.ActiveLR(interval=7, increment=0.01, low=0.5),
     ]
     assert [from_plain(group["policy"]) for group in again.param_groups] == [(policy,) for policy in expected]
     assert not any("interval" in group for group in again.param_groups)
     with pytest.raises(ValueError, match="interval must be"):
         again.add_param_group({"params": parameters(seed=1), "interval": 0})
-    assert len(again.param_groups) == 3
+    assert len(again.param_groups) == 4
 
 
 def test_arguments_that_a_wrapper_copies_into_the_groups_change_nothing():
