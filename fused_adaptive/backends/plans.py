@@ -114,7 +114,7 @@ def views_of_plans(participants: Participants, on_device: Callable[[ParamView], 
         views_by_key.setdefault((view.param.device, on_device(view)), []).append(view)
     keys = {id(view): key for key, views in views_by_key.items() for view in views}
     for policy, views in participants.members.items():
-        if "gain" in policy.shared_names() and len({keys[id(view)] for view in views}) > 1:
+        if policy.shares_gain and len({keys[id(view)] for view in views}) > 1:
             return None
     return list(views_by_key.values())
 

@@ -171,7 +171,7 @@ def check_in_backward(optimizer: Any, policies: Iterable[Iterable[Any]]) -> None
         return
     what = "_apply_optimizer_in_backward builds one optimizer a parameter, each of which sees one gradient"
     for policy in (policy for of_group in policies for policy in of_group):
-        if policy.naive or "gain" in policy.shared_names():
+        if policy.shares_gain:
             which = "naive=True" if policy.naive else "granularity='global'"
             raise ValueError(
                 f"{what}: {type(policy).__name__}({which}) needs those of all tensors before any of them moves; use "
@@ -181,7 +181,7 @@ def check_in_backward(optimizer: Any, policies: Iterable[Iterable[Any]]) -> None
         raise ValueError(f"{what}: max_grad_norm and skip_nonfinite need those of all tensors; leave them out")
 
 
-def warn_of_parts(optimizer: Any, before: Sequence[Any], policies: Iterable[Iterable[Any]]) -> None:
+def warn_of_parts(optimizer: Any, before: Sequence[Mapping[str, Any]], policies: Iterable[Iterable[Any]]) -> None:
     """Warns if steps take param groups in turn and that changes the results.
 
     DeepSpeed's ZeRO replaces ``param_groups`` by one group after the other and calls ``step()`` for each.
@@ -193,7 +193,7 @@ def warn_of_parts(optimizer: Any, before: Sequence[Any], policies: Iterable[Iter
     seen = {id(p) for group in before for p in group["params"]}
     if not seen or any(id(p) in seen for group in optimizer.param_groups for p in group["params"]):
         return
-    spans = any("gain" in policy.shared_names() for of_group in policies for policy in of_group)
+    spans = any(policy.shares_gain for of_group in policies for policy in of_group)
     if spans or optimizer.max_grad_norm is not None or optimizer.skip_nonfinite:
         warn(
             "this step has none of the parameters of the last one, as where DeepSpeed's ZeRO steps one group after "

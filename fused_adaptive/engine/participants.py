@@ -283,7 +283,7 @@ def scale_groups(groups: Groups) -> dict[int, tuple[dict[str, Any], ...]]:
     sharing: dict[Policy, list[dict[str, Any]]] = {}
     for group in groups:
         for policy in from_plain(group["policy"]):
-            if "gain" in policy.shared_names():
+            if policy.shares_gain:
                 sharing.setdefault(policy, []).append(group)
     return {id(group): shared for shared in map(tuple, sharing.values()) for group in shared}
 

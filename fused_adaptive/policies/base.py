@@ -51,6 +51,11 @@ class Policy:
         """Returns the state entries that all tensors of the policy share. A tensor that joins later copies them."""
         return (self.counter,) if self.counter else ()
 
+    @property
+    def shares_gain(self) -> bool:
+        """Whether all tensors of the policy share one gain."""
+        return "gain" in self.shared_names()
+
     def gain(self, state: State) -> Any:
         """Returns ``γ``: a float, or for an elementwise policy a tensor shaped as the parameter."""
         return 1.0

@@ -310,7 +310,7 @@ def _check_policy(policy: Policy) -> None:
             "release_gradients: TrainableLR(naive=True) evaluates the whole model's gradients twice before it moves; "
             "use TrainableLR(interval=…, granularity='tensor')"
         )
-    if "gain" in policy.shared_names():
+    if policy.shares_gain:
         raise ValueError(
             f"release_gradients: {type(policy).__name__}(granularity='global') needs the gradients of all tensors "
             "before any of them moves; use granularity='tensor', or ActiveLR"
