@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import results
 from .goals import case_of
-from .results import Record, fill, find
+from .results import Record, by_threads, fill, find, with_threads
 from .stats import ratio_interval
 
 if TYPE_CHECKING:
@@ -57,12 +57,12 @@ def table(cpu: Record, gpu: Record) -> str:
     """Returns the table of performance, with a bar chart below it."""
     from .report import markdown_table, noise
 
-    body = [
-        ["a step of", "parameters", "its time ÷ that of", _name(cpu), f"{_name(gpu)}, C++", f"{_name(gpu)}, Triton"]
-    ]
+    columns = [(with_threads(_name(cpu), threads), part, "native") for threads, part in by_threads(cpu).items()]
+    columns += [(f"{_name(gpu)}, C++", gpu, "native"), (f"{_name(gpu)}, Triton", gpu, "triton")]
+    body = [["a step of", "parameters", "its time ÷ that of", *(title for title, *_ in columns)]]
     for what, shapes, ours, other, described in ROWS:
         cells = []
-        for record, backend in ((cpu, "native"), (gpu, "native"), (gpu, "triton")):
+        for _, record, backend in columns:
             of, to = (samples(record, shapes, contender, backend) for contender in (ours, other))
             cells.append(_cell(ratio_interval(of, to)) if of and to else "not measured")
         body.append([what, shapes, described, *cells])
@@ -95,8 +95,9 @@ def draw(cpu: Record, gpu: Record, path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.0, 3.4), layout="constrained")
-    for ax, record in zip(figure.subplots(1, 2, sharey=True), (cpu, gpu), strict=True):
-        _panel(ax, record)
+    threads, part = next(iter(by_threads(cpu).items()))  # the most frequent placement of the threads
+    for ax, record, where in zip(figure.subplots(1, 2, sharey=True), (part, gpu), (threads, ""), strict=True):
+        _panel(ax, record, where)
     figure.supxlabel(
         "time of a step ÷ torch's fused AdamW (shorter is faster); lines: p20 to p80; cut at 3", fontsize=9
     )
@@ -105,7 +106,7 @@ def draw(cpu: Record, gpu: Record, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _panel(ax: Axes, record: Record) -> None:
+def _panel(ax: Axes, record: Record, threads: str) -> None:
     longest = 3.0
     for i, (label, contender, colour) in enumerate(BARS):
         for j, shapes in enumerate(SHAPES):
@@ -124,10 +125,8 @@ def _panel(ax: Axes, record: Record) -> None:
     ax.set_yticks(range(len(SHAPES)), SHAPES)
     ax.set_ylim(len(SHAPES) - 0.5, -0.5)
     machine: dict[str, Any] = record["machine"]
-    where = (
-        f"CPU: {machine['processor']}, {machine['threads']} threads" if _name(record) == "CPU" else machine["device"]
-    )
-    ax.set_title(f"{where}, torch {machine['torch']}", fontsize=9)
+    cpu = with_threads(f"CPU: {machine['processor']}, {machine['threads']} threads", threads)
+    ax.set_title(f"{cpu if _name(record) == 'CPU' else machine['device']}, torch {machine['torch']}", fontsize=9)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,11 +8,12 @@ the values differ by more than ``--tolerance``. The exit status is 1 if a ratio 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from .results import Record, caches_of, find, load, of_null
+from .results import Record, by_threads, caches_of, find, load, of_null, with_threads
 from .stats import ratio_interval
 
 
@@ -29,20 +30,29 @@ Key = tuple[str, ...]
 
 
 def ratios(record: Record) -> dict[Key, Ratio]:
-    """Returns all ratios of a result, by backbone, shapes, dtype, cache, backend, policy and denominator."""
+    """Returns all ratios of a result.
+
+    The keys are backbone, shapes, dtype, caches, placement of the threads, backend, policy and denominator.
+    """
     found = {}
-    for case in record["cases"]:
-        for cache in caches_of(case):
-            for row in case["rows"]:
-                if row["family"] != "ours" or row["cache"] != cache or not row["seconds"]:
-                    continue
-                key = (case["backbone"], case["shapes"], case["dtype"], cache, row["name"], row["policy"])
-                if other := find(case, cache, "torch fused"):
-                    found[(*key, "torch fused")] = Ratio(*ratio_interval(row["seconds"], other))
-                ours, null = of_null(case, row)
-                if ours and null:
-                    found[(*key, "null")] = Ratio(*ratio_interval(ours, null))
+    for threads, part in by_threads(record).items():
+        for case in part["cases"]:
+            for cache in caches_of(case):
+                key = (case["backbone"], case["shapes"], case["dtype"], with_threads(cache, threads))
+                found |= {(*key, *of): ratio for of, ratio in _ratios_of(case, cache)}
     return found
+
+
+def _ratios_of(case: dict[str, Any], cache: str) -> Iterator[tuple[Key, Ratio]]:
+    for row in case["rows"]:
+        if row["family"] != "ours" or row["cache"] != cache or not row["seconds"]:
+            continue
+        key = (row["name"], row["policy"])
+        if other := find(case, cache, "torch fused"):
+            yield (*key, "torch fused"), Ratio(*ratio_interval(row["seconds"], other))
+        ours, null = of_null(case, row)
+        if ours and null:
+            yield (*key, "null"), Ratio(*ratio_interval(ours, null))
 
 
 def compare(old: Record, new: Record, tolerance: float) -> tuple[list[str], list[str], list[str]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .growth import fits
-from .results import Record, find, of_null
+from .results import Record, by_threads, find, of_null, with_threads
 from .stats import ratio_interval
 
 LARGE = "10 x 5M"
@@ -165,10 +165,14 @@ def verdict(goal: Goal, record: Record | None, backend: str, device: str) -> str
 
 
 def goals_table(cpu: Record | None, gpu: Record | None) -> list[list[str]]:
-    """Returns the table of goals, with a column for each machine and backend."""
-    body = [["goal", "limit", "CPU, native", "GPU, C++", "GPU, Triton"]]
+    """Returns the table of goals: a column for each machine and backend, and on a CPU for each placement of threads."""
+    columns = [
+        (with_threads("CPU", threads), part, "native", "cpu")
+        for threads, part in (by_threads(cpu) if cpu else {"": None}).items()
+    ]
+    columns += [("GPU, C++", gpu, "native", "cuda"), ("GPU, Triton", gpu, "triton", "cuda")]
+    body = [["goal", "limit", *(title for title, *_ in columns)]]
     for goal in GOALS:
         limit = f"{'≥' if goal.least else '≤'} {goal.limit:g}"
-        columns = [(cpu, "native", "cpu"), (gpu, "native", "cuda"), (gpu, "triton", "cuda")]
-        body.append([goal.what, limit, *(verdict(goal, r, b, d) for r, b, d in columns)])
+        body.append([goal.what, limit, *(verdict(goal, r, b, d) for _, r, b, d in columns)])
     return body

@@ -36,17 +36,18 @@ def measure_growth(
     """Measures the points of both curves, for our optimizers and torch's: fused, and over tensors also foreach.
 
     Returns:
-        A dict ``{"over": "tensors" | "elements", "n", "name", "algorithm", "why_not", "seconds", "host"}`` for each
-        point. Over tensors, ``seconds`` are the times until the step returns, and ``host`` the host's part of them: all
-        of it on a GPU, and on a CPU the time of our native steps outside of updates. Over elements, ``seconds`` are the
-        times of a step.
+        A dict ``{"over": "tensors" | "elements", "n", "threads", "name", "algorithm", "why_not", "seconds", "host"}``
+        for each point and placement of the threads. Over tensors, ``seconds`` are the times until the step returns, and
+        ``host`` the host's part of them: all of it on a GPU, and on a CPU the time of our native steps outside of
+        updates. Over elements, ``seconds`` are the times of a step.
     """
     found = []
     lists = [("tensors", count, ShapeList(str(count), [(ELEMENTS_OF_EACH,)] * count)) for count in tensors]
     lists += [("elements", int(float(size)), parse(size)) for size in elements]
     for over, n, shapes in lists:
         if not in_time():
-            found.append({"over": over, "n": n, "name": "", "algorithm": "", "why_not": "no time was left"})
+            nothing = {"threads": "", "name": "", "algorithm": "", "why_not": "no time was left"}
+            found.append({"over": over, "n": n, **nothing})
             continue
         taking_part = _contenders(over, backends, device, len(shapes.shapes))
         groups = [taking_part] if n <= TOGETHER else [[c] for c in taking_part]
@@ -56,7 +57,7 @@ def measure_growth(
             for row in rows:
                 seconds = row["host" if over == "tensors" and device.type == "cuda" else "seconds"]
                 host = row["host"] if over == "tensors" else []
-                keep = {key: row[key] for key in ("name", "algorithm", "why_not")}
+                keep = {key: row[key] for key in ("threads", "name", "algorithm", "why_not")}
                 found.append({"over": over, "n": n, **keep, "seconds": seconds, "host": host})
         say(f"{n} {over}")
     return found

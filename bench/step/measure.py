@@ -6,6 +6,7 @@ import gc
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..machine import available_memory, cache_bytes
 from .algorithms import INTERVAL
 from .ceilings import bandwidth_bytes
-from .profiling import count_launches, state_bytes, update_clock
+from .profiling import count_launches, placement_of_threads, state_bytes, update_clock
 from .rivals import Contender, Steps, Unavailable
 from .shapes import ShapeList
 
@@ -25,6 +26,8 @@ MOST_TENSORS_COLD = 1000
 #: The most sets of tensors that take turns so that none is in a cache. If more are needed, the host's time dominates.
 MOST_COPIES = 100
 WARM_UP = 20
+#: Fewer samples than this with threads in one placement are left out, if most are in another.
+LEAST_OF_PLACEMENT = 3
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Entry:
     seconds: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
     host: list[float] = field(default_factory=list)
+    threads: list[str] = field(default_factory=list)  # of each sample, see placement_of_threads()
     launches: int | None = None
     state: float | None = None
 
@@ -157,6 +161,7 @@ class Entry:
             self.seconds.append(end - begin)
             if in_updates > 0:
                 self.host.append(end - begin - in_updates)
+        self.threads.append(placement_of_threads() if self.device.type == "cpu" else "")
 
     def _time_device(self, grads: Sequence[Sequence[Tensor]]) -> None:
         i = self.steps % len(self.replicas)
@@ -164,10 +169,21 @@ class Entry:
         self.seconds.append(device_seconds(self.replicas[i].step, 1.5 * self.host[-1] if self.host else 0.002))
         self.steps += 1
 
-    def row(self) -> dict[str, Any]:
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns a row for each placement of the threads, the most frequent first; one row if there are no samples."""
+        counts = Counter(self.threads).most_common() or [("", 0)]
+        kept = [threads for threads, count in counts if count >= LEAST_OF_PLACEMENT or threads == counts[0][0]]
+        return [self._row(threads) for threads in kept]
+
+    def _row(self, threads: str) -> dict[str, Any]:
         c = self.contender
+
+        def of(samples: list[float]) -> list[float]:
+            return [rounded(s) for s, at in zip(samples, self.threads, strict=bool(samples)) if at == threads]
+
         bandwidth = c.name in ("copy", "triad")
         return {
+            "threads": threads,
             "name": c.name,
             "family": c.family,
             "policy": "" if bandwidth else c.algorithm.policy,
@@ -180,9 +196,9 @@ class Entry:
             "warm_up": round(self.warm_up, 3),
             "launches": self.launches,
             "state_bytes": self.state,
-            "seconds": [rounded(s) for s in self.seconds],
-            "wall": [rounded(s) for s in self.wall],
-            "host": [rounded(s) for s in self.host],
+            "seconds": of(self.seconds),
+            "wall": of(self.wall),
+            "host": of(self.host),
         }
 
 
@@ -233,7 +249,8 @@ def run_case(
         caches: whether shapes that fit into a cache are measured both cold and warm.
 
     Returns:
-        A dict for each of ``contenders`` and each state of the caches, see ``docs/benchmarks.md``.
+        A dict for each of ``contenders``, each state of the caches and each placement of the threads, see
+        ``docs/benchmarks.md``.
     """
     working_set = shapes.numel * max(c.algorithm.streams.bytes(dtype) for c in contenders)
     threshold = 500e6 if device.type == "cuda" else 3 * cache_bytes(device)
@@ -287,7 +304,7 @@ def _run(
     _take_turns(running, grads, sampling, keep_warm)
     for entry in running:
         _profile(entry, grads, sampling)
-    rows = [entry.row() for entry in entries]
+    rows = [row for entry in entries for row in entry.rows()]
     del entries, running, grads
     gc.collect()
     torch._dynamo.reset()

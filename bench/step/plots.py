@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .growth import fits
-from .results import Record, caches_of, find
+from .results import Record, by_threads, caches_of, find, with_threads
 
 # Okabe and Ito's colours, which remain distinct under colour-blindness. Each line also has its own marker.
 STYLES: dict[str, dict[str, Any]] = {
@@ -29,7 +29,7 @@ STYLES: dict[str, dict[str, Any]] = {
 
 
 def draw(key: str, record: Record, device: str, path: Path) -> None:
-    """Writes one of the plots as a PNG.
+    """Writes one of the plots as a PNG, on a CPU of the most frequent placement of the threads.
 
     Args:
         key: ``"roofline"``, ``"sizes"`` or ``"tensors"``.
@@ -37,13 +37,15 @@ def draw(key: str, record: Record, device: str, path: Path) -> None:
     figure = Figure(figsize=(7, 5), layout="constrained")
     ax = figure.subplots()
     ax.set_xscale("log")
+    threads, record = next(iter(by_threads(record).items()))
     {"roofline": _roofline, "sizes": _sizes, "tensors": _tensors}[key](ax, record)
     ax.grid(alpha=0.3)
     if ax.get_legend_handles_labels()[1]:
         ax.legend(fontsize="small")
     else:
         ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center")
-    where = record["machine"]["device"] if device == "cuda" else f"{record['machine']['threads']} CPU threads"
+    cpu = with_threads(f"CPU, {record['machine']['threads']} threads", threads)
+    where = record["machine"]["device"] if device == "cuda" else cpu
     ax.set_title(f"{ax.get_title()} ({where})", fontsize=10)
     figure.savefig(path, dpi=110)
 

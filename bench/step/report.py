@@ -59,14 +59,19 @@ def full(record: Record) -> str:
         noise(record),
     ]
     parts += ["## Goals", markdown_table(_goals(record)), EXPLANATION]
-    for case in record["cases"]:
-        title = f"## {case['backbone']}, {case['shapes']}, {case['dtype']}"
-        parts.append(f"{title}\n\n{case['tensors']} tensors, {case['numel']:,} elements. {case['why_not']}".rstrip())
-        for cache in results.caches_of(case):
-            parts.append("" if cache == "large" else f"Caches: {cache}.")
-            parts.append(markdown_table(results.table(case, cache, device)))
-    if record["growth"]:
-        parts += ["## Growth", markdown_table(results.growth_table(record))]
+    for threads, part in results.by_threads(record).items():
+        for case in part["cases"]:
+            title = results.with_threads(f"## {case['backbone']}, {case['shapes']}, {case['dtype']}", threads)
+            size = f"{case['tensors']} tensors, {case['numel']:,} elements. {case['why_not']}".rstrip()
+            tables = [
+                f"{'' if cache == 'large' else f'Caches: {cache}.'}\n\n"
+                f"{markdown_table(results.table(case, cache, device))}".lstrip()
+                for cache in results.caches_of(case)
+            ]
+            parts += [title, size, *tables] if tables or case["why_not"] else []
+        if part["growth"]:
+            parts.append(results.with_threads("## Growth", threads))
+            parts.append(markdown_table(results.growth_table(part["growth"])))
     if record["end_to_end"]:
         parts += ["## End to end", markdown_table(results.end_to_end_table(record))]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -81,13 +86,16 @@ def _goals(record: Record) -> list[list[str]]:
 def block(record: Record, name: str) -> str:
     """Returns a block of ``docs/results.md``: the goals with the results of a CPU, the largest case and the plots."""
     parts = [markdown_table(_goals(record))] if device_of(record) == "cpu" else []
-    case = case_of(record, LARGE)
-    if case is not None:
+    missing: dict[str, None] = {}
+    for threads, part in results.by_threads(record).items():
+        case = case_of(part, LARGE)
+        if case is None:
+            continue
         head, *rows = results.table(case, results.caches_of(case)[0], device_of(record), SHORT)
-        parts += [f"AdamW and ActiveAdamW, {LARGE} parameters, float32:"]
+        parts += [results.with_threads(f"AdamW and ActiveAdamW, {LARGE} parameters, float32", threads) + ":"]
         parts += [markdown_table([head, *(row for row in rows if len(row) == len(head))])]
-        missing = dict.fromkeys(f"{row[1]} ({row[-1]})" for row in rows if len(row) < len(head))
-        parts += [f"Not among them: {'; '.join(missing)}."] if missing else []
+        missing |= dict.fromkeys(f"{row[1]} ({row[-1]})" for row in rows if len(row) < len(head))
+    parts += [f"Not among them: {'; '.join(missing)}."] if missing else []
     if record["end_to_end"]:
         parts += ["What it is of a training step:", markdown_table(results.end_to_end_table(record))]
     parts += [" ".join(f"![{t}](../bench/results/{name}_{key}.png)" for key, t in plots_of(record).items())]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,41 @@ def load(path: Path) -> Record:
             f"{path} has schema {record.get('schema')}, this is for {SCHEMA}: measure anew with bench.step.run"
         )
     return record
+
+
+def placements(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns where the threads were in samples of these rows, see ``placement_of_threads``; the most frequent first.
+
+    Only ``""`` where this was not measured.
+    """
+    counts: Counter[str] = Counter()
+    for row in rows:
+        if row.get("seconds"):
+            counts[row.get("threads", "")] += len(row["seconds"])
+    return [threads for threads, _ in counts.most_common()] or [""]
+
+
+def in_placement(rows: Sequence[dict[str, Any]], threads: str) -> list[dict[str, Any]]:
+    """Returns the rows of one placement, with those that did not run; [] if nothing was measured in it."""
+    if placements(rows) != [""] and threads not in placements(rows):
+        return []
+    return [row for row in rows if row.get("threads", "") in (threads, "")]
+
+
+def by_threads(record: Record) -> dict[str, Record]:
+    """Splits results by where the threads were, the most frequent placement first."""
+    rows = [row for case in record["cases"] for row in case["rows"]] + record["growth"]
+    return {
+        threads: record
+        | {"cases": [case | {"rows": in_placement(case["rows"], threads)} for case in record["cases"]]}
+        | {"growth": in_placement(record["growth"], threads)}
+        for threads in placements(rows)
+    }
+
+
+def with_threads(title: str, threads: str) -> str:
+    """Returns the title with the placement of the threads, if it is known."""
+    return f"{title}, threads {threads}" if threads else title
 
 
 @dataclass(frozen=True)
@@ -161,10 +197,11 @@ def text(column: str, value: Any) -> str:
 def describe_case(case: dict[str, Any], device: str) -> Iterator[str]:
     if case["why_not"]:
         yield f"  {case['why_not']}"
-    for cache in caches_of(case):
-        if cache != "large":
-            yield f"  caches: {cache}"
-        yield from aligned(table(case, cache, device, ("ms", "p20 to p80", *COLUMNS[5:])))
+    for threads in placements(case["rows"]):
+        part = case | {"rows": in_placement(case["rows"], threads)}
+        for cache in caches_of(part):
+            yield f"  {with_threads(f'caches: {cache}', threads)}"
+            yield from aligned(table(part, cache, device, ("ms", "p20 to p80", *COLUMNS[5:])))
 
 
 def table(case: dict[str, Any], cache: str, device: str, columns: Sequence[str] = COLUMNS) -> list[list[str]]:
@@ -187,13 +224,15 @@ def aligned(body: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def describe_growth(record: Record) -> Iterator[str]:
-    yield from aligned(growth_table(record))
+    for threads in placements(record["growth"]):
+        yield with_threads("growth", threads)
+        yield from aligned(growth_table(in_placement(record["growth"], threads)))
 
 
-def growth_table(record: Record) -> list[list[str]]:
-    """Returns the table of the fitted lines."""
+def growth_table(points: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Returns the table of the lines that are fitted to points of one placement of the threads."""
     body = [["over", "by", "slope", "the host's of it", "grows as"]]
-    for fit in fits(record["growth"]):
+    for fit in fits(points):
         per = (
             f"{fit['slope'] * 1e6:.2f} µs a tensor" if fit["over"] == "tensors" else f"{fit['slope'] * 1e9:.3f} ns each"
         )

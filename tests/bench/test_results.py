@@ -273,3 +273,44 @@ def test_json_has_no_nan_or_infinity(tmp_path):
     record["cases"][0]["rows"][0]["seconds"] = [float("nan")]
     with pytest.raises(ValueError, match="JSON"):
         results.save(record, tmp_path / "x.json")
+
+
+def in_two_placements() -> dict[str, Any]:
+    """Returns results in which torch's fused step takes 50 ms with threads near each other, 80 with threads apart."""
+    record = made_up()
+    near = record["cases"][0]["rows"]
+    for r in [*near, *record["growth"]]:
+        r["threads"] = "near" if r["seconds"] else ""
+    apart = [row("ours, native", "ours", "fixed", 40, threads="apart")]
+    apart.append(row("torch fused", "torch", "fixed", 80, threads="apart"))
+    near += [r | {"seconds": r["seconds"][:20]} for r in apart]
+    return record
+
+
+def test_placements_of_the_threads_are_compared_apart():
+    record = in_two_placements()
+    assert list(results.by_threads(record)) == ["near", "apart"]  # the most frequent first
+    head, first, *others = goals.goals_table(record, None)
+    assert head[2:] == ["CPU, threads near", "CPU, threads apart", "GPU, C++", "GPU, Triton"]
+    assert [cell.split(" ")[0] for cell in first[2:4]] == ["0.80", "0.50"]
+    assert next(line for line in others if line[0] == "ActiveAdamW / AdamW, 10 x 5M")[3] == "not measured"
+    text = report.full(record)
+    assert text.count("bitsandbytes, 32 bit | runs on GPUs only") == 2  # what did not run is in both
+    assert "## AdamW, 10 x 5M, float32, threads apart\n\n10 tensors" in text
+    lines = [line.split(" | ") for line in bars.table(record, made_up()).splitlines()]
+    assert lines[0][3:5] == ["CPU, threads near", "CPU, threads apart"]
+    assert lines[2][3:5] == ["0.80", "0.50"]
+    slower = in_two_placements()
+    ours = next(r for r in slower["cases"][0]["rows"] if r["threads"] == "apart")
+    ours["seconds"] = [1.2 * s for s in ours["seconds"]]
+    assert compare.compare(record, slower, 0.05)[0] == [
+        "AdamW, 10 x 5M, float32, large, threads apart, ours, native, fixed / torch fused: 0.500 -> 0.600 (+20.0%)"
+    ]
+
+
+def test_a_case_measured_in_one_placement_is_not_in_the_other():
+    record = in_two_placements()
+    near = [r for r in record["cases"][0]["rows"] if r["threads"] != "apart"]
+    record["cases"].append(record["cases"][0] | {"shapes": "ResNet-50", "rows": near})
+    assert "ResNet-50, float32, threads near" in report.full(record)
+    assert "ResNet-50, float32, threads apart" not in report.full(record)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from itertools import pairwise, permutations
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from bench.step import compositions, measure, rivals, shapes, stats
+from bench.step import compositions, measure, profiling, rivals, shapes, stats
 from bench.step.algorithms import BACKBONES, POLICIES, Algorithm, policies
 from bench.step.ceilings import null_contenders
 from bench.step.compositions import AuthorsActiveAdamW, Composition
@@ -304,6 +305,53 @@ def test_every_step_has_gradients_at_new_addresses():
         entry.turn(grads, keep_warm=False)
     assert seen[0] != seen[1]
     assert seen == [seen[0], seen[1]] * 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "placement"),
+    [
+        ([9e-8], "near"),
+        ([4e-7], "apart"),
+        ([7e-6, 9e-8], "near"),  # threads that were just woken
+        ([7e-6] * 5, "on one core"),
+    ],
+)
+def test_the_time_of_a_round_trip_tells_where_threads_are(monkeypatch, seconds, placement):
+    left = iter(seconds)
+    monkeypatch.setattr(profiling.library, "why_not", lambda: "")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch.ops.fused_adaptive, "round_trip", lambda: next(left), raising=False)
+    assert profiling.placement_of_threads() == placement
+    assert not list(left)
+
+
+@pytest.mark.skipif("native" not in KERNELS, reason="the native library is not built")
+def test_a_round_trip_needs_two_threads():
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert 1e-8 < torch.ops.fused_adaptive.round_trip() < 1e-2
+        assert profiling.placement_of_threads() in ("near", "apart", "on one core")
+        torch.set_num_threads(1)
+        assert torch.ops.fused_adaptive.round_trip() == math.inf
+        assert profiling.placement_of_threads() == ""
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_samples_are_split_by_the_placement_of_the_threads(monkeypatch):
+    placements = iter(["near", "apart", "near", "apart", "near", "apart", "near", "on one core"])
+    monkeypatch.setattr(measure, "placement_of_threads", lambda: next(placements))
+    contender = Contender("", "torch", Algorithm("AdamW"), SimpleNamespace)
+    entry = measure.Entry(contender, 4, torch.float32, CPU)
+    assert [(row["threads"], row["seconds"]) for row in entry.rows()] == [("", [])]
+    entry.replicas = [SimpleNamespace(step=lambda: None)]
+    entry.params = [[]]
+    for _ in range(8):
+        entry.turn([[]], keep_warm=False)
+    rows = {row["threads"]: row["seconds"] for row in entry.rows()}
+    assert {threads: len(seconds) for threads, seconds in rows.items()} == {"near": 4, "apart": 3}
+    assert rows["apart"] == [measure.rounded(entry.seconds[i]) for i in (1, 3, 5)]
 
 
 @pytest.mark.skipif("native" not in KERNELS, reason="the native library is not built")
