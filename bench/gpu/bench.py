@@ -1,7 +1,4 @@
-"""The runs of ``bench/gpu_bench.sh``: build for this GPU, then half of the set, in time.
-
-``python -m bench.gpu.bench merge 1.json 2.json run_gpu.json`` makes one file of both.
-"""
+"""The runs of ``bench/gpu_bench.sh``: build for this GPU, then half of the set, in time."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from ..step import results
 from .check import BUILD, Step, run, set_for_builds
 
 NO_GPU = "no GPU: torch finds none here, so nothing was measured"
@@ -47,26 +43,7 @@ def measure(part: str, out: Path, minutes: float, is_built: bool) -> int:
     return 0 if path.exists() and measured["outcome"] in ("passed", "timed out") else 1
 
 
-def merge(first: Path, second: Path, to: Path) -> int:
-    """Both halves in one file.
-
-    Raises:
-        ValueError: if they are of different GPUs or of different code.
-    """
-    one, two = results.load(first), results.load(second)
-    for key in ("device", "torch", "commit"):
-        if one["machine"][key] != two["machine"][key]:
-            raise ValueError(f"{first} and {second} differ in {key}: {one['machine'][key]}, {two['machine'][key]}")
-    lists = {key: one[key] + two[key] for key in ("cases", "growth", "end_to_end")}
-    results.save(one | lists, to)
-    return 0
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if argv[:1] == ["merge"]:
-        first, second, to = map(Path, argv[1:])
-        return merge(first, second, to)
     parser = argparse.ArgumentParser(prog="bench/gpu_bench.sh", description=__doc__)
     parser.add_argument("part", choices=("1", "2"))
     parser.add_argument("--out", type=Path, default=Path("build/gpu_bench"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import subprocess
@@ -220,20 +219,6 @@ def test_device_time_excludes_host_time(monkeypatch):
     monkeypatch.setitem(bandwidth.OPTIMIZERS, "stub", (lambda *_, **__: optimizer, 28))
     found = bandwidth.measure("stub", "native", torch.float32, 1000, 3)
     assert found["step_ms"] == pytest.approx([3.0] * 3)
-
-
-def test_results_of_both_runs_are_in_one_file(tmp_path):
-    first, second = made_up(), made_up()
-    second["cases"][0]["shapes"] = "other"
-    for name, record in (("1", first), ("2", second)):
-        results.save(record, tmp_path / name)
-    gpu_bench.main(["merge", str(tmp_path / "1"), str(tmp_path / "2"), str(tmp_path / "both")])
-    assert [case["shapes"] for case in results.load(tmp_path / "both")["cases"]] == ["10 x 5M", "other"]
-    other = copy.deepcopy(second)
-    other["machine"]["commit"] = "1" * 40
-    results.save(other, tmp_path / "2")
-    with pytest.raises(ValueError, match="differ in commit"):
-        gpu_bench.merge(tmp_path / "1", tmp_path / "2", tmp_path / "both")
 
 
 def test_a_step_of_the_check_reports_its_outcome(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.step import bars, compare, end_to_end, goals, report, results, run
+from bench.step import bars, compare, end_to_end, goals, merge, report, results, run
 from bench.step.growth import fits
 
 from ..common.cases import KERNELS
@@ -314,3 +314,26 @@ def test_a_case_measured_in_one_placement_is_not_in_the_other():
     record["cases"].append(record["cases"][0] | {"shapes": "ResNet-50", "rows": near})
     assert "ResNet-50, float32, threads near" in report.full(record)
     assert "ResNet-50, float32, threads apart" not in report.full(record)
+
+
+def test_several_runs_make_one_file(tmp_path):
+    first, second = in_two_placements(), made_up()
+    near = [r for r in first["cases"][0]["rows"] if r["threads"] != "apart"]
+    rows = [r | {"threads": r["threads"] and "apart"} for r in near]  # what did not run has no placement
+    first["cases"] = [first["cases"][0] | {"rows": rows}]
+    second["cases"] = [in_two_placements()["cases"][0]]
+    for r in second["cases"][0]["rows"]:
+        r["seconds"] = [2 * s for s in r["seconds"]]
+    second["cases"].append(second["cases"][0] | {"shapes": "other"})
+    for name, record in (("1", first), ("2", second)):
+        results.save(record, tmp_path / name)
+    assert merge.main([str(tmp_path / name) for name in ("1", "2", "both")]) == 0
+    both = results.load(tmp_path / "both")
+    assert [case["shapes"] for case in both["cases"]] == ["10 x 5M", "other"]
+    found = {r["threads"]: r["seconds"][0] for r in both["cases"][0]["rows"] if r["name"] == "torch fused"}
+    assert found == {"apart": pytest.approx(0.05), "near": pytest.approx(0.1)}  # of the first, of the second
+    assert [r["name"] for r in both["cases"][0]["rows"]].count("bitsandbytes, 32 bit") == 1
+    assert both["growth"] == first["growth"] + second["growth"]  # whose threads are not known
+    second["machine"]["commit"] = "1" * 40
+    with pytest.raises(ValueError, match="differ in commit"):
+        merge.merge([first, second])
