@@ -95,7 +95,7 @@ def draw(cpu: Record, gpu: Record, path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.0, 3.4), layout="constrained")
-    threads, part = next(iter(by_threads(cpu).items()))  # the most frequent placement of the threads
+    threads, part = next(iter(by_threads(cpu).items()))  # the placement of most rows
     for ax, record, where in zip(figure.subplots(1, 2, sharey=True), (part, gpu), (threads, ""), strict=True):
         _panel(ax, record, where)
     figure.supxlabel(

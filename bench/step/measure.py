@@ -178,7 +178,7 @@ class Entry:
     def _row(self, threads: str) -> dict[str, Any]:
         c = self.contender
 
-        def of(samples: list[float]) -> list[float]:
+        def of(samples: list[float]) -> list[float]:  # none, or one a turn
             return [rounded(s) for s, at in zip(samples, self.threads, strict=bool(samples)) if at == threads]
 
         bandwidth = c.name in ("copy", "triad")

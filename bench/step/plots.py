@@ -29,7 +29,7 @@ STYLES: dict[str, dict[str, Any]] = {
 
 
 def draw(key: str, record: Record, device: str, path: Path) -> None:
-    """Writes one of the plots as a PNG, on a CPU of the most frequent placement of the threads.
+    """Writes one of the plots as a PNG, on a CPU of the placement of the threads that most rows have.
 
     Args:
         key: ``"roofline"``, ``"sizes"`` or ``"tensors"``.
@@ -107,5 +107,5 @@ def _tensors(ax: Axes, record: Record) -> None:
             curves.setdefault(label, []).append((point["n"], statistics.median(point["seconds"]) * 1e3))
     for label, points in curves.items():
         text = f"{label}: {slopes[label] * 1e6:.2f} µs a tensor" if label in slopes else label
-        ax.plot(*zip(*points, strict=True), label=text, **STYLES.get(label, {"marker": "."}))
+        ax.plot(*zip(*sorted(points), strict=True), label=text, **STYLES.get(label, {"marker": "."}))
     ax.set(yscale="log", xlabel="tensors of 64 elements", ylabel="ms on the host", title="A step of many tensors")

@@ -58,14 +58,11 @@ def load(path: Path) -> Record:
 
 
 def placements(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns where the threads were in samples of these rows, see ``placement_of_threads``; the most frequent first.
+    """Returns where the threads were in these rows, see ``placement_of_threads``; that of most rows first.
 
     Only ``""`` where this was not measured.
     """
-    counts: Counter[str] = Counter()
-    for row in rows:
-        if row.get("seconds"):
-            counts[row.get("threads", "")] += len(row["seconds"])
+    counts = Counter(row.get("threads", "") for row in rows if row.get("seconds"))
     return [threads for threads, _ in counts.most_common()] or [""]
 
 
@@ -77,7 +74,7 @@ def in_placement(rows: Sequence[dict[str, Any]], threads: str) -> list[dict[str,
 
 
 def by_threads(record: Record) -> dict[str, Record]:
-    """Splits results by where the threads were, the most frequent placement first."""
+    """Splits results by where the threads were, the placement of most rows first."""
     rows = [row for case in record["cases"] for row in case["rows"]] + record["growth"]
     return {
         threads: record

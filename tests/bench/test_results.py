@@ -288,7 +288,7 @@ def in_two_placements() -> dict[str, Any]:
 
 def test_placements_of_the_threads_are_compared_apart():
     record = in_two_placements()
-    assert list(results.by_threads(record)) == ["near", "apart"]  # the most frequent first
+    assert list(results.by_threads(record)) == ["near", "apart"]  # that of most rows first
     head, first, *others = goals.goals_table(record, None)
     assert head[2:] == ["CPU, threads near", "CPU, threads apart", "GPU, C++", "GPU, Triton"]
     assert [cell.split(" ")[0] for cell in first[2:4]] == ["0.80", "0.50"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from itertools import pairwise, permutations
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -340,15 +339,17 @@ def test_a_round_trip_needs_two_threads():
 
 
 def test_samples_are_split_by_the_placement_of_the_threads(monkeypatch):
+    class Nothing:
+        def step(self) -> None: ...
+
     placements = iter(["near", "apart", "near", "apart", "near", "apart", "near", "on one core"])
     monkeypatch.setattr(measure, "placement_of_threads", lambda: next(placements))
-    contender = Contender("", "torch", Algorithm("AdamW"), SimpleNamespace)
-    entry = measure.Entry(contender, 4, torch.float32, CPU)
+    entry = measure.Entry(Contender("", "torch", Algorithm("AdamW"), lambda _: Nothing()), 4, torch.float32, CPU)
     assert [(row["threads"], row["seconds"]) for row in entry.rows()] == [("", [])]
-    entry.replicas = [SimpleNamespace(step=lambda: None)]
-    entry.params = [[]]
+    grads = [[torch.randn(4)]]
+    entry.set_up(grads[0], 1, grads)
     for _ in range(8):
-        entry.turn([[]], keep_warm=False)
+        entry.turn(grads, keep_warm=False)
     rows = {row["threads"]: row["seconds"] for row in entry.rows()}
     assert {threads: len(seconds) for threads, seconds in rows.items()} == {"near": 4, "apart": 3}
     assert rows["apart"] == [measure.rounded(entry.seconds[i]) for i in (1, 3, 5)]
