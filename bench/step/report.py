@@ -61,14 +61,13 @@ def full(record: Record) -> str:
     parts += ["## Goals", markdown_table(_goals(record)), EXPLANATION]
     for threads, part in results.by_threads(record).items():
         for case in part["cases"]:
-            title = results.with_threads(f"## {case['backbone']}, {case['shapes']}, {case['dtype']}", threads)
-            size = f"{case['tensors']} tensors, {case['numel']:,} elements. {case['why_not']}".rstrip()
-            tables = [
-                f"{'' if cache == 'large' else f'Caches: {cache}.'}\n\n"
-                f"{markdown_table(results.table(case, cache, device))}".lstrip()
-                for cache in results.caches_of(case)
-            ]
-            parts += [title, size, *tables] if tables or case["why_not"] else []
+            if not case["rows"] and not case["why_not"]:  # measured in another placement
+                continue
+            parts.append(results.with_threads(f"## {case['backbone']}, {case['shapes']}, {case['dtype']}", threads))
+            parts.append(f"{case['tensors']} tensors, {case['numel']:,} elements. {case['why_not']}".rstrip())
+            for cache in results.caches_of(case):
+                parts.append("" if cache == "large" else f"Caches: {cache}.")
+                parts.append(markdown_table(results.table(case, cache, device)))
         if part["growth"]:
             parts.append(results.with_threads("## Growth", threads))
             parts.append(markdown_table(results.growth_table(part["growth"])))

@@ -57,30 +57,28 @@ def load(path: Path) -> Record:
     return record
 
 
-def placements(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns where the threads were in these rows, see ``placement_of_threads``; that of most rows first.
+def split(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Splits rows by where the threads were, see ``placement_of_threads``; the placement of most rows comes first.
 
-    Only ``""`` where this was not measured.
+    Rows that did not run are in each part. The only key is ``""`` where the placement was not measured.
     """
     counts = Counter(row.get("threads", "") for row in rows if row.get("seconds"))
-    return [threads for threads, _ in counts.most_common()] or [""]
-
-
-def in_placement(rows: Sequence[dict[str, Any]], threads: str) -> list[dict[str, Any]]:
-    """Returns the rows of one placement, with those that did not run; [] if nothing was measured in it."""
-    if placements(rows) != [""] and threads not in placements(rows):
-        return []
-    return [row for row in rows if row.get("threads", "") in (threads, "")]
+    placements = [threads for threads, _ in counts.most_common()] or [""]
+    return {at: [row for row in rows if row.get("threads", "") in (at, "")] for at in placements}
 
 
 def by_threads(record: Record) -> dict[str, Record]:
     """Splits results by where the threads were, the placement of most rows first."""
-    rows = [row for case in record["cases"] for row in case["rows"]] + record["growth"]
+
+    def part(rows: Sequence[dict[str, Any]], threads: str) -> list[dict[str, Any]]:
+        parts = split(rows)
+        return parts.get(threads, parts.get("", []))
+
     return {
         threads: record
-        | {"cases": [case | {"rows": in_placement(case["rows"], threads)} for case in record["cases"]]}
-        | {"growth": in_placement(record["growth"], threads)}
-        for threads in placements(rows)
+        | {"cases": [case | {"rows": part(case["rows"], threads)} for case in record["cases"]]}
+        | {"growth": part(record["growth"], threads)}
+        for threads in split([row for case in record["cases"] for row in case["rows"]] + record["growth"])
     }
 
 
@@ -194,8 +192,8 @@ def text(column: str, value: Any) -> str:
 def describe_case(case: dict[str, Any], device: str) -> Iterator[str]:
     if case["why_not"]:
         yield f"  {case['why_not']}"
-    for threads in placements(case["rows"]):
-        part = case | {"rows": in_placement(case["rows"], threads)}
+    for threads, rows in split(case["rows"]).items():
+        part = case | {"rows": rows}
         for cache in caches_of(part):
             yield f"  {with_threads(f'caches: {cache}', threads)}"
             yield from aligned(table(part, cache, device, ("ms", "p20 to p80", *COLUMNS[5:])))
@@ -221,9 +219,9 @@ def aligned(body: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def describe_growth(record: Record) -> Iterator[str]:
-    for threads in placements(record["growth"]):
+    for threads, points in split(record["growth"]).items():
         yield with_threads("growth", threads)
-        yield from aligned(growth_table(in_placement(record["growth"], threads)))
+        yield from aligned(growth_table(points))
 
 
 def growth_table(points: Sequence[dict[str, Any]]) -> list[list[str]]:
