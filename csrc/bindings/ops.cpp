@@ -76,6 +76,8 @@ void plan_seeds(int64_t number, Ints seeds) { plan_of(number)->set_seeds(seeds);
 
 void plan_finish(int64_t number) { plan_of(number)->finish(); }
 
+void plan_prefetch_from(int64_t number, Ints addresses) { plan_of(number)->prefetch_from(addresses); }
+
 // Checks and takes the gradients of the next step. held: for each member its parameter and then its state, in the order
 // of binding. grads: gradients in the order of members. absent: members without a gradient, ascending.
 int64_t plan_check(int64_t number, Tensors held, Tensors grads, Ints absent) {
@@ -187,6 +189,7 @@ STABLE_TORCH_LIBRARY(fused_adaptive, m) {
   m.def("plan_share(int plan, Tensor products, int sum) -> ()");
   m.def("plan_seeds(int plan, int[] seeds) -> ()");
   m.def("plan_finish(int plan) -> ()");
+  m.def("plan_prefetch_from(int plan, int[] addresses) -> ()");
   m.def("plan_check(int plan, Tensor[] held, Tensor[] grads, int[] absent) -> int");
   m.def("python_calls() -> int[]");
   m.def(
@@ -213,6 +216,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_adaptive, CompositeExplicitAutograd, m) {
   m.impl("plan_share", TORCH_BOX(&plan_share));
   m.impl("plan_seeds", TORCH_BOX(&plan_seeds));
   m.impl("plan_finish", TORCH_BOX(&plan_finish));
+  m.impl("plan_prefetch_from", TORCH_BOX(&plan_prefetch_from));
   m.impl("plan_check", TORCH_BOX(&plan_check));
   m.impl("python_calls", TORCH_BOX(&python_calls));
   m.impl("plan_step", TORCH_BOX(&plan_step));

@@ -291,7 +291,6 @@ void TensorPlan::finish() {
     const char* begin = static_cast<const char*>(address);
     ranges.emplace_back(begin, begin + b.tensor.numel() * bytes_of(role_dtype(b.role, m)));
   }
-  shapes_.resize(places_.size());
   bound_ = {};
   params_ = {};
   check_overlap(std::move(ranges));
@@ -311,6 +310,14 @@ void TensorPlan::finish() {
   }
 #endif
   FA_CHECK(false, "there are no native kernels for this device in this build");
+}
+
+void TensorPlan::prefetch_from(const std::vector<int64_t>& addresses) {
+  FA_CHECK(addresses.size() == 2 * places_.size(), "two addresses a tensor");
+  objects_.clear();
+  for (size_t i = 0; i < addresses.size(); i += 2) {
+    objects_.push_back({reinterpret_cast<const char*>(addresses[i]), reinterpret_cast<const char*>(addresses[i + 1])});
+  }
 }
 
 std::vector<Tensor> TensorPlan::memory() const {

@@ -81,6 +81,9 @@ class TensorPlan {
   void share(Tensor products, void (*sum)());
   // Checks the plan and makes it ready for steps.
   void finish();
+  // Sets which addresses a check prefetches: of the TensorImpl and the StorageImpl of each tensor, in the order of
+  // look_at(). They are not read, so the objects may have gone.
+  void prefetch_from(const std::vector<int64_t>& addresses);
 
   // Checks before a step. For each member, call look_at() on its parameter and then on its state in the order of
   // binding; then call take(), leave_out() or refuse(). The caller keeps the gradients alive until the step is done, or
@@ -119,6 +122,10 @@ class TensorPlan {
     bool parked = false;
   };
 
+  struct Objects {
+    const char *tensor, *storage;
+  };
+
   void note_extents();
   void check_complete(size_t member) const;
   std::vector<Hyper> hypers_of(const std::vector<double>& numbers) const;
@@ -130,7 +137,7 @@ class TensorPlan {
   std::vector<Bound> bound_;    // until the plan is finished
   std::vector<Tensor> grads_, shared_;
   std::vector<const void*> places_;  // by member: address of its parameter, then of its state; null for empty tensors
-  std::vector<const void*> shapes_;  // by place: address of the tensor's shape in the last check, to be prefetched only
+  std::vector<Objects> objects_;     // by place, to be prefetched; or empty
   std::vector<size_t> first_place_;  // by member: position in places_; then the size of places_
   std::vector<Extents> extents_of_;  // by member
   std::vector<int64_t> extents_;

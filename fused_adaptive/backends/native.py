@@ -136,6 +136,12 @@ def _on_device(view: ParamView) -> bool:
     return view.param.device.type != "cpu" and bool(view.group.get("capturable") or view.group.get("fused"))
 
 
+def _objects_of(tensors: Sequence[Tensor]) -> list[int]:
+    """Returns the addresses of each tensor's TensorImpl and StorageImpl, to be prefetched; [] if torch hides them."""
+    storage_of = getattr(torch._C, "_storage_address", None)
+    return [] if storage_of is None else [address for t in tensors for address in (t._cdata, storage_of(t))]
+
+
 #: Roles and structures by the numbers that the operators take.
 ROLE_NUMBERS, STRUCTURE_NUMBERS = ({name: i for i, name in enumerate(table)} for table in (ROLES, STRUCTURES))
 
@@ -201,6 +207,8 @@ class NativePlan:
         # Keeps the tensors alive whose addresses the plan holds, since it does not own them; each step checks them.
         held = [(p, *(tensors[i] for tensors in bound.values() if i in tensors)) for i, p in enumerate(self._updated())]
         self._held = [tensor for tensors in held for tensor in tensors]
+        if addresses := _objects_of(self._held):
+            ops.plan_prefetch_from(number, addresses)
         self._written = Written(self._params, bound.values())
 
     def _updated(self) -> list[Tensor]:

@@ -51,6 +51,24 @@ def many() -> tuple[list[Tensor], fa.AdamW, Any]:
     return params, optimizer, optimizer._participants.plans[0]
 
 
+def test_a_check_prefetches_the_objects_that_it_reads(monkeypatch):
+    """It is not told of torch's objects where torch hides their addresses, and works without."""
+    told = []
+    operator = torch.ops.fused_adaptive.plan_prefetch_from
+    monkeypatch.setattr(torch.ops.fused_adaptive, "plan_prefetch_from", lambda *given: told.append(given[1]))
+    params, optimizer, plan = many()
+    tensors = [t for p in params for t in (p, *optimizer.state[p].values())]
+    assert {address for addresses in told for address in addresses} == {
+        address for t in tensors for address in (t._cdata, t.untyped_storage()._cdata)
+    }
+    assert [t._cdata for t in plan._held] == told[0][::2]
+    with pytest.raises(RuntimeError, match="two addresses a tensor"):
+        operator(plan._number, told[0][2:])
+    monkeypatch.delattr(torch._C, "_storage_address")
+    assert len(many()[0]) == MANY
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize("what", WRONG)
 def test_one_bad_parameter_is_noticed_at_any_position(what):
     change, expected = WRONG[what]
