@@ -66,7 +66,8 @@ FA_INLINE void prefetch(const char* begin, int bytes) {  // GCC drops calls of a
 // Marks the plan as stale if the tensor has another address, dtype or layout than when the plan was built.
 void TensorPlan::look_at(size_t member, size_t number, const View& tensor) {
   const size_t place = first_place_[member] + number;
-  // To find a tensor's address the caller reads from both objects, in these bytes. They are rarely in a cache.
+  // The caller reads both objects to find a tensor's address, and they are rarely in a cache. Their first bytes are
+  // fetched; nothing depends on what lies there.
   if (place + kAhead < objects_.size()) {
     prefetch(objects_[place + kAhead].tensor, 192);
     prefetch(objects_[place + kAhead].storage, 128);
